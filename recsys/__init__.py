@@ -1,0 +1,90 @@
+"""Sequential recommenders: parts that combine, ranked honestly, served through FAISS.
+
+The public names load on first use, so ``import recsys`` stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+
+_HOMES = {
+    "load": "recsys.data.cards",
+    "Dataset": "recsys.data.dataset",
+    "LeaveLast": "recsys.data.split",
+    "GlobalTime": "recsys.data.split",
+    "Given": "recsys.data.split",
+    "NextItem": "recsys.data.targets",
+    "LastItem": "recsys.data.targets",
+    "IdItems": "recsys.items",
+    "SASRec": "recsys.encoders.sasrec",
+    "FullSoftmax": "recsys.objectives.softmax",
+    "SampledSoftmax": "recsys.objectives.sampled",
+    "BCE": "recsys.objectives.bce",
+    "GBCE": "recsys.objectives.gbce",
+    "UniformNegatives": "recsys.data.negatives",
+    "InBatchNegatives": "recsys.data.negatives",
+    "History": "recsys.ranker",
+    "Recommender": "recsys.recommender",
+    "Popularity": "recsys.baselines.popularity",
+    "ItemKNN": "recsys.baselines.itemknn",
+    "EASE": "recsys.baselines.ease",
+    "Markov": "recsys.baselines.markov",
+    "Run": "recsys.train.run",
+    "fit": "recsys.train.fit",
+    "load_run": "recsys.train.run",
+    "evaluate": "recsys.eval.evaluate",
+    "compare": "recsys.eval.compare",
+    "Index": "recsys.index",
+    "export": "recsys.serve.bundle",
+    "Bundle": "recsys.serve.bundle",
+    "DataError": "recsys.errors",
+    "LeakageError": "recsys.errors",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605 - the names are those of _HOMES
+
+if TYPE_CHECKING:
+    from recsys.baselines.ease import EASE as EASE
+    from recsys.baselines.itemknn import ItemKNN as ItemKNN
+    from recsys.baselines.markov import Markov as Markov
+    from recsys.baselines.popularity import Popularity as Popularity
+    from recsys.data.cards import load as load
+    from recsys.data.dataset import Dataset as Dataset
+    from recsys.data.negatives import InBatchNegatives as InBatchNegatives
+    from recsys.data.negatives import UniformNegatives as UniformNegatives
+    from recsys.data.split import Given as Given
+    from recsys.data.split import GlobalTime as GlobalTime
+    from recsys.data.split import LeaveLast as LeaveLast
+    from recsys.data.targets import LastItem as LastItem
+    from recsys.data.targets import NextItem as NextItem
+    from recsys.encoders.sasrec import SASRec as SASRec
+    from recsys.errors import DataError as DataError
+    from recsys.errors import LeakageError as LeakageError
+    from recsys.eval.compare import compare as compare
+    from recsys.eval.evaluate import evaluate as evaluate
+    from recsys.index import Index as Index
+    from recsys.items import IdItems as IdItems
+    from recsys.objectives.bce import BCE as BCE
+    from recsys.objectives.gbce import GBCE as GBCE
+    from recsys.objectives.sampled import SampledSoftmax as SampledSoftmax
+    from recsys.objectives.softmax import FullSoftmax as FullSoftmax
+    from recsys.ranker import History as History
+    from recsys.recommender import Recommender as Recommender
+    from recsys.serve.bundle import Bundle as Bundle
+    from recsys.serve.bundle import export as export
+    from recsys.train.fit import fit as fit
+    from recsys.train.run import Run as Run
+    from recsys.train.run import load_run as load_run
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'recsys' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,150 @@
+"""A batch of histories: right-padded item rows with lengths, and a flat view of the real tokens.
+
+Legend: B histories, L longest history of the batch, T real tokens (sum of lengths).
+Item row 0 is padding, here and nowhere else; items are rows 1..num_items.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PAD = 0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Consecutive rows of a batch on a padded view of their own; ``index`` says where their tokens sit in it."""
+
+    size: int
+    width: int
+    index: Tensor  # (t,) int64 into size * width
+
+    def pad(self, tokens: Tensor) -> Tensor:
+        """(t, ...) tokens of the group to (size, width, ...), zeros at padding."""
+        padded = tokens.new_zeros((self.size * self.width, *tokens.shape[1:])).index_copy(0, self.index, tokens)
+        return padded.view(self.size, self.width, *tokens.shape[1:])
+
+    def flatten(self, padded: Tensor) -> Tensor:
+        """(size, width, ...) back to the real tokens (t, ...)."""
+        return padded.flatten(0, 1)[self.index]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Histories of B users, oldest item first, right-padded with ``PAD``. Parts never change it in place.
+
+    ``targets`` holds at each position the item row to predict there, 0 where nothing is predicted; ``weights`` the
+    weight of that target (1 where None). A part that reads an optional field declares it in ``needs``.
+    """
+
+    rows: Tensor  # (B,) int64, index of the training row or held-out user
+    users: Tensor  # (B,) int64, user row, -1 for a user the vocabulary does not know
+    ids: Tensor  # (B, L) int64
+    lengths: Tensor  # (B,) int64
+    targets: Tensor | None = None  # (B, L) int64
+    weights: Tensor | None = None  # (B, L) float32
+    times: Tensor | None = None  # (B, L) int64, milliseconds since the epoch
+    query_time: Tensor | None = None  # (B,) int64, milliseconds since the epoch
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """(B, L) bool, True at real tokens."""
+        return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
+
+    @cached_property
+    def flat(self) -> Tensor:
+        """(T,) int64: where the real tokens sit in the padded view flattened to B * L, user by user."""
+        return self.mask.flatten().nonzero().squeeze(1)
+
+    @cached_property
+    def flat_ids(self) -> Tensor:
+        """(T,) int64: the item rows of the real tokens."""
+        return self.ids.flatten()[self.flat]
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """(T,) int64: absolute position of each real token, oldest = 0."""
+        return self.flat % self.ids.shape[1]
+
+    @cached_property
+    def ages(self) -> Tensor:
+        """(T,) int64: recency-aligned position of each real token, newest = 0."""
+        return (self.lengths - 1).repeat_interleave(self.lengths) - self.positions
+
+    @cached_property
+    def last(self) -> Tensor:
+        """(B,) int64: index among the T flat tokens of each history's newest one (-1 before any, if empty)."""
+        return self.lengths.cumsum(0) - 1
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Consecutive rows padded to a width of their own: sparing when rows are sorted by length, exact in any case.
+
+        Attention costs the square of the width, so a batch whose lengths differ much is worked on in four groups.
+        """
+        size, width = self.ids.shape
+        cuts = [size * part // 4 for part in range(5)] if size >= 32 and not self.ids.is_cuda else [0, size]
+        widths = [max(int(self.lengths[a:b].max()), 1) if b > a else 1 for a, b in pairwise(cuts)]
+        if sum(w * w for w in widths) > 3 * width * width:
+            cuts, widths = [0, size], [width]
+        groups = []
+        for (start, stop), wide in zip(pairwise(cuts), widths, strict=True):
+            inside = torch.arange(wide, device=self.ids.device) < self.lengths[start:stop, None]
+            groups.append(Group(stop - start, wide, inside.flatten().nonzero().squeeze(1)))
+        return groups
+
+    def flatten(self, padded: Tensor) -> Tensor:
+        """Select the real tokens of a (B, L, ...) tensor: (T, ...)."""
+        return padded.flatten(0, 1)[self.flat]
+
+    def pad(self, tokens: Tensor) -> Tensor:
+        """Lay (T, ...) token values out on the (B, L, ...) view, zeros at padding."""
+        return Group(*self.ids.shape, self.flat).pad(tokens)
+
+    def replace(self, **changes: Any) -> Batch:
+        """A copy with some fields exchanged; cached views are computed anew."""
+        return replace(self, **changes)
+
+    def select(self, index: Tensor) -> Batch:
+        """The batch of the histories at ``index`` (n,)."""
+
+        def pick(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[index]
+            return {key: pick(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+        return Batch(**{name: pick(getattr(self, name)) for name in _FIELDS})
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The batch with every tensor on ``device``."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=non_blocking)
+            return {key: move(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+        return Batch(**{name: move(getattr(self, name)) for name in _FIELDS})
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory (used by data loading when a GPU is there)."""
+
+
+        def pin(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.pin_memory()
+            return {key: pin(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+        return Batch(**{name: pin(getattr(self, name)) for name in _FIELDS})
+
+
+_FIELDS = tuple(entry.name for entry in fields(Batch))

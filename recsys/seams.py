@@ -1,0 +1,165 @@
+"""The seams: everything a paper adds to this library is one of the protocols on this page.
+
+Legend: B histories, L longest history of a batch, T real tokens, D width, N items (rows 1..N, 0 is padding).
+Parts are ``nn.Module``s or plain callables; nothing is registered and no base class is required. A part keeps its
+constructor arguments as attributes of the same name (that is how it is saved) and may have any of these hooks:
+``needs: frozenset[str]`` (optional batch fields it reads), ``bind(context)``, ``on_epoch(epoch)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from recsys.data.batch import Batch
+from recsys.randomness import torch_generator
+
+if TYPE_CHECKING:
+    from recsys.data.split import Training
+    from recsys.data.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a part may know before training. Held-out rows cannot be reached from it.
+
+    ``training`` is None when a saved model is loaded: shapes must follow from the other fields, contents come from
+    the saved tensors.
+    """
+
+    num_items: int
+    vocabulary: Vocabulary | None = None  # raw item id <-> row
+    training: Training | None = None
+    item_text: dict[str, Any] | None = None  # column -> array aligned with item rows, entry 0 for padding
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder saw in a batch: one state per real token, and one per user.
+
+    ``user`` is what is scored, exported and indexed; for an empty history it is zero. ``extra`` carries what a later
+    part asks for by name: reasoning steps, block ends, second branches.
+    """
+
+    batch: Batch
+    tokens: Tensor  # (T, D) states of the real tokens, in the order of ``batch.flat``
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def states(self) -> Tensor:
+        """(B, L, D): token states on the padded view, zeros at padding."""
+        return self.batch.pad(self.tokens)
+
+    @cached_property
+    def user(self) -> Tensor:
+        """(B, D): the state of the newest token, zero for an empty history."""
+        if "user" in self.extra:
+            return self.extra["user"]
+        if self.tokens.shape[0] == 0:
+            return self.tokens.new_zeros(len(self.batch), self.tokens.shape[1])
+        state = self.tokens[self.batch.last.clamp(min=0)]
+        return state * (self.batch.lengths > 0).unsqueeze(1)
+
+    def at_targets(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """States (T', D), target rows (T',) and weights (T',) or None where ``batch`` has a target."""
+        if batch.targets is None:
+            raise ValueError("the batch has no targets: apply a Targets part (NextItem, LastItem) before the objective")
+        targets = batch.flatten(batch.targets)
+        weights = None if batch.weights is None else batch.flatten(batch.weights)
+        chosen = targets > 0
+        if bool(chosen.all()):
+            return self.tokens, targets, weights
+        return self.tokens[chosen], targets[chosen], None if weights is None else weights[chosen]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step, as losses see it. ``encode`` runs the same encoder on another view of the batch."""
+
+    batch: Batch
+    seed: int = 0
+    epoch: int = 0
+    index: int = 0  # optimizer step within the run
+    rank: int = 0
+    stage: str = "train"
+    total_weight: float | Tensor = 1.0  # sum of target weights of this update, over ranks and accumulation
+    share: float = 1.0  # part of this update that this batch is, for losses that are means of their own
+    encoded: Encoded | None = None
+    items: ItemTable | None = None
+    encode: Callable[[Batch], Encoded] | None = None
+
+    def generator(self, name: str) -> torch.Generator:
+        """The random stream of the part called ``name`` in this step, on the batch's device."""
+        return torch_generator(self.seed, name, self.epoch, self.index, self.rank, device=self.batch.ids.device)
+
+
+@runtime_checkable
+class Targets(Protocol):
+    """What is predicted where."""
+
+    sees: str  # what an encoder may see without leaking the target: "past" or "all"
+
+    def train(self, batch: Batch, generator: torch.Generator) -> Batch: ...
+    def query(self, batch: Batch) -> Batch: ...
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Histories to states. ``sees`` is "past" if a state depends on no later token, else "all"."""
+
+    sees: str
+    dim: int
+    max_length: int
+
+    def __call__(self, batch: Batch, items: ItemTable) -> Encoded: ...
+
+
+@runtime_checkable
+class ItemTable(Protocol):
+    """Item vectors: asked for by id, or in blocks; nobody asks for the whole matrix, so it can be sharded."""
+
+    dim: int
+    num_items: int
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input vectors (..., D) of item rows (...)."""
+
+    def blocks(self, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
+        """(first row, (n, D) output vectors) in consecutive blocks that cover rows 1..N and nothing else."""
+
+    def output(self, ids: Tensor) -> Tensor:
+        """Output vectors (..., D) of item rows (...): the same numbers that ``blocks`` gives for them."""
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A loss per target: ``(T',)`` for the T' targets of the batch, in the order of ``Encoded.at_targets``.
+
+    The loss is not multiplied by the targets' weights; the reducer does that, once, for all objectives.
+    """
+
+    def __call__(
+        self, encoded: Encoded, batch: Batch, items: ItemTable, generator: torch.Generator
+    ) -> Tensor: ...
+
+
+@runtime_checkable
+class Auxiliary(Protocol):
+    """A further scalar loss, added with its ``weight``; it owns its parameters."""
+
+    weight: float
+
+    def __call__(self, step: Step) -> Tensor: ...
+
+
+@runtime_checkable
+class Augmentation(Protocol):
+    """A changed copy of a batch; never in place."""
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Batch: ...
