@@ -1,0 +1,56 @@
+"""Item tables: what an item looks like to encoders and objectives.
+
+Legend: N items (rows 1..N; row 0 is padding and is neither looked up nor scored), D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recsys.nn.initialise import check_scheme, initialise_table
+from recsys.seams import Context
+
+
+class IdItems(nn.Module):
+    """A learned vector per item, tied: the same table is read at the input and scored at the output.
+
+    Args:
+        dim: width D.
+        scale: multiply *input* vectors by sqrt(D), as the SASRec authors and most ports do; RecBole and gSASRec do
+            not, and that is a different model.
+        init: see :mod:`recsys.nn.initialise`.
+        extra: input-only rows behind the items (a mask token, an end token); never scored.
+    """
+
+    def __init__(self, dim: int = 64, scale: bool = True, init: str = "normal", extra: int = 0) -> None:
+        super().__init__()
+        self.dim, self.scale, self.init, self.extra = dim, scale, check_scheme(init), extra
+        self.num_items = 0
+        self.weight = nn.Parameter(torch.empty(0, dim))
+
+    def bind(self, context: Context) -> None:
+        """Make the table for ``context.num_items`` items (from torch's generator, which the caller seeds)."""
+        self.num_items = context.num_items
+        weight = torch.empty(1 + self.num_items + self.extra, self.dim)
+        initialise_table(weight, self.init)
+        weight[0] = 0.0
+        self.weight = nn.Parameter(weight)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input vectors (..., D) of item rows (...)."""
+        vectors = F.embedding(ids, self.weight)
+        return vectors * self.dim**0.5 if self.scale else vectors
+
+    def output(self, ids: Tensor) -> Tensor:
+        """Output vectors (..., D) of item rows (...)."""
+        return F.embedding(ids, self.weight)
+
+    def blocks(self, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
+        """(first row, (n, D) output vectors) in blocks of ``size`` rows (default: all at once)."""
+        step = size or max(self.num_items, 1)
+        for first in range(1, self.num_items + 1, step):
+            yield first, self.weight[first : min(first + step, self.num_items + 1)]

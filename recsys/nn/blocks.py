@@ -1,0 +1,116 @@
+"""The Transformer block layouts that go by the name of SASRec, and the gated one of eSASRec.
+
+| layout | rule | source |
+|---|---|---|
+| ``original`` | q = LN(x), a = q + MHA(q, x, x), u = LN(a), y = u + FFN(u) | kang205/SASRec (code) |
+| ``pre`` | x + MHA(LN x), then + FFN(LN .) | the SASRec paper's text; pmixer ``--norm_first`` |
+| ``post`` | LN(x + MHA(x)), LN(. + FFN(.)) | RecBole, pmixer since 2025 |
+| ``ligr`` | x + sigmoid(G x) * MHA(LN x), the same with a gated FFN | eSASRec, arXiv 2508.06450 |
+
+In ``original`` the residual is the *normalised* tensor while keys and values come from the raw one: paper and code
+differ, and most published numbers come from the code. All take and give (T, D) over the T real tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recsys.data.batch import Batch
+from recsys.nn.attention import CausalAttention
+from recsys.nn.dropout import Dropout
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+LAYOUTS = ("original", "pre", "post", "ligr")
+
+
+class FeedForward(nn.Module):
+    """W2 Drop(act(W1 x)), biases as in SASRec."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float, activation: str) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.activation, self.dropout = ACTIVATIONS[activation], Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(T, D) to (T, D)."""
+        return self.outer(self.dropout(self.activation(self.inner(tokens))))
+
+
+class GatedFeedForward(nn.Module):
+    """W2 Drop(act(W1 x) * W3 x), no biases (eSASRec)."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float, activation: str) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(dim, 2 * hidden, bias=False), nn.Linear(hidden, dim, bias=False)
+        self.activation, self.dropout = ACTIVATIONS[activation], Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(T, D) to (T, D)."""
+        gate, value = self.inner(tokens).chunk(2, dim=-1)
+        return self.outer(self.dropout(self.activation(gate) * value))
+
+
+class Block(nn.Module):
+    """One block in one of the ``LAYOUTS``.
+
+    Args:
+        hidden: width inside the feed-forward part.
+        inner_dropout: dropout inside the feed-forward part (SASRec has it, BERT-style ``post`` blocks do not).
+    """
+
+    def __init__(
+        self,
+        layout: str,
+        dim: int,
+        num_heads: int,
+        hidden: int,
+        dropout: float,
+        attention_dropout: float = 0.0,
+        output_projection: bool = True,
+        activation: str = "relu",
+        inner_dropout: bool = True,
+        norm_eps: float = 1e-8,
+    ) -> None:
+        super().__init__()
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, found {layout!r}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, found {activation!r}")
+        gated = layout == "ligr"
+        self.attention = CausalAttention(dim, num_heads, attention_dropout, output_projection)
+        self.feed = (GatedFeedForward if gated else FeedForward)(
+            dim, hidden, dropout if inner_dropout else 0.0, activation
+        )
+        self.attention_norm, self.feed_norm = nn.LayerNorm(dim, norm_eps), nn.LayerNorm(dim, norm_eps)
+        self.dropout = Dropout(dropout)
+        self.attention_gate = nn.Linear(dim, dim) if gated else None
+        self.feed_gate = nn.Linear(dim, dim) if gated else None
+        self.run = {"original": self._original, "pre": self._pre, "post": self._post, "ligr": self._ligr}[layout]
+
+    def forward(self, tokens: Tensor, batch: Batch) -> Tensor:
+        """(T, D) to (T, D)."""
+        return self.run(tokens, batch)
+
+    def _original(self, x: Tensor, batch: Batch) -> Tensor:
+        query = self.attention_norm(x)
+        u = self.feed_norm(query + self.attention(query, x, batch))
+        return u + self.dropout(self.feed(u))
+
+    def _pre(self, x: Tensor, batch: Batch) -> Tensor:
+        normed = self.attention_norm(x)
+        x = x + self.dropout(self.attention(normed, normed, batch))
+        return x + self.dropout(self.feed(self.feed_norm(x)))
+
+    def _post(self, x: Tensor, batch: Batch) -> Tensor:
+        x = self.attention_norm(x + self.dropout(self.attention(x, x, batch)))
+        return self.feed_norm(x + self.dropout(self.feed(x)))
+
+    def _ligr(self, x: Tensor, batch: Batch) -> Tensor:
+        assert self.attention_gate is not None and self.feed_gate is not None
+        normed = self.attention_norm(x)
+        x = x + torch.sigmoid(self.attention_gate(x)) * self.dropout(self.attention(normed, normed, batch))
+        return x + torch.sigmoid(self.feed_gate(x)) * self.dropout(self.feed(self.feed_norm(x)))

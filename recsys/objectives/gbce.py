@@ -1,0 +1,51 @@
+"""Generalised binary cross-entropy, gBCE (Petrov & Macdonald 2023, gSASRec, arXiv 2308.07192).
+
+loss_t = ( beta softplus(-s_target) + sum_k softplus(s_k) ) / (K + 1), with beta = 1 - t (1 - alpha), alpha = K / (N - 1).
+
+That is the paper's -1/(K + 1) [ log sigma(s_target)^beta + sum log(1 - sigma(s_k)) ] and its
+beta = alpha (t (1 - 1/alpha) + 1/alpha), simplified: stable in fp32, where the authors transform logits in float64.
+t = 0 is BCE; t = 1 gives calibrated probabilities.
+
+Use when: many negatives per position are affordable and the catalogue is too large for a softmax. Prefer instead: the
+full softmax where it fits.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recsys.data.batch import Batch
+from recsys.data.negatives import InBatchNegatives, UniformNegatives
+from recsys.objectives.sampled import positive_and_negative, softplus_sum
+from recsys.seams import Encoded, ItemTable
+
+
+class GBCE(nn.Module):
+    """gBCE of the target against sampled items.
+
+    Args:
+        t: calibration, 0 (BCE) to 1 (calibrated).
+        negatives: where they come from (default: 256 per position, uniform over the catalogue).
+    """
+
+    def __init__(self, t: float = 0.75, negatives: UniformNegatives | InBatchNegatives | None = None) -> None:
+        super().__init__()
+        if not 0.0 <= t <= 1.0:
+            raise ValueError(f"t must lie between 0 (BCE) and 1 (calibrated), found {t}")
+        self.t = t
+        self.negatives = UniformNegatives(256, per="position") if negatives is None else negatives
+
+    def forward(self, encoded: Encoded, batch: Batch, items: ItemTable, generator: torch.Generator) -> Tensor:
+        """(T,) losses."""
+        hidden, targets, _ = encoded.at_targets(batch)
+        positive, negative = positive_and_negative(hidden, targets, batch, items, self.negatives, generator)
+        count = negative.shape[1]
+        return (beta(self.t, count, items.num_items) * F.softplus(-positive) + softplus_sum(negative)) / (count + 1)
+
+
+def beta(t: float, count: int, num_items: int) -> float:
+    """The power of the positive's probability: 1 - t (1 - alpha), alpha = ``count`` / (``num_items`` - 1)."""
+    alpha = min(count / max(num_items - 1, 1), 1.0)
+    return 1.0 - t * (1.0 - alpha)

@@ -1,0 +1,86 @@
+"""The chunked softmax against the plain one: values, gradients, weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recsys.objectives.softmax import full_softmax
+
+
+def problem(tokens: int = 37, items: int = 101, dim: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(1)
+    hidden, table = torch.randn(tokens, dim, requires_grad=True), torch.randn(items, dim, requires_grad=True)
+    return hidden, table, torch.randint(1, items + 1, (tokens,))
+
+
+def cut(table: Tensor, sizes: list[int]) -> tuple[tuple[int, ...], tuple[Tensor, ...]]:
+    blocks = table.split(sizes)
+    return tuple(1 + sum(sizes[:i]) for i in range(len(sizes))), tuple(blocks)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 37, 512])
+@pytest.mark.parametrize("sizes", [[101], [1, 60, 40]])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_check_05_chunked_equals_plain(chunk: int, sizes: list[int], weighted: bool) -> None:
+    hidden, table, targets = problem()
+    weights = torch.rand(37) if weighted else None
+    losses = full_softmax(hidden, targets, weights, *cut(table, sizes), chunk)
+    plain = F.cross_entropy(hidden @ table.T, targets - 1, reduction="none")
+    torch.testing.assert_close(losses, plain, rtol=1e-5, atol=1e-6)
+    factor = torch.ones(37) if weights is None else weights
+    ours = torch.autograd.grad((losses * factor).sum() / 7, [hidden, table])
+    theirs = torch.autograd.grad((plain * factor).sum() / 7, [hidden, table])
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_check_05_positions_with_weight_zero_give_no_gradient() -> None:
+    hidden, table, targets = problem()
+    weights = torch.ones(37)
+    weights[::3] = 0.0
+    losses = full_softmax(hidden, targets, weights, *cut(table, [101]), 8)
+    (gradient,) = torch.autograd.grad((losses * weights).sum(), [hidden])
+    assert gradient[::3].abs().max() == 0
+    assert gradient[1::3].abs().sum(1).min() > 0
+
+
+def test_gradient_stays_exact_when_another_weighting_is_asked_for() -> None:
+    hidden, table, targets = problem()
+    surprise = torch.randn(37)
+    ours = torch.autograd.grad((full_softmax(hidden, targets, None, *cut(table, [101]), 8) * surprise).sum(), [hidden, table])
+    plain = F.cross_entropy(hidden @ table.T, targets - 1, reduction="none")
+    theirs = torch.autograd.grad((plain * surprise).sum(), [hidden, table])
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_large_scores_neither_overflow_nor_lose_the_loss() -> None:
+    table = torch.tensor([[200.0], [-200.0], [0.0]])
+    hidden, targets = torch.tensor([[1.0], [1.0]]), torch.tensor([1, 2])
+    losses = full_softmax(hidden, targets, None, (1,), (table,), 4)
+    torch.testing.assert_close(losses, torch.tensor([0.0, 400.0]))
+
+
+def test_no_targets_give_no_loss_and_zero_gradient() -> None:
+    hidden, table, _ = problem()
+    losses = full_softmax(hidden[:0], torch.zeros(0, dtype=torch.long), None, *cut(table, [101]), 8)
+    (gradient,) = torch.autograd.grad(losses.sum(), [table])
+    assert losses.shape == (0,)
+    assert gradient.abs().max() == 0
+
+
+def test_bf16_autocast_stays_near_fp32() -> None:
+    hidden, table, targets = problem()
+    plain = full_softmax(hidden, targets, None, *cut(table, [101]), 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = full_softmax(hidden, targets, None, *cut(table, [101]), 8)
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, plain, rtol=0.05, atol=0.05)
+    ours = torch.autograd.grad(low.mean(), [hidden, table])
+    theirs = torch.autograd.grad(plain.mean(), [hidden, table])
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=0.1, atol=2e-3)
