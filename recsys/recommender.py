@@ -1,0 +1,164 @@
+"""A recommender composed of parts: item table, encoder, targets, objective, auxiliaries, augmentations.
+
+Legend: B histories, T targets, N items, D width, K cut-off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from recsys.data.batch import Batch
+from recsys.data.targets import NextItem
+from recsys.randomness import derive_seed
+from recsys.ranker import Ranker
+from recsys.seams import Augmentation, Auxiliary, Context, Encoded, Encoder, ItemTable, Objective, Step, Targets
+
+
+class Recommender(Ranker):
+    """Parts put together, checked against each other, trained by :func:`recsys.fit` and ranked like any other.
+
+    Args:
+        items: the item table (``IdItems``, text tables, sums).
+        encoder: histories to states; its ``max_length`` is the recommender's.
+        objective: the loss per target.
+        targets: what is predicted where (default ``NextItem``).
+        auxiliaries: further losses, each with its ``weight``.
+        augmentations: applied in order to every training batch, before the targets are set.
+
+    Raises:
+        ValueError: widths differ, or the encoder would see its own target.
+    """
+
+    def __init__(
+        self,
+        items: ItemTable,
+        encoder: Encoder,
+        objective: Objective,
+        targets: Targets | None = None,
+        auxiliaries: Sequence[Auxiliary] = (),
+        augmentations: Sequence[Augmentation] = (),
+    ) -> None:
+        super().__init__()
+        self.items, self.encoder, self.objective = items, encoder, objective
+        self.targets: Targets = NextItem() if targets is None else targets
+        self.auxiliaries = nn.ModuleList(auxiliaries)  # type: ignore[arg-type]
+        self.augmentations = list(augmentations)
+        self.max_length = encoder.max_length
+        self.needs = getattr(encoder, "needs", frozenset()) | getattr(self.targets, "needs", frozenset())
+        if items.dim != encoder.dim:
+            raise ValueError(f"the item table has dim={items.dim}, the encoder dim={encoder.dim}: give both the same")
+        if encoder.sees == "all" and self.targets.sees == "past":
+            raise ValueError(
+                f"{type(encoder).__name__} looks at the whole history, so under {type(self.targets).__name__} it would "
+                "see the item it must predict: use LastItem targets, or an encoder that sees only the past"
+            )
+
+    @property
+    def train_needs(self) -> frozenset[str]:
+        """Optional batch fields that any part reads in training."""
+        parts = [self.encoder, self.targets, self.objective, *self.auxiliaries, *self.augmentations]
+        return frozenset().union(*(getattr(part, "needs", frozenset()) for part in parts))
+
+    def bind(self, context: Context) -> None:
+        """Size and initialise every part; each draws from a seed of its own, so an unused part changes nothing."""
+        super().bind(context)
+        named = [("items", self.items), ("encoder", self.encoder), ("objective", self.objective)]
+        named += [("targets", self.targets)]
+        named += [(f"{type(part).__name__}{i}", part) for i, part in enumerate([*self.auxiliaries, *self.augmentations])]
+        for name, part in named:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive_seed(context.seed, "init", name))
+                _bind(part, context)
+
+    def encode(self, batch: Batch) -> Encoded:
+        """States of a batch as it is (no targets or augmentation applied)."""
+        return self.encoder(batch, self.items)
+
+    def prepare(self, batch: Batch, step: Step) -> Batch:
+        """A training batch, augmented, with its targets set."""
+        for index, augmentation in enumerate(self.augmentations):
+            batch = augmentation(batch, step.generator(f"{type(augmentation).__name__}{index}"))
+        return self.targets.train(batch, step.generator("targets"))
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        """The scalar terms of one prepared batch, by name; their sum is what is minimised.
+
+        The objective's term is its weighted sum over the targets divided by ``step.total_weight``; an auxiliary's is
+        multiplied by its weight and by the batch's share of the update.
+        """
+        encoded = self.encode(step.batch)
+        step = replace(step, encoded=encoded, items=self.items, encode=self.encode)
+        losses = self.objective(encoded, step.batch, self.items, step.generator("objective"))
+        _, _, weights = encoded.at_targets(step.batch)
+        total = losses.sum() if weights is None else (losses * weights).sum()
+        terms = {"loss": total / step.total_weight}
+        for index, auxiliary in enumerate(self.auxiliaries):
+            if auxiliary.weight:
+                terms[f"{type(auxiliary).__name__}{index}"] = auxiliary(step) * auxiliary.weight * step.share
+        return terms
+
+    def score(self, batch: Batch) -> Tensor:
+        """(B, N) dot products of user states and item vectors."""
+        users = self.encode(self.targets.query(batch)).user.float()
+        scores = torch.empty(len(batch), self.num_items, device=users.device)
+        for first, vectors in self.items.blocks():
+            torch.mm(users, vectors.float().T, out=scores[:, first - 1 : first - 1 + len(vectors)])
+        return scores
+
+    @torch.inference_mode()
+    def item_vectors(self) -> np.ndarray:
+        """(N, D) float32 output vectors of all items, row j for item row j + 1."""
+        return np.concatenate([vectors.float().cpu().numpy() for _, vectors in self.items.blocks()])
+
+    @torch.inference_mode()
+    def user_vectors(self, histories: Sequence[Any]) -> np.ndarray:
+        """(B, D) float32 vectors of raw histories, zero where no item is known."""
+        blocks = []
+        for batch, _ in self._batches(histories):
+            blocks.append(self.vectors(batch).cpu().numpy())
+        return np.concatenate(blocks) if blocks else np.zeros((0, self.items.dim), np.float32)
+
+    def vectors(self, batch: Batch) -> Tensor:
+        """(B, D) float32 user vectors of a batch, zero for an empty history."""
+        vectors = torch.zeros(len(batch), self.items.dim, device=batch.ids.device)
+        known = (batch.lengths > 0).nonzero().squeeze(1)
+        if len(known):
+            vectors[known] = self.encode(self.targets.query(batch.select(known))).user.float()
+        return vectors
+
+    @torch.inference_mode()
+    def similar(self, items: Sequence[Any], k: int = 10) -> list[list[tuple[Any, float]]]:
+        """The ``k`` items nearest to each given raw item by cosine, as (raw id, similarity), itself left out.
+
+        Raises:
+            KeyError: an item is not in the catalogue.
+            ValueError: ``k`` is not below the number of items.
+        """
+        self._check(min(k + 1, self.num_items + 1), "none")
+        assert self.vocabulary is not None
+        rows = self.vocabulary.rows(items)
+        if (rows < 1).any():
+            raise KeyError(f"not in the catalogue: {[item for item, row in zip(items, rows, strict=True) if row < 1][:5]}")
+        vectors = nn.functional.normalize(torch.from_numpy(self.item_vectors()), dim=1)
+        index = torch.as_tensor(rows - 1)
+        similarity = vectors[index] @ vectors.T
+        similarity[torch.arange(len(index)), index] = -torch.inf
+        best = similarity.topk(k, dim=1)
+        raw = self.vocabulary.raw(best.indices.numpy() + 1).tolist()
+        return [list(zip(ids, values, strict=True)) for ids, values in zip(raw, best.values.tolist(), strict=True)]
+
+
+def _bind(part: Any, context: Context) -> None:
+    bind: Callable[[Context], None] | None = getattr(part, "bind", None)
+    if bind is not None:
+        bind(context)
+    elif isinstance(part, nn.Module):
+        for layer in part.modules():
+            if layer is not part and hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()  # type: ignore[operator]

@@ -1,0 +1,127 @@
+"""The composition of parts: checks at construction, seeds per part, terms of the loss, vectors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from recsys.data.batch import Batch
+from recsys.data.vocabulary import Vocabulary
+from recsys.encoders.sasrec import SASRec
+from recsys.items import IdItems
+from recsys.objectives.softmax import FullSoftmax
+from recsys.parts import build, describe
+from recsys.recommender import Recommender
+from recsys.seams import Context, Step
+
+NUM_ITEMS = 12
+
+
+class Pull(nn.Module):
+    """An auxiliary that draws user states to zero."""
+
+    def __init__(self, weight: float = 0.5) -> None:
+        super().__init__()
+        self.weight = weight
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, step: Step) -> Tensor:
+        assert step.encoded is not None
+        return self.layer(step.encoded.user).pow(2).mean()
+
+
+def model_of(**parts: object) -> Recommender:
+    settings = {"items": IdItems(8), "encoder": SASRec(8, max_length=5, dropout=0.0), "objective": FullSoftmax()}
+    model = Recommender(**{**settings, **parts})  # type: ignore[arg-type]
+    model.bind(Context(NUM_ITEMS, Vocabulary(np.arange(100, 100 + NUM_ITEMS), first=1), seed=4))
+    return model
+
+
+def training_batch() -> Batch:
+    ids = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]])
+    return Batch(torch.arange(2), torch.arange(2), ids, torch.tensor([4, 2]))
+
+
+def test_loss_is_the_mean_over_targets_and_shares_add_up() -> None:
+    model = model_of()
+    step = Step(batch=training_batch(), total_weight=4.0)
+    batch = model.prepare(step.batch, step)
+    assert batch.targets is not None and batch.targets.tolist() == [[2, 3, 4], [6, 0, 0]]
+    terms = model.loss(Step(batch=batch, total_weight=4.0))
+    states = model.encode(batch).tokens
+    expected = nn.functional.cross_entropy(states @ model.items.weight[1:].T, torch.tensor([2, 3, 4, 6]) - 1)
+    torch.testing.assert_close(terms["loss"], expected)
+
+
+def test_target_weights_multiply_any_objective() -> None:
+    model = model_of()
+    step = Step(batch=training_batch())
+    plain = model.prepare(step.batch, step)
+    weights = torch.tensor([[0.5, 2.0, 0.0], [1.0, 0.0, 0.0]])
+    parts = model.objective(model.encode(plain), plain, model.items, step.generator("objective"))
+    weighted = model.loss(Step(batch=plain.replace(weights=weights), total_weight=3.5))["loss"]
+    torch.testing.assert_close(weighted, (parts * torch.tensor([0.5, 2.0, 0.0, 1.0])).sum() / 3.5)
+    ones = model.loss(Step(batch=plain.replace(weights=torch.ones(2, 3)), total_weight=4.0))["loss"]
+    assert torch.equal(ones, model.loss(Step(batch=plain, total_weight=4.0))["loss"])
+
+
+def test_a_part_of_weight_zero_changes_nothing_and_costs_no_pass() -> None:
+    with_part, without = model_of(auxiliaries=[Pull(weight=0.0)]), model_of()
+    for name, value in without.tensors().items():
+        assert torch.equal(with_part.tensors()[name], value)
+    step = Step(batch=training_batch(), total_weight=4.0)
+    batch = without.prepare(step.batch, step)
+    step = Step(batch=batch, total_weight=4.0)
+    assert with_part.loss(step).keys() == {"loss"}
+    assert model_of(auxiliaries=[Pull()]).loss(step).keys() == {"loss", "Pull0"}
+
+
+def test_an_encoder_that_sees_the_target_is_refused() -> None:
+    encoder = SASRec(8)
+    encoder.sees = "all"
+    with pytest.raises(ValueError, match="LastItem"):
+        model_of(encoder=encoder)
+    with pytest.raises(ValueError, match="dim"):
+        model_of(items=IdItems(16))
+
+
+def test_scores_are_dot_products_of_the_vectors_it_exports() -> None:
+    model = model_of().eval()
+    histories = [[100, 101, 102], [105], [100, 101, 102, 103, 104, 105, 106]]
+    np.testing.assert_allclose(model.scores(histories), model.user_vectors(histories) @ model.item_vectors().T, atol=1e-6)
+    assert model.user_vectors([[]]).tolist() == [[0.0] * 8]
+
+
+def test_similar_items_by_cosine() -> None:
+    model = model_of()
+    with torch.no_grad():
+        model.items.weight[1] = model.items.weight[7] * 3
+    ((best, cosine), *_) = model.similar([100], k=3)[0]
+    assert best == 106
+    assert cosine == pytest.approx(1.0, abs=1e-5)
+    with pytest.raises(KeyError, match="999"):
+        model.similar([999])
+
+
+def test_rebuilt_from_its_description_it_scores_the_same() -> None:
+    model = model_of().eval()
+    again = build(describe(model))
+    again.bind(Context(NUM_ITEMS, model.vocabulary))
+    again.load_tensors(model.tensors())
+    assert np.array_equal(again.scores([[100, 101]]), model.scores([[100, 101]]))
+
+
+def test_check_10_padding_is_not_recommended_and_its_row_stays() -> None:
+    model = model_of()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    before = model.items.weight[0].clone()
+    step = Step(batch=training_batch())
+    batch = model.prepare(step.batch, step)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model.loss(Step(batch=batch, total_weight=4.0))["loss"].backward()
+        optimizer.step()
+    assert torch.equal(model.items.weight[0], before)
+    assert model.recommend([[100]], k=NUM_ITEMS - 1).rows.min() > 0
