@@ -1,0 +1,173 @@
+"""All events grouped by user, oldest first, as flat arrays that can stay on disk.
+
+Legend: E events, U users, N items (rows 1..N, 0 is padding).
+A prepared folder holds one ``.npy`` file per array and a ``manifest.json`` with its sizes and checksums. It is loaded
+by memory-mapping: opening 50 million events costs no more memory than opening fifty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recsys.errors import DataError
+from recsys.folders import read_manifest, write_folder
+
+KIND = "recsys.prepared"
+FORMAT = 1
+ORDERS = ("time", "day", "file", "none")
+_ARRAYS = {"items": "int32", "offsets": "int64", "times": "int64", "weights": "float32", "parts": "int8"}
+_OPTIONAL = ("times", "weights", "parts")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Interactions ready to be cut into batches: ``items[offsets[u]:offsets[u + 1]]`` is the history of user row u.
+
+    Raises:
+        DataError: the arrays do not fit together.
+    """
+
+    items: np.ndarray  # (E,) int32 item rows 1..N
+    offsets: np.ndarray  # (U+1,) int64
+    num_items: int
+    times: np.ndarray | None = None  # (E,) int64 milliseconds since the epoch
+    weights: np.ndarray | None = None  # (E,) float32
+    parts: np.ndarray | None = None  # (E,) int8, 0 train, 1 valid, 2 test, for data that come split
+    order: str = "time"  # what "oldest first" rests on: "time", "day" (ties within a day), "file" or "none"
+    folder: Path | None = field(default=None, compare=False, repr=False)  # where the arrays lie, if on disk
+
+    def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            raise DataError(f"order must be one of {', '.join(ORDERS)}, found {self.order!r}")
+        for name, dtype in _ARRAYS.items():
+            array = getattr(self, name)
+            if array is None and name in _OPTIONAL:
+                continue
+            if array.ndim != 1 or array.dtype != dtype:
+                raise DataError(f"{name} must be a one-dimensional {dtype} array, found {array.dtype} {array.shape}")
+            if name != "offsets" and len(array) != len(self.items):
+                raise DataError(f"{name} has {len(array):,} entries for {len(self.items):,} events")
+        if len(self.offsets) == 0 or self.offsets[0] != 0 or self.offsets[-1] != len(self.items):
+            raise DataError(f"offsets must run from 0 to the number of events, {len(self.items):,}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A memory-mapped array pickles as a full copy; a worker process opens the folder instead.
+        if self.folder is not None:
+            return Prepared.load, (self.folder,)
+        values = (self.items, self.offsets, self.num_items, self.times, self.weights, self.parts, self.order)
+        return Prepared, values
+
+    @property
+    def num_users(self) -> int:
+        """Number of user rows, users without events included."""
+        return len(self.offsets) - 1
+
+    @property
+    def num_events(self) -> int:
+        """Number of events of all users."""
+        return len(self.items)
+
+    def check(self) -> None:
+        """Read every event once and raise DataError if a row is out of range or a user's events run backwards."""
+        if np.any(np.diff(self.offsets) < 0):
+            raise DataError("offsets decrease: a user would own a negative number of events")
+        if len(self.items) and not (self.items.min() >= 1 and self.items.max() <= self.num_items):
+            raise DataError(f"item rows must lie in 1..{self.num_items}, found {self.items.min()}..{self.items.max()}")
+        if self.times is not None and self.order in ("time", "day") and self.parts is None:
+            backwards = (np.diff(self.times) < 0) & ~self.user_boundaries()
+            if backwards.any():
+                at = int(np.flatnonzero(backwards)[0])
+                raise DataError(f"events {at} and {at + 1} of one user run backwards in time: sort by user and time")
+
+    def user_boundaries(self) -> np.ndarray:
+        """(E-1,) bool: True where event i and event i + 1 belong to different users."""
+        edges = np.zeros(max(len(self.items) - 1, 0), dtype=bool)
+        inner = self.offsets[(self.offsets > 0) & (self.offsets < len(self.items))]
+        edges[inner - 1] = True
+        return edges
+
+    def save(self, folder: str | Path) -> None:
+        """Write the arrays and their manifest to ``folder``, replacing it whole or, on any failure, not at all."""
+
+        def fill(partial: Path) -> dict[str, Any]:
+            for name in _ARRAYS:
+                array = getattr(self, name)
+                if array is not None:
+                    np.save(partial / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
+            sizes = {"num_events": self.num_events, "num_users": self.num_users, "num_items": int(self.num_items)}
+            return {**sizes, "order": self.order}
+
+        write_folder(folder, KIND, FORMAT, fill)
+
+    @classmethod
+    def load(cls, folder: str | Path, verify: bool = False) -> Prepared:
+        """Open a prepared folder by memory-mapping it; ``verify`` also reads every byte and compares checksums.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            DataError: it is of another version, truncated or (``verify``) changed.
+        """
+        folder = Path(folder).absolute()
+        manifest = read_manifest(folder, KIND, FORMAT, verify)
+        try:
+            arrays = {name: _open(folder / f"{name}.npy") for name in _ARRAYS if f"{name}.npy" in manifest["files"]}
+            prepared = cls(
+                items=arrays["items"],
+                offsets=np.array(arrays["offsets"]),
+                num_items=int(manifest["num_items"]),
+                times=arrays.get("times"),
+                weights=arrays.get("weights"),
+                parts=arrays.get("parts"),
+                order=manifest["order"],
+                folder=folder,
+            )
+            if (prepared.num_events, prepared.num_users) != (manifest["num_events"], manifest["num_users"]):
+                raise DataError("the manifest counts other events or users than the arrays hold")
+            if verify:
+                prepared.check()
+        except (ValueError, KeyError) as error:
+            raise DataError(f"{folder} is damaged ({error}): delete it and prepare the data again") from error
+        return prepared
+
+
+def spread(start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every index of the ranges [start, stop), with the range it belongs to: (owner (n,), index (n,)) int64.
+
+    >>> spread(np.array([5, 0]), np.array([7, 1]))
+    (array([0, 0, 1]), array([5, 6, 0]))
+    """
+    lengths = np.maximum(stop - start, 0)
+    owner = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
+    before = np.cumsum(lengths) - lengths
+    index = np.arange(len(owner), dtype=np.int64) + (start - before)[owner]
+    return owner, index
+
+
+def blocks(sizes: np.ndarray, budget: int = 1 << 22) -> Iterator[slice]:
+    """Consecutive slices of ranges whose sizes sum to about ``budget`` each, to work through much data in little."""
+    ends = np.cumsum(sizes)
+    first = 0
+    while first < len(ends):
+        done = ends[first - 1] if first else 0
+        last = max(int(np.searchsorted(ends, done + budget, side="right")), first + 1)
+        yield slice(first, last)
+        first = last
+
+
+def _open(path: Path) -> np.ndarray:
+    # An empty file cannot be mapped.
+    array: np.ndarray = np.load(path, allow_pickle=False)[:0] if _is_empty(path) else np.load(path, mmap_mode="r")
+    return array
+
+
+def _is_empty(path: Path) -> bool:
+    with path.open("rb") as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, _ = read(stream)
+    return 0 in shape

@@ -1,0 +1,310 @@
+"""What may be learned from and what is held out: leave-last, global time, or a split that came with the data.
+
+Legend: U users, E events, N items (rows 1..N), n held-out users, B users of a batch, L longest history of a batch.
+A split is two numbers per user: of the events of user u, sorted oldest first, training ends at ``train_stop[u]`` and
+validation at ``valid_stop[u]``; the rest is test. Nothing is copied, so the events may lie in a memory-mapped file.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recsys.data.batch import Batch
+from recsys.data.gather import available, check_needs, gather
+from recsys.data.prepared import Prepared, blocks, spread
+from recsys.data.splitters import Given as Given
+from recsys.data.splitters import GlobalTime as GlobalTime
+from recsys.data.splitters import LeaveLast as LeaveLast
+from recsys.data.splitters import Splitter
+from recsys.errors import DataError
+from recsys.folders import read_manifest, write_folder
+
+if TYPE_CHECKING:
+    from recsys.data.audit import Audit
+    from recsys.data.vocabulary import Vocabulary
+
+KIND = "recsys.split"
+FORMAT = 1
+
+
+class Training:
+    """The training events of every user, and no way to the others: each access is checked against the user's range.
+
+    ``start`` and ``stop`` (U,) are the event indices between which user u's training history lies. The raw arrays
+    are private, because for a split that copies nothing they also hold the events that follow.
+    """
+
+    def __init__(self, prepared: Prepared, start: np.ndarray, stop: np.ndarray) -> None:
+        self._prepared = prepared
+        self.start = _frozen(start)
+        self.stop = _frozen(stop)
+
+    @property
+    def num_items(self) -> int:
+        """Size of the catalogue, items that only occur in held-out events included."""
+        return self._prepared.num_items
+
+    @property
+    def num_users(self) -> int:
+        """Number of user rows, users without training events included."""
+        return len(self.start)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(U,) int64: training events per user."""
+        return _frozen(self.stop - self.start)
+
+    @property
+    def num_events(self) -> int:
+        """Number of training events."""
+        return int(self.lengths.sum())
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The optional batch fields these data can give: "times" and "query_time", "weights"."""
+        return available(self._prepared)
+
+    def check_needs(self, needs: frozenset[str]) -> None:
+        """Raise DataError if a batch of these data cannot carry the optional fields that ``needs`` names."""
+        check_needs(self._prepared, needs)
+
+    def item_counts(self) -> np.ndarray:
+        """(N+1,) int64: how often each item row occurs in training; entry 0 is 0."""
+        return self._counts
+
+    def history(self, user: int) -> np.ndarray:
+        """(n,) int32: the training items of one user row, oldest first."""
+        return _frozen(self._prepared.items[self.start[user] : self.stop[user]])
+
+    def events(self, users: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Training events of some user rows, flat: (position within ``users``, item row, time or None), (n,) each."""
+        owner, index = spread(self.start[users], self.stop[users])
+        times = self._prepared.times
+        return owner, self._prepared.items[index], None if times is None else times[index]
+
+    def gather(
+        self,
+        users: np.ndarray,
+        length: int | None = None,
+        *,
+        start: np.ndarray | None = None,
+        stop: np.ndarray | None = None,
+        rows: np.ndarray | None = None,
+        needs: frozenset[str] = frozenset(),
+    ) -> Batch:
+        """A batch of training events [start, stop) of ``users`` (B,): their whole histories unless given, and of
+        these the last ``length``. Weights are carried whenever the data have them; ``query_time`` is the time of each
+        row's last event, the last one predicted from the row.
+
+        Raises:
+            IndexError: a range reaches outside its user's training events.
+        """
+        users = np.asarray(users, dtype=np.int64)
+        first, end = self.start[users], self.stop[users]
+        start = first if start is None else np.asarray(start, dtype=np.int64)
+        stop = end if stop is None else np.asarray(stop, dtype=np.int64)
+        outside = (start < first) | (stop > end) | (start > stop)
+        if outside.any():
+            at = int(np.flatnonzero(outside)[0])
+            raise IndexError(
+                f"events {start[at]}..{stop[at]} are not training events of user row {users[at]}, whose training "
+                f"events are {first[at]}..{end[at]}"
+            )
+        start = start if length is None else np.maximum(start, stop - length)
+        needs = needs | {"weights"} if self._prepared.weights is not None else needs
+        asked = np.where(stop > start, stop - 1, -1)
+        return gather(self._prepared, users if rows is None else rows, users, start, stop, asked, needs)
+
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        counts = np.zeros(self.num_items + 1, dtype=np.int64)
+        for users in blocks(self.lengths):
+            counts += np.bincount(self.events(users)[1], minlength=self.num_items + 1)
+        return _frozen(counts)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Users to be ranked for: what each has seen, and what is to be found.
+
+    For ``users[i]`` the history is events [history_start[i], target_start[i]), the targets are
+    [target_start[i], target_stop[i]). A user with an empty history is kept.
+    """
+
+    name: str  # "valid" or "test"
+    users: np.ndarray  # (n,) int64 user rows
+    history_start: np.ndarray  # (n,) int64
+    target_start: np.ndarray  # (n,) int64
+    target_stop: np.ndarray  # (n,) int64
+    prepared: Prepared
+    protocol: dict[str, Any]
+    item_counts: np.ndarray  # (N+1,) int64 training popularity
+    data_hash: str = ""
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @property
+    def num_items(self) -> int:
+        """Size of the catalogue."""
+        return self.prepared.num_items
+
+    @property
+    def history_lengths(self) -> np.ndarray:
+        """(n,) int64: events each user has seen before the first target."""
+        return self.target_start - self.history_start
+
+    @property
+    def query_time(self) -> np.ndarray | None:
+        """(n,) int64: when each user is asked, the time of the first target; None without times."""
+        return None if self.prepared.times is None else self.prepared.times[self.target_start]
+
+    def subset(self, index: np.ndarray) -> HeldOut:
+        """The same task for the users at ``index`` (positions, or a mask)."""
+        names = ("users", "history_start", "target_start", "target_stop")
+        return replace(self, **{name: getattr(self, name)[index] for name in names})
+
+    def batch(self, index: np.ndarray, max_length: int | None = None, needs: frozenset[str] = frozenset()) -> Batch:
+        """The last ``max_length`` events of the histories of users ``index`` (B,), all events if None.
+
+        Raises:
+            DataError: ``needs`` names a field that these data do not have.
+        """
+        check_needs(self.prepared, needs)
+        index = np.asarray(index, dtype=np.int64)
+        stop = self.target_start[index]
+        start = self.history_start[index]
+        start = start if max_length is None else np.maximum(start, stop - max_length)
+        return gather(self.prepared, index, self.users[index], start, stop, stop, needs)
+
+    def history(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The full histories of users ``index``, flat: (position within ``index``, item row), (pairs,) int64 each."""
+        owner, events = spread(self.history_start[index], self.target_start[index])
+        return owner, self.prepared.items[events].astype(np.int64)
+
+    def targets(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct targets of users ``index``, flat: (position within ``index``, item row), (pairs,) int64 each."""
+        owner, events = spread(self.target_start[index], self.target_stop[index])
+        key = np.unique(owner * (self.num_items + 1) + self.prepared.items[events])
+        return key // (self.num_items + 1), key % (self.num_items + 1)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training, validation and test of one data set, with the vocabularies that give rows their raw ids."""
+
+    prepared: Prepared
+    train_stop: np.ndarray  # (U,) int64
+    valid_stop: np.ndarray  # (U,) int64
+    items: Vocabulary
+    users: Vocabulary
+    protocol: dict[str, Any]  # JSON: how the split was made; printed with every number
+    data_hash: str = ""
+    name: str = ""
+    item_text: dict[str, np.ndarray] | None = None  # column -> object array aligned with item rows, entry 0 is ""
+    audit: Audit | None = None
+
+    @classmethod
+    def of(cls, prepared: Prepared, splitter: Splitter, items: Vocabulary, users: Vocabulary, **more: Any) -> Split:
+        """Cut ``prepared`` with ``splitter``; ``more`` are the remaining fields of a split."""
+        train_stop, valid_stop = splitter.apply(prepared)
+        return cls(prepared, train_stop, valid_stop, items, users, splitter.protocol(prepared), **more)
+
+    @property
+    def num_items(self) -> int:
+        """Size of the catalogue."""
+        return self.prepared.num_items
+
+    @property
+    def num_users(self) -> int:
+        """Number of user rows."""
+        return self.prepared.num_users
+
+    @cached_property
+    def train(self) -> Training:
+        """The training events."""
+        return Training(self.prepared, self.prepared.offsets[:-1], self.train_stop)
+
+    @cached_property
+    def valid(self) -> HeldOut:
+        """Users with validation events; their history is their training events."""
+        return self._held_out("valid", self.train_stop, self.valid_stop)
+
+    @cached_property
+    def test(self) -> HeldOut:
+        """Users with test events; their history is everything before, validation events included."""
+        return self._held_out("test", self.valid_stop, self.prepared.offsets[1:])
+
+    def save(self, folder: str | Path) -> None:
+        """Write the split to ``folder``, which is then all a training machine needs."""
+
+        def fill(partial: Path) -> dict[str, Any]:
+            self.prepared.save(partial / "prepared")
+            np.save(partial / "stops.npy", np.stack([self.train_stop, self.valid_stop]), allow_pickle=False)
+            self.items.save(partial, "items")
+            self.users.save(partial, "users")
+            if self.item_text is not None:
+                columns = {name: [str(value) for value in column] for name, column in self.item_text.items()}
+                (partial / "item_text.json").write_text(json.dumps(columns), encoding="utf-8")
+            audit = None if self.audit is None else self.audit.to_dict()
+            return {"name": self.name, "data_hash": self.data_hash, "protocol": self.protocol, "audit": audit}
+
+        write_folder(folder, KIND, FORMAT, fill)
+
+    @classmethod
+    def load(cls, folder: str | Path, verify: bool = False) -> Split:
+        """Open a saved split; the events stay on disk. ``verify`` also compares their checksums.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            DataError: it is of another version, or damaged.
+        """
+        from recsys.data.audit import Audit
+        from recsys.data.vocabulary import Vocabulary
+
+        folder = Path(folder)
+        manifest = read_manifest(folder, KIND, FORMAT, verify)
+        prepared = Prepared.load(folder / "prepared", verify)
+        try:
+            stops = np.load(folder / "stops.npy", allow_pickle=False)
+            text_file = folder / "item_text.json"
+            text = json.loads(text_file.read_text(encoding="utf-8")) if text_file.is_file() else None
+            items, users = Vocabulary.load(folder, "items"), Vocabulary.load(folder, "users")
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{folder} is damaged ({error}): delete it and split the data again") from error
+        if stops.shape != (2, prepared.num_users) or (len(items), len(users)) != (prepared.num_items, len(stops[0])):
+            raise DataError(f"{folder} is damaged (its parts differ in size): delete it and split the data again")
+        return cls(
+            prepared, stops[0], stops[1], items, users,
+            protocol=manifest["protocol"],
+            data_hash=manifest["data_hash"],
+            name=manifest["name"],
+            item_text=text and {name: np.array(column, dtype=object) for name, column in text.items()},
+            audit=manifest["audit"] and Audit.from_dict(manifest["audit"]),
+        )  # fmt: skip
+
+    def _held_out(self, name: str, start: np.ndarray, stop: np.ndarray) -> HeldOut:
+        users = np.flatnonzero(stop > start)
+        return HeldOut(
+            name=name,
+            users=users,
+            history_start=self.prepared.offsets[:-1][users],
+            target_start=start[users],
+            target_stop=stop[users],
+            prepared=self.prepared,
+            protocol=self.protocol,
+            item_counts=self.train.item_counts(),
+            data_hash=self.data_hash,
+        )
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    view = np.asarray(array).view()
+    view.flags.writeable = False
+    return view

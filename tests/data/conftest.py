@@ -1,0 +1,45 @@
+"""Small prepared data: from lists of items per user, or drawn at random."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recsys.data.prepared import Prepared
+
+
+@pytest.fixture(scope="session")
+def prepare() -> Callable[..., Prepared]:
+    """``prepare([[1, 2], [3]], times=[[10, 20], [5]], parts=..., weights=...)``: one list per user."""
+
+    def build(histories: Sequence[Sequence[int]], **fields: Any) -> Prepared:
+        flat = [item for history in histories for item in history]
+        offsets = np.cumsum([0, *(len(history) for history in histories)]).astype(np.int64)
+        num_items = fields.pop("num_items", max(flat, default=1))
+        types = {"times": np.int64, "weights": np.float32, "parts": np.int8}
+        for name, dtype in types.items():
+            if fields.get(name) is not None:
+                fields[name] = np.array([value for history in fields[name] for value in history], dtype=dtype)
+        return Prepared(items=np.array(flat, np.int32), offsets=offsets, num_items=num_items, **fields)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def draw(prepare: Callable[..., Prepared]) -> Callable[..., Prepared]:
+    """``draw(seed, users=20, longest=12, num_items=9)``: random histories, some empty, times with ties, weights."""
+
+    def build(seed: int, users: int = 20, longest: int = 12, num_items: int = 9, span: int = 40) -> Prepared:
+        random = np.random.default_rng(seed)
+        sizes = random.integers(0, longest + 1, users)
+        return prepare(
+            [random.integers(1, num_items + 1, size).tolist() for size in sizes],
+            times=[np.sort(random.integers(0, span, size)).tolist() for size in sizes],
+            weights=[random.random(size).tolist() for size in sizes],
+            num_items=num_items,
+        )
+
+    return build
