@@ -1,0 +1,336 @@
+"""From raw files to prepared arrays: scan, clean, prepare, split.
+
+A :class:`Dataset` is a description; nothing is read before :meth:`Dataset.prepare` (or :meth:`Dataset.split`), which
+reads the files once, cleans, sorts, and keeps the result in a cache folder if one is named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from recsys.data.clean import CleaningReport, Plan, apply, drop_missing
+from recsys.data.columns import DAY
+from recsys.data.events import Events, compress, take_ids
+from recsys.data.formats import TextOptions
+from recsys.data.item_text import ItemFile, align, read_items
+from recsys.data.prepared import Prepared
+from recsys.data.readers import Source, hash_files
+from recsys.data.vocabulary import Vocabulary, load_strings, save_strings
+from recsys.errors import DataError, DataWarning
+from recsys.folders import read_manifest, write_folder
+
+if TYPE_CHECKING:
+    from recsys.data.split import Split
+    from recsys.data.splitters import Splitter
+
+KIND = "recsys.dataset"
+FORMAT = 1
+ORDERS = ("time", "day", "file", "none")
+TIES = ("file", "hash")
+
+
+class Loaded(NamedTuple):
+    """A prepared data set: arrays, the ids behind their rows, item texts, and what cleaning did."""
+
+    prepared: Prepared
+    items: Vocabulary
+    users: Vocabulary
+    item_text: dict[str, np.ndarray] | None
+    report: CleaningReport
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Interactions on disk, with what is to be done to them. Made by :meth:`scan`; every verb returns a new one."""
+
+    source: Source
+    name: str
+    order: str | None = None
+    ties: str = "file"
+    item_file: ItemFile | None = None
+    expected: Mapping[str, int] | None = None
+    plans: tuple[Plan, ...] = ()
+    _memory: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def scan(
+        cls,
+        path: str | Path | Sequence[str | Path] | None = None,
+        *,
+        user: str | int | None = None,
+        item: str | int | None = None,
+        time: str | int | None = None,
+        rating: str | int | None = None,
+        weight: str | int | None = None,
+        format: str = "auto",
+        separator: str | None = None,
+        header: bool = True,
+        quote: str | None = '"',
+        ids: str = "auto",
+        time_unit: str | None = None,
+        time_format: str | None = None,
+        order: str | None = None,
+        ties: str = "file",
+        splits: Mapping[str, str | Path | Sequence[str | Path]] | None = None,
+        items: str | Path | ItemFile | None = None,
+        name: str | None = None,
+        expected: Mapping[str, int] | None = None,
+    ) -> Dataset:
+        """A data set in CSV, Parquet, NDJSON, MovieLens, RecBole, pair or sequence files; only paths are checked now.
+
+        Args:
+            path: a file, a glob, or several; read in this order. ``.gz`` is looked through.
+            user: column name, or position from 0. Default: ``user``, or what the format calls it; so for ``item``.
+            time: epoch numbers, dates or strings. Default: none, the rows are in order (MovieLens and atomic files:
+                their time column).
+            rating: read only for ``clean(min_rating=)``.
+            weight: kept as the weight of each event.
+            format: ``csv``, ``parquet``, ``ndjson``, ``movielens``, ``atomic``, ``pairs`` (a line per ``user item``),
+                ``sequences`` (a line per ``user item item ...``), ``json-sequences`` ({user: [items]}), or ``auto``,
+                by extension.
+            separator: of a text table; found and verified by default.
+            header: whether a text table has one; without, columns are given by position.
+            quote: character around fields of a text table, ``""`` for none.
+            ids: text ids are ints if all of a column are plain integers, else strings; ``"int"`` or ``"str"`` insist.
+            time_unit: ``s``, ``ms``, ``us``, ``ns``, ``minutes``, ``hours`` or ``days``; default: by magnitude.
+            time_format: strptime codes of time strings that are not ISO.
+            order: what the order of a user's events rests on: ``time``, ``day`` (as ``time``, arbitrary within a day),
+                ``file`` (as the rows come) or ``none``. Default: by the time column, without one ``file``.
+            ties: events of one user at the same time stay in ``file`` order, or go by a ``hash`` of user and item.
+            splits: instead of ``path``, one path per part ``train``, ``valid``, ``test`` of data that come split.
+            items: item table, a path or :func:`~recsys.data.item_text.read_items`.
+            name: shown with every number; default: the file's.
+            expected: users, items and events the files should hold; the audit compares.
+
+        Raises:
+            DataError: a file is missing.
+            ValueError: an argument is none of its choices.
+        """
+        if order is not None and order not in ORDERS:
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}, found {order!r}")
+        if ties not in TIES:
+            raise ValueError(f"ties must be one of {', '.join(TIES)}, found {ties!r}")
+        given = {"user": user, "item": item, "time": time, "rating": rating, "weight": weight}
+        source = Source.find(
+            path,
+            splits,
+            columns={role: column for role, column in given.items() if column is not None},
+            format=format,
+            text=TextOptions(separator, header, quote),
+            ids=ids,
+            time_unit=time_unit,
+            time_format=time_format,
+        )
+        item_file = items if items is None or isinstance(items, ItemFile) else read_items(items)
+        if name is None:
+            stem = source.files[0].name.removesuffix(".gz")
+            name = source.files[0].absolute().parent.name if splits else stem.rpartition(".")[0] or stem
+        return cls(source, name, order, ties, item_file, expected)
+
+    def clean(
+        self,
+        drop_missing: bool = True,
+        duplicates: str = "all",
+        min_rating: float | None = None,
+        min_user: int = 0,
+        min_item: int = 0,
+        max_history: int | None = None,
+    ) -> Dataset:
+        """The data set with cleaning to be done, in this order: missing, duplicates, rating, k-core, history.
+
+        Args:
+            drop_missing: drop (and count) events with an empty user, item or time; otherwise they are an error.
+            duplicates: of a repeated (user, item) keep ``"first"``, ``"last"`` (in time) or ``"all"``.
+            min_rating: drop events rated lower, or not at all.
+            min_user: events that each user must have; with ``min_item`` an iterative k-core.
+            min_item: events that each item must have.
+            max_history: keep so many of each user's newest events.
+
+        Raises:
+            ValueError: an argument is none of its choices.
+        """
+        plan = Plan(drop_missing, duplicates, min_rating, min_user, min_item, max_history)
+        return replace(self, plans=(*self.plans, plan), _memory={})
+
+    @property
+    def report(self) -> CleaningReport:
+        """Rows, users and items in and out of each step; reads the data if that has not happened yet."""
+        return self.prepare().report
+
+    @property
+    def data_hash(self) -> str:
+        """Hash of the files' bytes and of everything that is done to them."""
+        if "hash" not in self._memory:
+            items = self.item_file
+            key = {
+                "format": FORMAT,
+                "files": hash_files(self.source.files),
+                "source": self.source.describe(),
+                "items": None if items is None else [hash_files(items.files), items.describe()],
+                "order": [self.order, self.ties],
+                "plans": [asdict(plan) for plan in self.plans],
+            }
+            text = json.dumps(key, sort_keys=True, default=str)
+            self._memory["hash"] = hashlib.sha256(text.encode()).hexdigest()
+        return str(self._memory["hash"])
+
+    def prepare(self, cache: str | Path | None = None) -> Loaded:
+        """Read, clean and sort, or open what an earlier call with the same files and settings left in ``cache``.
+
+        Args:
+            cache: folder for prepared arrays, one subfolder per data and settings, memory-mapped when opened. None
+                keeps the arrays in memory only.
+
+        Raises:
+            DataError: the files cannot be used as they are; the message says what to do.
+        """
+        folder = None if cache is None else Path(cache).absolute() / self.data_hash[:24]
+        if "loaded" not in self._memory or folder not in (None, self._memory["folder"]):
+            self._memory["loaded"] = self._build() if folder is None else self._cached(folder)
+            self._memory["folder"] = folder
+        loaded: Loaded = self._memory["loaded"]
+        return loaded
+
+    def split(self, splitter: Splitter | None = None, audit: bool = True, cache: str | Path | None = None) -> Split:
+        """Training, validation and test; prints what cleaning did and the audit.
+
+        Args:
+            splitter: ``LeaveLast()``, ``Given()`` or ``GlobalTime()``, the default.
+            audit: check for leaks, ties and cold users and items, and print the findings.
+            cache: as for :meth:`prepare`.
+
+        Raises:
+            LeakageError: training could see what is to be predicted.
+            DataError: the data lack what the splitter needs.
+        """
+        from recsys.data.audit import audit as find_leaks
+        from recsys.data.split import Split
+        from recsys.data.splitters import GlobalTime
+
+        splitter = GlobalTime(0.1, 0.1) if splitter is None else splitter
+        loaded = self.prepare(cache)
+        train_stop, valid_stop = splitter.apply(loaded.prepared)
+        split = Split(
+            prepared=loaded.prepared,
+            train_stop=train_stop,
+            valid_stop=valid_stop,
+            items=loaded.items,
+            users=loaded.users,
+            protocol=splitter.protocol(loaded.prepared),
+            data_hash=self.data_hash,
+            name=self.name,
+            item_text=loaded.item_text,
+            audit=None,
+        )
+        if not audit:
+            return split
+        print(loaded.report)
+        read = loaded.report.steps[0]
+        counts = {"users": read.users_out, "items": read.items_out, "interactions": read.rows_out}
+        expected = {"interactions" if key == "events" else key: value for key, value in (self.expected or {}).items()}
+        found = find_leaks(split, expected or None, counts)
+        print(found)
+        return replace(split, audit=found)
+
+    def _build(self) -> Loaded:
+        events, remarks = self.source.read()
+        report = CleaningReport()
+        report.add("read", events.counts(), events.counts())
+        events = drop_missing(events, any(plan.drop_missing for plan in self.plans), report)
+        order, noted = self._order(events)
+        events = events.sorted(by_time=order in ("time", "day"), ties=self.ties)
+        for plan in self.plans:
+            events = apply(plan, events, report)
+        report.notes += remarks + noted
+        prepared, items, users = _finish(events, order)
+        item_text = None
+        if self.item_file is not None:
+            item_text, missing = align(self.item_file, items)
+            report.notes += missing
+        return Loaded(prepared, items, users, item_text, report)
+
+    def _order(self, events: Events) -> tuple[str, list[str]]:
+        if events.time is None:
+            return self.order or "file", []
+        days = not np.any(events.time % DAY)
+        if self.order is None:
+            return ("day", ["all times are whole days: the order within a day is arbitrary"]) if days else ("time", [])
+        if self.order == "time" and days and len(events) > 1:
+            return "time", ["order='time', but all times are whole days: ties are frequent, order='day' says so"]
+        return self.order, []
+
+    def _cached(self, folder: Path) -> Loaded:
+        if folder.exists():
+            try:
+                return _load(folder)
+            except (DataError, OSError) as error:
+                warnings.warn(
+                    f"the cached data cannot be used and are prepared again: {error}", DataWarning, stacklevel=3
+                )
+                shutil.rmtree(folder, ignore_errors=True)
+        loaded = self._build()
+        mine = folder.with_name(f"{folder.name}.{os.getpid()}")  # so that processes preparing the same do not meet
+        try:
+            write_folder(mine, KIND, FORMAT, lambda partial: _save(loaded, partial))
+            with suppress(OSError):  # another process was faster: its folder holds the same
+                os.replace(mine, folder)
+            shutil.rmtree(mine, ignore_errors=True)
+            return _load(folder)
+        except (DataError, OSError) as error:
+            shutil.rmtree(mine, ignore_errors=True)
+            warnings.warn(
+                f"the prepared data stay in memory, the cache was not written: {error}", DataWarning, stacklevel=3
+            )
+            return loaded
+
+
+def _finish(events: Events, order: str) -> tuple[Prepared, Vocabulary, Vocabulary]:
+    users, user_rows = compress(events.user, len(events.user_ids))
+    items, item_rows = compress(events.item, len(events.item_ids))
+    offsets = np.zeros(len(users) + 1, dtype=np.int64)
+    np.cumsum(np.bincount(user_rows, minlength=len(users)), out=offsets[1:])
+    prepared = Prepared(
+        items=item_rows + np.int32(1),
+        offsets=offsets,
+        num_items=len(items),
+        times=events.time,
+        weights=events.weight,
+        parts=events.part,
+        order=order,
+    )
+    item_ids = Vocabulary(take_ids(events.item_ids, items), first=1)
+    return prepared, item_ids, Vocabulary(take_ids(events.user_ids, users), first=0)
+
+
+def _save(loaded: Loaded, folder: Path) -> dict[str, Any]:
+    loaded.prepared.save(folder / "prepared")
+    loaded.items.save(folder, "items")
+    loaded.users.save(folder, "users")
+    columns = list(loaded.item_text or {})
+    for at, name in enumerate(columns):
+        save_strings(folder, f"text-{at}", loaded.item_text[name])  # type: ignore[index]
+    return {"item_text": None if loaded.item_text is None else columns, "report": loaded.report.to_dict()}
+
+
+def _load(folder: Path) -> Loaded:
+    manifest = read_manifest(folder, KIND, FORMAT, verify=False)
+    columns = manifest["item_text"]
+    text = None if columns is None else {name: load_strings(folder, f"text-{at}") for at, name in enumerate(columns)}
+    return Loaded(
+        Prepared.load(folder / "prepared"),
+        Vocabulary.load(folder, "items"),
+        Vocabulary.load(folder, "users"),
+        text,
+        CleaningReport.from_dict(manifest["report"]),
+    )

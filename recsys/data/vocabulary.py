@@ -1,0 +1,273 @@
+"""Raw ids and the rows that stand for them, both ways; stored without pickle.
+
+An id is an int or a string, never both in one vocabulary: ``50`` and ``"50"`` are different ids.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recsys.errors import DataError
+
+
+class Vocabulary:
+    """Raw id <-> row: ``ids[i]`` owns row ``first + i`` (items start at 1, row 0 is padding; users start at 0).
+
+    Args:
+        ids: unique ids, an integer array or an array of ``str``.
+        first: row of the first id.
+
+    Raises:
+        DataError: an id occurs twice, is missing, or is neither an int nor a string.
+
+    >>> items = Vocabulary(np.array(["apple", "pear"], dtype=object), first=1)
+    >>> items.rows(["pear", "plum"]).tolist(), items.raw(np.array([2, 1])).tolist()
+    ([2, -1], ['pear', 'apple'])
+    """
+
+    def __init__(self, ids: np.ndarray, first: int) -> None:
+        self._ids: np.ndarray | None = _checked(np.asarray(ids))
+        self._blob: tuple[np.ndarray, np.ndarray] | None = None  # utf-8 bytes and offsets, for strings on disk
+        self.first = int(first)
+        self.kind = "str" if self._ids.dtype == object else "int"
+        self._size = len(self._ids)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __repr__(self) -> str:
+        shown = self.raw(np.arange(self.first, self.first + min(3, len(self)))).tolist()
+        return f"Vocabulary({len(self):,} {self.kind} ids from row {self.first}: {shown}...)"
+
+    @property
+    def ids(self) -> np.ndarray:
+        """(n,) int64, or object array of ``str``: all ids, by row. Strings on disk are decoded at first use."""
+        if self._ids is None:
+            assert self._blob is not None
+            self._ids = _decode(*self._blob)
+        return self._ids
+
+    def rows(self, raw: Sequence[Any] | np.ndarray) -> np.ndarray:
+        """The rows of raw ids: int64 in the shape of ``raw``, -1 where the id is unknown.
+
+        Raises:
+            DataError: no id is known, but some would be if ints were strings or strings ints.
+        """
+        raw = raw if isinstance(raw, np.ndarray) else _as_array(raw)
+        found = self._lookup(raw.reshape(-1))
+        if len(found) and found.max() < 0:
+            self._refuse_other_type(raw.reshape(-1))
+        return found.reshape(raw.shape)
+
+    def raw(self, rows: np.ndarray) -> np.ndarray:
+        """The raw ids of ``rows``: int64 or object array of the same shape.
+
+        Raises:
+            ValueError: a row lies outside ``first .. first + len - 1``; row 0 of items is padding and has no id.
+        """
+        index = np.asarray(rows, dtype=np.int64) - self.first
+        if index.size and (index.min() < 0 or index.max() >= len(self)):
+            wrong = int(np.asarray(rows)[(index < 0) | (index >= len(self))].flat[0])
+            hint = " (row 0 is padding)" if wrong == 0 and self.first == 1 else ""
+            raise ValueError(f"row {wrong} has no id{hint}: rows run from {self.first} to {self.first + len(self) - 1}")
+        if self._ids is not None or self._blob is None:
+            return self.ids[index]
+        blob, offsets = self._blob
+        picked = [bytes(blob[offsets[i] : offsets[i + 1]]).decode() for i in index.reshape(-1)]
+        return _objects(picked).reshape(index.shape)
+
+    def save(self, folder: str | Path, name: str) -> None:
+        """Write ``name.json`` and the ids as plain arrays into ``folder``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.kind == "int":
+            _write_array(folder / f"{name}.npy", self.ids)
+        else:
+            save_strings(folder, name, self.ids)
+        header = {"kind": self.kind, "first": self.first, "count": len(self)}
+        partial = folder / f"{name}.json.partial"
+        partial.write_text(json.dumps(header), encoding="utf-8")
+        os.replace(partial, folder / f"{name}.json")
+
+    @classmethod
+    def load(cls, folder: str | Path, name: str) -> Vocabulary:
+        """Read what :meth:`save` wrote; ids stay on disk until asked for.
+
+        Raises:
+            DataError: a file is missing, truncated or does not belong to the others.
+        """
+        folder = Path(folder)
+        try:
+            header = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+            kind, first, count = header["kind"], int(header["first"]), int(header["count"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"no readable vocabulary {name!r} in {folder} ({error}): build or download it again"
+            ) from error
+        loaded = cls.__new__(cls)
+        loaded.kind, loaded.first, loaded._size, loaded._ids, loaded._blob = kind, first, count, None, None
+        if kind == "int":
+            loaded._ids = _read_array(folder / f"{name}.npy")
+            size = len(loaded._ids)
+        else:
+            loaded._blob = _read_blob(folder, name)
+            size = len(loaded._blob[1]) - 1
+        if size != count:
+            raise DataError(
+                f"vocabulary {name!r} in {folder} holds {size:,} ids, its header says {count:,}: build it again"
+            )
+        return loaded
+
+    def _lookup(self, flat: np.ndarray) -> np.ndarray:
+        if self.kind == "str":
+            get = self._by_string.get
+            return np.fromiter((get(key, -1) for key in flat.tolist()), dtype=np.int64, count=len(flat))
+        keys, known = _as_integers(flat)
+        order, ordered = self._by_integer
+        if not len(ordered):
+            return np.full(len(flat), -1, dtype=np.int64)
+        at = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
+        return np.where(known & (ordered[at] == keys), order[at] + self.first, -1)
+
+    @cached_property
+    def _by_string(self) -> dict[Any, int]:
+        return {key: row for row, key in enumerate(self.ids.tolist(), self.first)}
+
+    @cached_property
+    def _by_integer(self) -> tuple[np.ndarray, np.ndarray]:
+        if len(self.ids) < 2 or bool((self.ids[1:] > self.ids[:-1]).all()):
+            return np.arange(len(self.ids)), self.ids
+        order = np.argsort(self.ids, kind="stable")
+        return order, self.ids[order]
+
+    def _refuse_other_type(self, flat: np.ndarray) -> None:
+        sample = flat[:1000].tolist()
+        other: list[Any] = []
+        if self.kind == "str":
+            other = [
+                str(int(key)) for key in sample if isinstance(key, (int, float)) and key == key and key == int(key)
+            ]
+        else:
+            other = [int(key) for key in sample if isinstance(key, str) and key.strip().lstrip("-").isdecimal()]
+            other = [key for key in other if abs(key) < 2**63]
+        if other and self._lookup(_as_array(other)).max() >= 0:
+            given = type(sample[0]).__name__
+            raise DataError(
+                f"none of the ids is known: they are {given} ({sample[0]!r}), the data has {self.kind} ids "
+                f"({self.raw(np.array([self.first])).tolist()[0]!r}): convert them to {self.kind}"
+            )
+
+
+def save_strings(folder: str | Path, name: str, strings: np.ndarray) -> None:
+    """Write an array of ``str`` as ``name.blob.npy`` (utf-8 bytes) and ``name.offsets.npy``."""
+    encoded = [text.encode() for text in strings.tolist()]
+    offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
+    np.cumsum(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)), out=offsets[1:])
+    _write_array(Path(folder) / f"{name}.blob.npy", np.frombuffer(b"".join(encoded), dtype=np.uint8))
+    _write_array(Path(folder) / f"{name}.offsets.npy", offsets)
+
+
+def load_strings(folder: str | Path, name: str) -> np.ndarray:
+    """Read what :func:`save_strings` wrote: an object array of ``str``.
+
+    Raises:
+        DataError: a file is missing or truncated.
+    """
+    return _decode(*_read_blob(Path(folder), name))
+
+
+def _checked(ids: np.ndarray) -> np.ndarray:
+    if ids.ndim != 1:
+        raise DataError(f"ids must be one-dimensional, found shape {ids.shape}")
+    if np.issubdtype(ids.dtype, np.integer):
+        if ids.dtype == np.uint64 and len(ids) and ids.max() > np.iinfo(np.int64).max:
+            raise DataError(f"the id {ids.max()} does not fit into 64 signed bits: use string ids")
+        ids = ids.astype(np.int64)
+        if len(ids) > 1 and not bool((ids[1:] > ids[:-1]).all()) and len(np.unique(ids)) < len(ids):
+            raise DataError("ids must be unique, found a repeated one")
+        return ids
+    ids = ids.astype(object)
+    wrong = next((key for key in ids.tolist() if type(key) is not str), "")
+    if wrong != "":
+        raise DataError(f"ids must be all ints or all strings, found {wrong!r} of type {type(wrong).__name__}")
+    if len(set(ids.tolist())) < len(ids):
+        raise DataError("ids must be unique, found a repeated one")
+    return ids
+
+
+def _as_array(raw: Sequence[Any]) -> np.ndarray:
+    """A flat sequence of ids as an array that keeps ints ints and strings strings."""
+    values = list(raw)
+    if values and all(type(value) is int and -(2**63) <= value < 2**63 for value in values):
+        return np.array(values, dtype=np.int64)
+    return _objects([value.item() if isinstance(value, np.generic) else value for value in values])
+
+
+def _objects(values: list[Any]) -> np.ndarray:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def _as_integers(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ids as int64 with a mask of those that are integers at all."""
+    if flat.dtype == np.uint64:
+        return flat.astype(np.int64), flat <= np.iinfo(np.int64).max
+    if np.issubdtype(flat.dtype, np.integer):
+        return flat.astype(np.int64), np.ones(len(flat), dtype=bool)
+    if np.issubdtype(flat.dtype, np.floating):
+        known = np.isfinite(flat) & (np.abs(flat) < 2**63)
+        known &= np.where(known, flat, 0.5) == np.floor(np.where(known, flat, 0))
+        return np.where(known, flat, 0).astype(np.int64), known
+    values = [value if _is_integer(value) else None for value in flat.tolist()]
+    known = np.array([value is not None for value in values], dtype=bool)
+    return np.array([0 if value is None else int(value) for value in values], dtype=np.int64), known
+
+
+def _is_integer(value: Any) -> bool:
+    whole = isinstance(value, (int, np.integer)) or (isinstance(value, float) and value.is_integer())
+    return whole and -(2**63) <= value < 2**63
+
+
+def _decode(blob: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    data, edges = blob.tobytes(), offsets.tolist()
+    return _objects([data[start:stop].decode() for start, stop in itertools.pairwise(edges)])
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as stream:
+            np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _read_array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is missing, damaged or truncated ({error}): build it again") from error
+
+
+def _read_blob(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        # An empty array cannot be memory-mapped.
+        offsets = np.load(folder / f"{name}.offsets.npy", allow_pickle=False)
+        empty = len(offsets) <= 1 or offsets[-1] == 0
+        blob = np.load(folder / f"{name}.blob.npy", mmap_mode=None if empty else "r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"the strings {name!r} in {folder} are missing, damaged or truncated ({error})") from error
+    if not len(offsets) or offsets[-1] != len(blob):
+        raise DataError(f"the strings {name!r} in {folder} are damaged: {len(blob):,} bytes for other offsets")
+    return blob, offsets
