@@ -1,0 +1,1 @@
+"""Exact full ranking, metrics, segments, comparison, reports."""

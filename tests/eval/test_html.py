@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recsys.eval.compare import compare
+from recsys.eval.evaluate import evaluate
+from recsys.eval.html import write_html
+
+VOID = {"meta", "br", "line", "circle", "polyline"}
+
+
+class Checker(HTMLParser):
+    """Every tag is closed in order; collects text and tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        assert not any(name.startswith("on") for name, _ in attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def read(path: Path) -> Checker:
+    checker = Checker()
+    checker.feed(path.read_text(encoding="utf-8"))
+    checker.close()
+    assert checker.open == []
+    return checker
+
+
+@pytest.fixture
+def page(random_case, scripted, tmp_path) -> Path:
+    model, part = random_case()
+    report = evaluate(model, part, k=(1, 10), progress=False, name="<script>alert(1)</script>")
+    other = evaluate(scripted(np.zeros((60, 30))), part, k=(1, 10), progress=False, name="Zero & Co")
+    curves = [{"epoch": epoch, "loss": 5 / (epoch + 1), "note": "text"} for epoch in range(5)]
+    curves += [{"epoch": 5, "ndcg@10": 0.1, "loss": float("nan")}, {"epoch": 6, "ndcg@10": 0.1}]
+    path = tmp_path / "report.html"
+    write_html(
+        path, "Run <7>", report, compare(report, other), curves, {"tied events": 0.125, "notes": ["a", "b"]},
+        {"Best": [{"title": "A & B", "score": 1.5}, {"title": "<i>C</i>"}], "Log": "one\n<two>", "Files": ["x"]},
+    )  # fmt: skip
+    return path
+
+
+def test_a_full_page_parses_and_stands_alone(page):
+    checker = read(page)
+    text = " ".join(checker.text)
+    for word in ("Run <7>", "Metrics", "Segments", "Compared", "Training", "Audit", "tied events", "A & B", "<two>"):
+        assert word in text
+    assert "ndcg" in text and "leave-last" in text and "Zero & Co" in text
+    assert {"script", "link", "img"}.isdisjoint(checker.tags)
+    assert "http" not in page.read_text(encoding="utf-8")
+
+
+def test_names_are_escaped(page):
+    source = page.read_text(encoding="utf-8")
+    assert "<script" not in source and "&lt;script&gt;" in source and "<i>" not in source
+
+
+def test_one_chart_per_number_that_was_logged(page):
+    checker = read(page)
+    assert checker.tags.count("svg") == 2
+    assert checker.tags.count("figcaption") == 2
+    assert "loss" in checker.text and "note" not in checker.text
+    assert "nan" not in page.read_text(encoding="utf-8")
+
+
+def test_a_page_with_next_to_nothing(tmp_path):
+    write_html(tmp_path / "empty.html", "Empty")
+    assert "Empty" in " ".join(read(tmp_path / "empty.html").text)
+    assert [file.name for file in tmp_path.iterdir()] == ["empty.html"]
