@@ -76,7 +76,7 @@ class Ranker(nn.Module):
         self.num_items = context.num_items
         self.vocabulary = context.vocabulary
         counts = np.zeros(context.num_items + 1) if context.training is None else context.training.item_counts()
-        self.popularity = torch.as_tensor(np.asarray(counts), dtype=torch.float32)
+        self.popularity = torch.from_numpy(np.array(counts, dtype=np.float32))
 
     def score(self, batch: Batch) -> Tensor:
         """(B, N) scores of all items, column j for item row j + 1. Histories in ``batch`` are not empty."""

@@ -19,6 +19,8 @@ from recsys.randomness import derive_seed
 from recsys.ranker import Ranker
 from recsys.seams import Augmentation, Auxiliary, Context, Encoded, Encoder, ItemTable, Objective, Step, Targets
 
+ENCODE_ROWS = 256  # histories encoded at a time when scoring
+
 
 class Recommender(Ranker):
     """Parts put together, checked against each other, trained by :func:`recsys.fit` and ranked like any other.
@@ -105,7 +107,7 @@ class Recommender(Ranker):
 
     def score(self, batch: Batch) -> Tensor:
         """(B, N) dot products of user states and item vectors."""
-        users = self.encode(self.targets.query(batch)).user.float()
+        users = self.vectors(batch)
         scores = torch.empty(len(batch), self.num_items, device=users.device)
         for first, vectors in self.items.blocks():
             torch.mm(users, vectors.float().T, out=scores[:, first - 1 : first - 1 + len(vectors)])
@@ -125,11 +127,17 @@ class Recommender(Ranker):
         return np.concatenate(blocks) if blocks else np.zeros((0, self.items.dim), np.float32)
 
     def vectors(self, batch: Batch) -> Tensor:
-        """(B, D) float32 user vectors of a batch, zero for an empty history."""
+        """(B, D) float32 user vectors of a batch, zero for an empty history.
+
+        Histories of similar length are encoded together, a few at a time: little padding, and memory that stays warm.
+        """
         vectors = torch.zeros(len(batch), self.items.dim, device=batch.ids.device)
-        known = (batch.lengths > 0).nonzero().squeeze(1)
-        if len(known):
-            vectors[known] = self.encode(self.targets.query(batch.select(known))).user.float()
+        order = batch.lengths.argsort()
+        known = order[batch.lengths[order] > 0]
+        for rows in known.split(ENCODE_ROWS) if len(known) else ():
+            part = batch.select(rows)
+            part = part.trim(int(part.lengths.max()))
+            vectors[rows] = self.encode(self.targets.query(part)).user.float()
         return vectors
 
     @torch.inference_mode()

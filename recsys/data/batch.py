@@ -125,6 +125,12 @@ class Batch:
 
         return Batch(**{name: pick(getattr(self, name)) for name in _FIELDS})
 
+    def trim(self, width: int) -> Batch:
+        """The batch padded to ``width`` only, which no history may exceed."""
+        names = ("ids", "targets", "weights", "times")
+        cut = {name: getattr(self, name)[:, :width] for name in names if getattr(self, name) is not None}
+        return self.replace(**cut)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with every tensor on ``device``."""
 
