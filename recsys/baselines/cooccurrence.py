@@ -1,0 +1,67 @@
+"""Who interacted with what, as a sparse matrix, and which items share users, block by block.
+
+Legend: U users, N items (column j for item row j + 1), B histories, T real tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from recsys.data.batch import Batch
+from recsys.data.split import Training
+
+PAIRS = 2**25  # multiplications (and at most as many numbers held) per block of co-occurrences
+UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"))
+
+
+def interactions(training: Training) -> Any:
+    """(U, N) CSR float32 matrix: 1 where the user has the item in training, however often."""
+    owner, items, _ = training.events(slice(None))
+    shape = (training.num_users, training.num_items)
+    matrix = sparse.csr_matrix((np.ones(len(items), np.float32), (owner, items.astype(np.int64) - 1)), shape=shape)
+    matrix.sum_duplicates()
+    matrix.data[:] = 1.0
+    return matrix
+
+
+def cooccurrence(matrix: Any) -> Iterator[tuple[slice, Any]]:
+    """Blocks of consecutive rows of the (N, N) matrix of shared users, as (rows, CSR block), each bounded in size."""
+    columns = matrix.T.tocsr()
+    cost = columns @ np.diff(matrix.indptr).astype(np.float64)  # multiplications per item
+    ends = np.cumsum(cost)
+    first = 0
+    while first < matrix.shape[1]:
+        done = ends[first - 1] if first else 0.0
+        last = max(first + 1, int(np.searchsorted(ends, done + PAIRS, side="right")))
+        yield slice(first, last), columns[first:last] @ matrix
+        first = last
+
+
+def distinct(batch: Batch, num_items: int, decay: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Each history as a set: (history, item row, weight), weight ``decay ** age`` of the item's newest occurrence."""
+    owner = batch.flat // batch.ids.shape[1]
+    keys, place = torch.unique(owner * (num_items + 1) + batch.flat_ids, return_inverse=True)
+    weights = torch.zeros(len(keys), device=batch.ids.device)
+    weights.scatter_reduce_(0, place, decay ** batch.ages.float(), "amax")
+    return keys // (num_items + 1), keys % (num_items + 1), weights
+
+
+def require_memory(needed: float, what: str, instead: str) -> None:
+    """Raise MemoryError, before anything is allocated, if ``needed`` bytes are not free."""
+    free = psutil.virtual_memory().available
+    if needed > 0.9 * free:
+        raise MemoryError(f"{what} needs {_size(needed)} of memory, {_size(free)} are free: {instead}")
+
+
+def _size(count: float) -> str:
+    for unit, name in UNITS:
+        if count >= unit:
+            return f"{count / unit:,.1f} {name}"
+    return f"{count:,.0f} bytes"
