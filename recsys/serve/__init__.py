@@ -1,0 +1,1 @@
+"""Bundles: one folder that serves."""
