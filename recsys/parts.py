@@ -34,6 +34,19 @@ def describe(part: Any) -> dict[str, Any]:
     return {"class": f"{cls.__module__}:{cls.__qualname__}", "arguments": arguments}
 
 
+def title(part: Any) -> str:
+    """The class of a part and those plain arguments that are not its defaults, to tell two of a kind apart.
+
+    >>> from recsys.data.negatives import UniformNegatives
+    >>> title(UniformNegatives(count=64))
+    'UniformNegatives(count=64)'
+    """
+    defaults = {name: entry.default for name, entry in inspect.signature(type(part)).parameters.items()}
+    given = {name: getattr(part, name, default) for name, default in defaults.items()}
+    told = [f"{name}={given[name]!r}" for name in given if isinstance(given[name], _PLAIN) and given[name] != defaults[name]]
+    return type(part).__name__ + (f"({', '.join(told)})" if told else "")
+
+
 def build(description: dict[str, Any], trust: Sequence[str] = ()) -> Any:
     """The part that :func:`describe` described, freshly constructed.
 

@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from recsys.data.vocabulary import Vocabulary
     from recsys.ranker import Ranker
 
+CUTS = (1, 5, 10, 20)
+
 
 def evaluate(
     model: Ranker,
     part: HeldOut,
-    k: int | Sequence[int] = (1, 5, 10, 20),
+    k: int | Sequence[int] | None = None,
     metrics: Iterable[str | Metric | Aggregate] | None = None,
     exclude: Literal["history", "none"] = "history",
     memory: str | int = "512MB",
@@ -53,7 +55,7 @@ def evaluate(
     Args:
         model: anything with ``score_safely(batch) -> (b, N)``, column j for item row j + 1.
         part: ``split.valid`` or ``split.test``.
-        k: cut-offs; none above the number of items. A user with fewer candidates than k has a shorter list, which
+        k: cut-offs, none above the number of items (default: 1, 5, 10 and 20, as far as the catalogue goes). A user with fewer candidates than k has a shorter list, which
             precision still divides by k; the report counts these users.
         metrics: names ("ndcg", or "ndcg@10" with its own cut-off), or objects of your own; None for all.
         exclude: "history" takes what the user had out of the candidates, "none" leaves everything in. A target that
@@ -74,7 +76,7 @@ def evaluate(
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must lie in 0..world_size-1; found rank={rank} with world_size={world_size}")
     num_items = _num_items(model, part)
-    choice = choose(metrics, k, num_items)
+    choice = choose(metrics, [cut for cut in CUTS if cut <= num_items] if k is None else k, num_items)
     own = {title: _labels(title, labels, len(part)) for title, labels in (segments or {}).items()}
     share = np.arange(rank, len(part), world_size)
     plan = Plan.fit(memory, num_items, _longest_history(model, part, share), _device(model))
