@@ -1,0 +1,1 @@
+"""Training: fit, checkpoints, resume. The only package that imports lightning."""

@@ -1,0 +1,248 @@
+"""``fit``: train any recommender on a split, and keep the run in a folder from which it resumes exactly."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from recsys.data.batches import TrainBatches
+from recsys.parts import describe
+from recsys.ranker import Ranker
+from recsys.seams import Context
+from recsys.train.checkpoint import random_state, restore_random_state
+from recsys.train.engine import start
+from recsys.train.folder import RunFolder, data_facts, machine_facts
+from recsys.train.loop import Loop
+from recsys.train.settings import Settings, Stage
+from recsys.train.validation import Validation
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+    from recsys.data.split import Split
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A finished run. ``model`` is the one given to :func:`fit`, with the best weights in it."""
+
+    model: Ranker
+    folder: Path | None
+    history: list[dict[str, Any]]  # one record per epoch, as in metrics.jsonl
+    best: dict[str, Any]  # metric, value, epoch (from 1) and stage of the weights kept; empty if nothing was trained
+
+
+def fit(
+    model: Ranker,
+    split: Split,
+    *,
+    epochs: int = 100,
+    batch_size: int = 128,
+    tokens: int | None = None,
+    learning_rate: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.98),
+    weight_decay: float = 0.0,
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+    warmup_steps: int = 0,
+    clip_norm: float | None = None,
+    accumulate: int = 1,
+    precision: str = "auto",
+    compile: bool = False,
+    order: str = "random",
+    windows: str = "last",
+    stride: int | None = None,
+    workers: int = 0,
+    patience: int = 10,
+    metric: str = "ndcg@10",
+    validate_every: int = 1,
+    exclude: str = "history",
+    valid_users: int | None = None,
+    seed: int = 0,
+    resume: str | bool = "auto",
+    checkpoint_every: int | None = None,
+    checkpoint_seconds: float = 60.0,
+    devices: int | str | Sequence[int] = 1,
+    accelerator: str = "auto",
+    strategy: Any = "auto",
+    num_nodes: int = 1,
+    loggers: Sequence[Any] = (),
+    progress: bool = True,
+    stages: Sequence[Stage] | None = None,
+    folder: str | Path | None = None,
+    name: str = "",
+    recipe: Path | None = None,
+    arguments: dict[str, Any] | None = None,
+) -> Fitted:
+    """Train ``model`` on ``split.train``, choose its best epoch on ``split.valid``; the model is changed in place.
+
+    A model that is counted rather than trained (it has ``learn``) is learned in one go and gets the same run folder.
+
+    Args:
+        epochs: most epochs; ``patience`` validations without a better ``metric`` end training sooner. More epochs
+            may be asked for when a run is resumed.
+        batch_size: training rows per batch, over all devices.
+        tokens: instead of ``batch_size``, the most inputs per batch, over all devices.
+        weight_decay: decoupled from the gradient (AdamW); 0 is plain Adam.
+        optimizer: parameters -> torch optimizer, instead of Adam; it sets its own learning rate.
+        warmup_steps: updates over which the learning rate rises linearly to its value.
+        clip_norm: longest gradient (norm over all parameters) that is applied as it is.
+        accumulate: batches per update; losses are weighted as if they were one batch.
+        precision: "auto" (bf16-mixed on a GPU that has it, else 32-true), "32-true", "bf16-mixed", "16-mixed".
+            Validation is always in float32.
+        compile: compile the encoder with torch; where that fails training goes on without, and says so.
+        order, windows, stride, workers: see :class:`recsys.data.batches.TrainBatches`.
+        metric: one per-user metric with its cut-off; the larger the better.
+        validate_every: epochs between validations; 0 never validates and keeps the last weights.
+        exclude: "history" or "none", as in :func:`recsys.evaluate`.
+        valid_users: validate on this many users, drawn once by ``seed``; None for all.
+        resume: "auto" goes on if ``folder`` holds an unfinished run of exactly this kind, True insists on it, False
+            replaces what is there. A resumed run ends with the numbers of one that never stopped.
+        checkpoint_every: updates between checkpoints, besides one every ``checkpoint_seconds`` and two per epoch.
+        devices, accelerator, strategy, num_nodes, loggers: passed to Lightning's Fabric; one copy of the model per
+            device ("ddp"). The folder must be visible to all of them.
+        stages: phases of training instead of ``epochs``; the best weights of all of them are kept, unless a stage
+            selects by another metric.
+        folder: the run folder; None keeps nothing on disk.
+        name, recipe, arguments: what the run folder remembers of where the run came from.
+
+    Raises:
+        ValueError, TypeError: a knob makes no sense, a GPU is asked for where there is none, or ``folder`` holds
+            another run.
+        FloatingPointError: a loss became NaN or infinite; the last good checkpoint stays.
+        KeyboardInterrupt: after Ctrl-C, once a checkpoint and the best weights are written (and loaded into ``model``).
+    """
+    given = dict(locals())
+    settings = Settings(**{entry.name: given[entry.name] for entry in fields(Settings)})
+    run = _Request(model, split, settings, None if folder is None else RunFolder(folder), name, recipe, arguments or {})
+    before = random_state()
+    try:
+        return _learn(run) if hasattr(model, "learn") else _train(run)
+    finally:
+        restore_random_state(before)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What fit was asked for."""
+
+    model: Any
+    split: Split
+    settings: Settings
+    folder: RunFolder | None
+    name: str
+    recipe: Path | None
+    arguments: dict[str, Any]
+
+    @property
+    def path(self) -> Path | None:
+        return None if self.folder is None else self.folder.path
+
+    def context(self) -> Context:
+        split = self.split
+        return Context(split.num_items, split.items, split.train, split.item_text, self.settings.seed)
+
+    def identity(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Everything that decides the numbers, as it looks after a round through JSON."""
+        if self.folder is None:
+            return {}
+        whole = {"model": describe(self.model), "data": data_facts(self.split), **facts}
+        return dict(json.loads(json.dumps(whole, default=str)))
+
+    def begin(self, identity: dict[str, Any], device: torch.device, processes: int, resumed: bool) -> None:
+        """Prepare the run folder, on the one process that writes."""
+        if self.folder is None:
+            return
+        manifest = machine_facts(self.split, self.settings.seed, device, processes)
+        if resumed:
+            self.folder.resumed(manifest)
+            return
+        config = {
+            "name": self.name or type(self.model).__name__,
+            "model": identity["model"],
+            "num_items": self.split.num_items,
+            "settings": self.settings.describe(),
+            "arguments": self.arguments,
+            "identity": identity,
+        }
+        self.folder.begin(manifest, config, self.split, self.recipe)
+
+
+def _train(run: _Request) -> Fitted:
+    fabric = start(run.settings)
+    identity = run.identity(
+        {
+            "settings": run.settings.identity(),
+            "precision": str(fabric.strategy.precision.precision),
+            "processes": fabric.world_size,
+        }
+    )
+    resumed = None if run.folder is None else run.folder.resumable(identity, run.settings.resume)
+    run.model.bind(run.context())
+    batches = _batches(run, fabric)
+    validation = Validation(run.split, run.settings, fabric.global_rank, fabric.world_size)
+    fabric.barrier()  # all have read the folder before one changes it
+    if fabric.is_global_zero:
+        run.begin(identity, fabric.device, fabric.world_size, resumed is not None)
+    fabric.barrier()
+    loop = Loop(run.model, batches, validation, run.settings, fabric, run.folder, resumed, identity)
+    loop.run()
+    return Fitted(run.model, run.path, loop.state.history, loop.state.best or {})
+
+
+def _batches(run: _Request, fabric: Fabric) -> TrainBatches:
+    settings, model = run.settings, run.model
+    return TrainBatches(
+        run.split.train,
+        scheme=getattr(getattr(model, "targets", None), "scheme", "windows"),
+        max_length=model.max_length,
+        batch_size=settings.batch_size if settings.tokens is None else None,
+        tokens=settings.tokens,
+        order=settings.order,
+        windows=settings.windows,
+        stride=settings.stride,
+        seed=settings.seed,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        workers=settings.workers,
+        needs=getattr(model, "train_needs", model.needs),
+        pin=fabric.device.type == "cuda",
+    )
+
+
+def _learn(run: _Request) -> Fitted:
+    """Learn a model that is counted in one go, and validate it once."""
+    settings, metric = run.settings, run.settings.metric
+    identity = run.identity({"settings": {name: getattr(settings, name) for name in ("seed", "metric", "exclude")}})
+    if run.folder is not None:
+        run.folder.resumable(identity, False if settings.resume is False else "auto")
+    began = time.monotonic()
+    run.model.learn(run.context())
+    record: dict[str, Any] = {"epoch": 1, "stage": 0, "seconds": round(time.monotonic() - began, 3)}
+    validation = Validation(run.split, settings)
+    best: dict[str, Any] = {"metric": metric, "value": None, "epoch": 1, "stage": 0}
+    if validation.enabled:
+        best["value"] = record[metric] = validation(run.model, metric)
+    if run.folder is not None and _leads():
+        run.begin(identity, torch.device("cpu"), 1, resumed=False)
+        run.folder.write_weights(run.model.tensors())
+        run.folder.write_metrics([record])
+    if settings.progress and _leads():
+        text = f"{run.name or type(run.model).__name__}: learned in {record['seconds']:.1f} s"
+        text += f"  {metric} {record[metric]:.4f}" if metric in record else ""
+        print(text, file=sys.stderr, flush=True)
+    return Fitted(run.model, run.path, [record], best)
+
+
+def _leads() -> bool:
+    from torch import distributed
+
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0

@@ -1,0 +1,209 @@
+"""The folder of a run: what was asked for, on which data and machine, what came out, and where to go on.
+
+``manifest.json`` (data, versions, device, seed, commit), ``config.json`` (model, knobs, recipe arguments),
+``recipe.py``, ``vocabulary/``, ``metrics.jsonl`` (one line per epoch), ``model.safetensors`` (the best weights so far),
+``checkpoints/``, and later ``per_user.parquet`` and ``report.html``.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.errors import DataError, DataWarning
+from recsys.folders import refuse_foreign
+from recsys.train.checkpoint import (
+    Checkpoint,
+    differences,
+    read_checkpoint,
+    read_tensors,
+    write_checkpoint,
+    write_tensors,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from recsys.data.split import Split
+
+KIND = "recsys.run"
+FORMAT = 1
+MANIFEST, CONFIG, METRICS, WEIGHTS = "manifest.json", "config.json", "metrics.jsonl", "model.safetensors"
+RESULTS = (METRICS, WEIGHTS, "per_user.parquet", "report.html")
+
+
+class RunFolder:
+    """Reads and writes one run folder. Everything in it is replaced whole or not at all."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def resumable(self, identity: dict[str, Any], resume: str | bool) -> Checkpoint | None:
+        """The checkpoint to go on from, None to start at the beginning.
+
+        Args:
+            identity: what decides the numbers of the run now asked for.
+            resume: "auto" goes on if there is a checkpoint, True insists on one, False starts over.
+
+        Raises:
+            FileExistsError: the folder holds something else than a run.
+            ValueError: it holds another run (the message lists the differences), or there is nothing to resume.
+            DataError: the checkpoint is damaged or of another format.
+        """
+        refuse_foreign(self.path, KIND)
+        if resume is False:
+            return None
+        found = read_checkpoint(self.path / "checkpoints")
+        before = found.state["identity"] if found else self._identity()
+        if before is not None and before != identity:
+            lines = list(differences(before, identity))
+            shown = "\n  ".join(lines[:12] + ([f"... and {len(lines) - 12} more"] if len(lines) > 12 else []))
+            raise ValueError(
+                f"{self.path} holds another run; it differs in\n  {shown}\n"
+                "Use another folder, or pass resume=False to replace what is there."
+            )
+        if resume is True and found is None:
+            raise ValueError(f'{self.path} has no checkpoint to resume from: resume="auto" starts at the beginning')
+        return found
+
+    def begin(self, manifest: dict[str, Any], config: dict[str, Any], split: Split, recipe: Path | None) -> None:
+        """Make the folder of a run that starts at the beginning, without any results of an earlier one."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / MANIFEST, _json({"kind": KIND, "format": FORMAT, **manifest}))
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        for name in RESULTS:
+            (self.path / name).unlink(missing_ok=True)
+        write_text(self.path / CONFIG, _json({"format": FORMAT, **config}))
+        split.items.save(self.path / "vocabulary", "items")
+        if recipe is not None:
+            write_text(self.path / "recipe.py", Path(recipe).read_text(encoding="utf-8"))
+
+    def resumed(self, manifest: dict[str, Any]) -> None:
+        """Note in the manifest that the run goes on, and warn if it does so with other library versions."""
+        before = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+        changed = list(differences(before["versions"], manifest["versions"]))
+        if changed:
+            note = "resumed with other versions, so the numbers may differ in the last digits: " + "; ".join(changed)
+            warnings.warn(note, DataWarning, stacklevel=2)
+        again = {name: manifest[name] for name in ("started", "versions", "machine")}
+        write_text(self.path / MANIFEST, _json({**before, "resumed": [*before.get("resumed", []), again]}))
+
+    def checkpoint(self, name: str, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint and make it the one to resume from."""
+        try:
+            write_checkpoint(self.path / "checkpoints", name, checkpoint)
+        except OSError as error:
+            error.add_note(f"the checkpoint before this one in {self.path} is intact: make room and resume")
+            raise
+
+    def write_metrics(self, history: list[dict[str, Any]]) -> None:
+        """One JSON line per finished epoch."""
+        write_text(self.path / METRICS, "".join(json.dumps(record) + "\n" for record in history))
+
+    def write_weights(self, tensors: dict[str, Tensor]) -> None:
+        """The weights that :func:`recsys.load_run` gives back."""
+        write_tensors(self.path / WEIGHTS, tensors)
+
+    def read_weights(self) -> dict[str, Tensor]:
+        """What :meth:`write_weights` wrote."""
+        if not (self.path / WEIGHTS).is_file():
+            raise DataError(f"{self.path} has no {WEIGHTS}: the run stopped before its first epoch was over; resume it")
+        return read_tensors(self.path / WEIGHTS)
+
+    def config(self) -> dict[str, Any]:
+        """``config.json`` of a run that this version can read.
+
+        Raises:
+            DataError: it is missing, damaged or of another format.
+        """
+        try:
+            kind = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))["kind"]
+            config = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
+            form = config["format"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{self.path} is not a run folder, or it is damaged ({error!r})") from error
+        if kind != KIND:
+            raise DataError(f"{self.path} is a folder of kind {kind!r}, and a run ({KIND!r}) was expected")
+        if form != FORMAT:
+            raise DataError(f"{self.path} has run format {form!r}, and this version of recsys reads format {FORMAT}")
+        return dict(config)
+
+    def _identity(self) -> dict[str, Any] | None:
+        if not (self.path / CONFIG).is_file():
+            return None
+        identity: dict[str, Any] = self.config()["identity"]
+        return identity
+
+
+def machine_facts(split: Split, seed: int, device: torch.device, processes: int) -> dict[str, Any]:
+    """What ``manifest.json`` keeps about data, versions, machine and time."""
+    import recsys
+
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "data": data_facts(split),
+        "versions": {
+            "recsys": recsys.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": {
+            "platform": platform.platform(),
+            "device": gpu or device.type,
+            "processes": processes,
+            "threads": torch.get_num_threads(),
+        },
+        "seed": seed,
+        "commit": commit(),
+        "command": sys.argv,
+    }
+
+
+def data_facts(split: Split) -> dict[str, Any]:
+    """Name, hash, sizes and protocol of the data."""
+    return {
+        "name": split.name,
+        "hash": split.data_hash or _fingerprint(split),
+        "users": split.num_users,
+        "items": split.num_items,
+        "protocol": json.loads(json.dumps(split.protocol, default=str)),
+    }
+
+
+def commit() -> str | None:
+    """The git commit of the working folder ("+" behind it if files are changed), None outside a repository."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    answer = subprocess.run(("git", *arguments), capture_output=True, text=True, timeout=10, check=True)
+    return answer.stdout.strip()
+
+
+def _fingerprint(split: Split) -> str:
+    import hashlib
+
+    digest = hashlib.blake2b(digest_size=16)
+    for array in (split.prepared.items, split.prepared.offsets, split.train_stop, split.valid_stop):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"

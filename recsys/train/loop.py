@@ -1,0 +1,296 @@
+"""The training loop: stages of epochs, validation, best weights, checkpoints. Where it stands is a :class:`State`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.data.batch import Batch
+from recsys.data.batches import TrainBatches
+from recsys.progress import Progress
+from recsys.train.checkpoint import Checkpoint, pack, random_state, restore_random_state, unpack
+from recsys.train.folder import RunFolder
+from recsys.train.interrupt import Interrupt
+from recsys.train.settings import Settings, Stage
+from recsys.train.state import State
+from recsys.train.update import Update, Updater
+from recsys.train.validation import Validation
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+class Loop:
+    """Trains a bound model; ``state`` tells what happened.
+
+    Args:
+        resumed: the checkpoint to go on from.
+        identity: stored in every checkpoint, so that another run does not resume from it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        batches: TrainBatches,
+        validation: Validation,
+        settings: Settings,
+        fabric: Fabric,
+        folder: RunFolder | None = None,
+        resumed: Checkpoint | None = None,
+        identity: dict[str, Any] | None = None,
+    ) -> None:
+        self.model, self.batches, self.validation = model, batches, validation
+        self.settings, self.fabric, self.folder = settings, fabric, folder
+        self.identity = identity or {}
+        self.state = State()
+        self.updater: Updater | None = None
+        self._resumed = resumed
+        self._best: dict[str, Tensor] | None = None  # only without a folder
+        self._updating = self._finished = False
+        self._saved = time.monotonic()
+        self._saved_step = 0
+        if resumed is not None:
+            self.state = State(**resumed.state["loop"])
+            self._saved_step = self.state.step
+            model.load_tensors(resumed.tensors["model"])
+
+    def run(self) -> None:
+        """Train to the end, and leave the best weights in the model.
+
+        Raises:
+            KeyboardInterrupt: after a checkpoint was written.
+            FloatingPointError: a loss or a weight is not finite; the last checkpoint is the one of before.
+        """
+        with Interrupt() as self.interrupt:
+            try:
+                while not self._finished:
+                    self._run_stage(self.settings.plan[self.state.stage])
+            except KeyboardInterrupt:
+                self._stop()
+                raise
+        if self.folder is not None and self._leads:
+            self.folder.write_metrics(self.state.history)
+        if self.state.best is None:
+            self._keep_weights()
+        self._restore_best()
+
+    def _run_stage(self, stage: Stage) -> None:
+        state = self.state
+        fresh = state.fresh
+        if fresh and state.stage:
+            self._start_stage(stage, self.settings.plan[state.stage - 1])
+        if not self._over(stage):
+            self.updater = None  # the hooks of an earlier wrapper go with it
+            self.updater = Updater(self.model, self.fabric, self.settings, stage, self._spare)
+            if not fresh:
+                self._restore_optimizer()
+            self._resumed = None
+        while not self._over(stage):
+            if state.phase == "train":
+                self._train_epoch(stage)
+            self._end_epoch(stage)
+        if state.stage + 1 == len(self.settings.plan):
+            self._finished = True
+        else:
+            state.stage, state.stage_epoch, state.stale = state.stage + 1, 0, 0
+
+    def _start_stage(self, stage: Stage, previous: Stage) -> None:
+        """The weights a later stage starts from; all of it happens again, to the same effect, when it is resumed."""
+        if stage.start == "best" and self.state.best is not None:
+            self._restore_best()
+        if (stage.select or self.settings.metric) != (previous.select or self.settings.metric):
+            self.state.best = None
+
+    def _over(self, stage: Stage) -> bool:
+        patience = stage.patience or self.settings.patience
+        done = self.state.stage_epoch >= stage.epochs or self.state.stale >= patience
+        return self.state.phase == "train" and done
+
+    def _train_epoch(self, stage: Stage) -> None:
+        state, size = self.state, self.settings.accumulate
+        _call_on_epoch(self.model, state.epoch)
+        self.model.train()
+        updates = -(-(self.batches.num_batches(state.epoch) - state.consumed) // size)
+        label = f"epoch {state.epoch + 1}/{self._epochs(stage)}"
+        with Progress(updates, label, "updates", enabled=self._talks) as bar:
+            clock = time.monotonic()
+            for batches in _groups(self.batches.epoch(state.epoch, start=state.consumed), size):
+                waited = time.monotonic() - clock
+                self._save_if_due()
+                clock = time.monotonic()
+                update = self._update(batches)
+                state.seconds += waited + time.monotonic() - clock
+                clock = time.monotonic()
+                bar.advance(1, **state.shown(update.terms))
+        state.phase = "validate"
+
+    def _update(self, batches: list[Batch]) -> Update:
+        assert self.updater is not None
+        state = self.state
+        steps, weight = self.updater.prepare(batches, state.epoch, state.step)
+        weight, stop = self._agree(weight, self.interrupt.requested)
+        if stop:
+            raise KeyboardInterrupt
+        self._updating = True
+        try:
+            update = self.updater(steps, weight)
+        except FloatingPointError as error:
+            raise self._not_finite(f"{error}; {state.loss_so_far()}") from None
+        state.add(update.terms, update.weight, len(batches))
+        self._updating = False
+        return update
+
+    def _end_epoch(self, stage: Stage) -> None:
+        """Validate, keep the weights if they are the best, write the record of the epoch and a checkpoint."""
+        state, metric = self.state, stage.select or self.settings.metric
+        self._save()
+        last = state.stage_epoch + 1 >= stage.epochs
+        due = self.validation.enabled and (last or (state.stage_epoch + 1) % self.settings.validate_every == 0)
+        began = time.monotonic()
+        self.interrupt.immediate = self.fabric.world_size == 1
+        value = self.validation(self.model, metric) if due else None
+        self.interrupt.immediate = False
+        assert self.updater is not None
+        record = state.record(metric, value, self.updater.learning_rate, time.monotonic() - began)
+        if state.improves(value) or not self.validation.enabled:
+            state.best = {"metric": metric, "value": value, "epoch": state.epoch + 1, "stage": state.stage}
+            self._keep_weights()
+            state.stale = 0
+        elif due:
+            state.stale += 1
+        state.end_epoch(record)
+        if self._leads and self.folder is not None:
+            self.folder.write_metrics(state.history)
+        self._save()
+        self._tell(stage, record)
+
+    def _spare(self) -> Batch:
+        training = self.batches.training
+        user = np.flatnonzero(training.lengths > 1)[:1]
+        return training.gather(user, 2, needs=self.batches.needs)
+
+    def _agree(self, weight: float, stop: bool) -> tuple[float, bool]:
+        """Sum of target weights over the processes, and whether any of them is asked to stop."""
+        if self.fabric.world_size == 1:
+            return weight, stop
+        both = torch.tensor([weight, float(stop)], dtype=torch.float64, device=self.fabric.device)
+        total, asked = self.fabric.all_reduce(both, reduce_op="sum")
+        return float(total), bool(asked > 0)
+
+    # Weights and checkpoints.
+
+    def _keep_weights(self) -> None:
+        """The weights as they are become those of the run."""
+        self._check_finite()
+        if self.folder is None:
+            self._best = {name: value.clone() for name, value in self.model.tensors().items()}
+        elif self._leads:
+            self.folder.write_weights(self.model.tensors())
+
+    def _restore_best(self) -> None:
+        self.fabric.barrier()
+        kept = self._best if self.folder is None else self.folder.read_weights()
+        assert kept is not None
+        self.model.load_tensors(kept)
+        self.model.to(self.fabric.device)
+
+    def _save_if_due(self) -> None:
+        every = self.settings.checkpoint_every
+        by_steps = every is not None and self.state.step - self._saved_step >= every
+        if by_steps or time.monotonic() - self._saved >= self.settings.checkpoint_seconds:
+            self._save()
+
+    def _save(self) -> None:
+        self._check_finite()
+        if self.folder is None or not self._leads or self.updater is None:
+            return
+        tensors: dict[str, dict[str, Tensor]] = {"model": self.model.tensors(), "optimizer": {}, "random": {}}
+        state = {
+            "identity": self.identity,
+            "loop": asdict(self.state),
+            "optimizer": pack(self.updater.raw_optimizer.state_dict(), "optimizer", tensors["optimizer"]),
+            "precision": pack(self.fabric.strategy.precision.state_dict(), "precision", tensors["optimizer"]),
+            "random": pack(random_state(), "random", tensors["random"]),
+        }
+        self.folder.checkpoint(f"step-{self.state.step:08d}", Checkpoint(state, tensors))
+        self._saved, self._saved_step = time.monotonic(), self.state.step
+
+    def _restore_optimizer(self) -> None:
+        """Optimizer, loss scaler and global generators as the checkpoint has them."""
+        assert self._resumed is not None and self.updater is not None
+        state, tensors = self._resumed.state, self._resumed.tensors
+        self.updater.raw_optimizer.load_state_dict(unpack(state["optimizer"], tensors["optimizer"]))
+        self.fabric.strategy.precision.load_state_dict(unpack(state["precision"], tensors["optimizer"]))
+        restore_random_state(unpack(state["random"], tensors["random"]))
+
+    def _check_finite(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            if not bool(torch.isfinite(parameter.detach()).all()):
+                raise self._not_finite(f"the weights {name} are not finite, though the loss was")
+
+    def _not_finite(self, what: str) -> FloatingPointError:
+        state = self.state
+        where = f"epoch {state.epoch + 1}, update {state.step + 1}"
+        kept = "nothing is on disk" if self.folder is None else f"the last good checkpoint is in {self.folder.path}"
+        return FloatingPointError(
+            f"{where}: {what}. Training stopped, {kept}. Try a lower learning_rate, clip_norm=1.0 or warmup_steps, "
+            'precision="32-true" if it was lower, and look at these rows for extreme weights'
+        )
+
+    def _stop(self) -> None:
+        """After Ctrl-C: save what is whole, and say how to go on."""
+        if self._updating:  # a second Ctrl-C: the weights are half updated, the checkpoint of before counts
+            return
+        self._save()
+        if self.state.best is None:
+            self._keep_weights()
+        self._restore_best()
+        if self._leads:
+            path = None if self.folder is None else self.folder.path
+            how = "nothing is on disk (folder=None)" if path is None else f"fit again with folder={path} to resume"
+            print(f"stopped in epoch {self.state.epoch + 1}: {how}", file=sys.stderr, flush=True)
+
+    # What the user sees.
+
+    @property
+    def _leads(self) -> bool:
+        return self.fabric.is_global_zero
+
+    @property
+    def _talks(self) -> bool:
+        return self._leads and self.settings.progress
+
+    def _epochs(self, stage: Stage) -> int:
+        """Epochs of the run at most."""
+        later = self.settings.plan[self.state.stage + 1 :]
+        return self.state.epoch - self.state.stage_epoch + stage.epochs + sum(after.epochs for after in later)
+
+    def _tell(self, stage: Stage, record: dict[str, Any]) -> None:
+        if self.settings.loggers:
+            flat = {**record, **{f"loss/{name}": value for name, value in record["terms"].items()}}
+            del flat["terms"]
+            self.fabric.log_dict(flat, step=record["epoch"])
+        if self._talks:
+            print(self.state.line(self._epochs(stage)), file=sys.stderr, flush=True)
+
+
+def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    while group := list(islice(batches, size)):
+        yield group
+
+
+def _call_on_epoch(model: Any, epoch: int) -> None:
+    """Call ``on_epoch(epoch)`` of every part that has it, also of those that are no modules."""
+    parts = [*model.modules(), getattr(model, "targets", None), *getattr(model, "augmentations", ())]
+    for part in {id(part): part for part in parts}.values():
+        hook = getattr(part, "on_epoch", None)
+        if hook is not None:
+            hook(epoch)

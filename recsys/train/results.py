@@ -1,0 +1,63 @@
+"""What follows training: the final report, the baselines beside it, the paired comparison, one page of all of it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from recsys.eval.compare import Comparison, compare
+from recsys.eval.evaluate import evaluate
+from recsys.eval.html import write_html
+from recsys.eval.report import Report, align, number
+from recsys.parts import title
+from recsys.train.fit import Fitted, fit
+
+if TYPE_CHECKING:
+    from recsys.train.run import Run
+
+
+@dataclass(frozen=True)
+class Results:
+    """The test report of a run's model first, then those of its baselines, and how they differ."""
+
+    reports: tuple[Report, ...]
+    comparison: Comparison | None
+
+    def __str__(self) -> str:
+        first = self.reports[0]
+        if self.comparison is None:
+            return str(first)
+        names = first.primary()
+        rows = [["", *(f"{name} [95%]" for name in names), f"p ({self.comparison.overall[0].metric}, Holm)"]]
+        for report in self.reports:
+            cells = [f"{number(report.mean(name))} [{', '.join(map(number, report.interval(name)))}]" for name in names]
+            found = [row.p_holm for row in self.comparison.overall if row.other == report.name]
+            rows.append([report.name, *cells, f"{found[0]:.4f}" if found else ""])
+        lines = [first.header(), "", align(rows), "", f"paired differences from {first.name}:"]
+        return "\n".join([*lines, align(self.comparison.table())])
+
+
+def finish(run: Run, fitted: Fitted) -> Results:
+    """Rank the test part with a fitted run's model and with its baselines, compare, and write what was found.
+
+    The run folder, if there is one, gets ``per_user.parquet``, ``report.json`` and ``report.html``. The baselines are
+    fitted on training events only, like the model; none is chosen by its test result.
+    """
+    name = run.name or type(getattr(run.model, "encoder", run.model)).__name__
+    reports = [evaluate(fitted.model, run.split.test, name=name, users=run.split.users, **run.evaluate)]
+    if fitted.folder is not None:
+        reports[0].save(fitted.folder)
+    for baseline in run.baselines:
+        began = time.monotonic()
+        fit(baseline, run.split, exclude=run.settings.get("exclude", "history"), seed=run.settings.get("seed", 0),
+            validate_every=0, progress=False)  # fmt: skip
+        reports.append(evaluate(baseline, run.split.test, name=title(baseline), users=run.split.users, **run.evaluate))
+        print(f"{reports[-1].name}: fitted and ranked in {time.monotonic() - began:.1f} s", file=sys.stderr)
+    metric = run.settings.get("metric", "ndcg@10")
+    comparison = compare(*reports, metrics=metric) if len(reports) > 1 else None
+    if fitted.folder is not None:
+        audit = None if run.split.audit is None else str(run.split.audit)
+        write_html(fitted.folder / "report.html", name, reports[0], comparison, fitted.history, audit)
+    return Results(tuple(reports), comparison)

@@ -1,0 +1,102 @@
+"""``Run``: what a recipe returns, a model and how to train it; ``load_run``: the model of a run folder."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recsys.parts import build
+from recsys.ranker import Ranker
+from recsys.seams import Context
+from recsys.train.fit import Fitted, fit
+from recsys.train.folder import RunFolder
+from recsys.train.settings import Stage, closest
+
+if TYPE_CHECKING:
+    from recsys.data.split import Split
+
+
+@dataclass
+class Run:
+    """A model, the data it is trained on and the knobs of :func:`recsys.fit`: what a recipe returns.
+
+    Args:
+        settings: arguments for :func:`recsys.fit` by name.
+        baselines: recommenders to fit on the same split and compare with.
+        evaluate: arguments for :func:`recsys.evaluate` on the test part, by name.
+        stages: phases of training, instead of ``settings["epochs"]``.
+
+    Raises:
+        TypeError: ``settings`` or ``evaluate`` names an argument that does not exist.
+    """
+
+    model: Ranker
+    split: Split
+    settings: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+    baselines: Sequence[Ranker] = ()
+    evaluate: dict[str, Any] = field(default_factory=dict)
+    stages: Sequence[Stage] | None = None
+
+    def __post_init__(self) -> None:
+        from recsys.eval.evaluate import evaluate
+
+        _check("settings", self.settings, fit, ("model", "split", "stages", "name", "recipe", "arguments"))
+        _check("evaluate", self.evaluate, evaluate, ("model", "part"))
+
+    def fit(
+        self,
+        folder: str | Path | None = None,
+        recipe: Path | None = None,
+        arguments: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> Fitted:
+        """Train the model; ``changes`` override ``settings``.
+
+        Args:
+            folder: the run folder.
+            recipe: the file this run came from, copied into the folder.
+            arguments: the arguments the recipe was called with, kept in ``config.json``.
+        """
+        _check("changes", changes, fit, ("model", "split", "stages", "name"))
+        chosen: dict[str, Any] = {**self.settings, **changes}
+        if folder is not None:
+            chosen["folder"] = folder
+        more: dict[str, Any] = {"name": self.name, "recipe": recipe, "arguments": arguments, "stages": self.stages}
+        return fit(self.model, self.split, **chosen, **more)
+
+
+def load_run(folder: str | Path, trust: Sequence[str] = ()) -> Ranker:
+    """The model of a run folder with its best weights, ready to recommend. Needs neither the data nor pickle.
+
+    Args:
+        trust: modules (or packages) outside recsys whose parts may be constructed; their code runs.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        PermissionError: a part comes from a module that is neither ours nor trusted.
+        DataError: the folder is damaged, of another version, or stopped before its first epoch was over.
+    """
+    from recsys.data.vocabulary import Vocabulary
+
+    path = Path(folder)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} does not exist: pass the folder given to fit(..., folder=...)")
+    run = RunFolder(path)
+    config = run.config()
+    tensors = run.read_weights()
+    model: Ranker = build(config["model"], trust)
+    model.bind(Context(config["num_items"], Vocabulary.load(path / "vocabulary", "items")))
+    model.load_tensors(tensors)
+    model.eval()
+    return model
+
+
+def _check(what: str, given: dict[str, Any], function: Any, taken: Sequence[str]) -> None:
+    known = set(inspect.signature(function).parameters) - set(taken)
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{what} holds {name!r}, which {function.__name__} does not take; {closest(name, known)}")

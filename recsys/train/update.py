@@ -1,0 +1,216 @@
+"""One optimizer update over one or more batches: weights of targets, seeds, backward, clipping, step."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from recsys.data.batch import Batch
+from recsys.errors import DataWarning
+from recsys.randomness import derive_seed
+from recsys.seams import Step
+from recsys.train.settings import Settings, Stage, closest
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update did: its loss terms (over all batches and processes) and the weight of its targets."""
+
+    terms: dict[str, float]
+    weight: float
+
+
+class Updater:
+    """Makes optimizer updates for one stage: the model wrapped for its devices, its optimizer and learning rates.
+
+    Every batch is seeded by where it stands in the run, so a resumed run draws what an uninterrupted one draws.
+    ``spare`` gives some training row, for a process that gets none of the rows of a batch.
+    """
+
+    def __init__(
+        self, model: Any, fabric: Fabric, settings: Settings, stage: Stage, spare: Callable[[], Batch]
+    ) -> None:
+        self.fabric, self.settings, self.stage = fabric, settings, stage
+        self.model, self.spare = model, spare
+        train_only(model, stage)
+        model.to(fabric.device)
+        self.raw_optimizer = make_optimizer(model, settings, stage)
+        self.base_rates = [group["lr"] for group in self.raw_optimizer.param_groups]
+        self.module, self.optimizer = fabric.setup(_Losses(model, stage.losses), self.raw_optimizer)
+        self._untried = settings.compile
+        if settings.compile:
+            _compile(model)
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the first parameter group, as it stands now."""
+        return float(self.raw_optimizer.param_groups[0]["lr"])
+
+    def prepare(self, batches: Sequence[Batch], epoch: int, index: int) -> tuple[list[Step], float]:
+        """The steps of one update (augmented, with targets) and the weight of all their targets on this process."""
+        steps = [self._prepare(batch, epoch, index, micro, len(batches)) for micro, batch in enumerate(batches)]
+        return steps, sum(target_weight(step.batch) for step in steps)
+
+    def __call__(self, steps: Sequence[Step], weight: float) -> Update:
+        """Update the model from prepared ``steps``; ``weight`` is that of their targets over all processes.
+
+        Raises:
+            FloatingPointError: a loss is not finite; the weights are those of before the update.
+        """
+        # Gradients are averaged over processes, so each divides by its share of the weight.
+        total = max(weight, 1e-12) / self.fabric.world_size
+        steps = [replace(step, total_weight=total) for step in steps]
+        if self._untried:
+            self._try_compiled(steps[0])
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for micro, step in enumerate(steps):
+            last = micro == len(steps) - 1
+            with self.fabric.no_backward_sync(self.module, enabled=not last):
+                terms = self._forward(step, micro)
+                self.fabric.backward(_sum(terms))
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0) + value.detach().float()
+        found = self._gather(sums)
+        if not all(math.isfinite(value) for value in found.values()):
+            raise FloatingPointError(_seen(found, steps))
+        self._apply(steps[0].index)
+        return Update(found, weight)
+
+    def _prepare(self, batch: Batch, epoch: int, index: int, micro: int, of: int) -> Step:
+        # A process without rows at the end of an epoch still takes part, with a row that weighs nothing.
+        empty = len(batch) == 0
+        batch = (self.spare() if empty else batch).to(self.fabric.device, non_blocking=True)
+        seed = self.settings.seed if micro == 0 else derive_seed(self.settings.seed, "batch", micro)
+        step = Step(batch, seed, epoch, index, self.fabric.global_rank, share=0.0 if empty else 1.0 / of)
+        self._seed("prepare", epoch, index, micro)
+        if hasattr(self.model, "prepare"):
+            batch = self.model.prepare(batch, step)
+        if empty:
+            batch = batch.replace(weights=torch.zeros(batch.ids.shape, device=batch.ids.device))
+        return replace(step, batch=batch)
+
+    def _forward(self, step: Step, micro: int) -> dict[str, Tensor]:
+        self._seed("dropout", step.epoch, step.index, micro)
+        # A function, because Fabric looks into containers and dataclasses to convert their tensors.
+        return self.module(lambda: step)
+
+    def _apply(self, index: int) -> None:
+        warmup = self.settings.warmup_steps
+        factor = min(1.0, (index + 1) / warmup) if warmup else 1.0
+        for group, rate in zip(self.raw_optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
+        if self.settings.clip_norm is not None:
+            norm, finite = self.settings.clip_norm, False
+            self.fabric.clip_gradients(self.module, self.optimizer, max_norm=norm, error_if_nonfinite=finite)
+        self.optimizer.step()
+
+    def _gather(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        values: Any = torch.stack(list(sums.values()))
+        if self.fabric.world_size > 1:
+            values = self.fabric.all_reduce(values, reduce_op="mean")
+        return dict(zip(sums, values.tolist(), strict=True))
+
+    def _seed(self, name: str, epoch: int, index: int, micro: int) -> None:
+        torch.manual_seed(derive_seed(self.settings.seed, name, epoch, index, self.fabric.global_rank, micro))
+
+    def _try_compiled(self, step: Step) -> None:
+        self._untried = False
+        try:
+            self.fabric.backward(_sum(self._forward(step, 0)))
+        except Exception as error:  # whatever the compiler cannot do, plain torch can
+            self.model.encoder._compiled_call_impl = None
+            reason = str(error).strip().splitlines() or [""]
+            note = f"compile=True fails here, training goes on without: {type(error).__name__}: {reason[0][:200]}"
+            warnings.warn(note, DataWarning, stacklevel=2)
+
+
+class _Losses(nn.Module):
+    """``model.loss`` as a forward pass, which is what wrappers for several devices can wrap."""
+
+    def __init__(self, model: Any, losses: Sequence[str] | None) -> None:
+        super().__init__()
+        self.model, self.losses = model, losses
+
+    def forward(self, step: Callable[[], Step]) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = self.model.loss(step())
+        if self.losses is None:
+            return terms
+        for name in self.losses:
+            if name not in terms:
+                raise ValueError(f"the stage asks for the loss {name!r}, which the model lacks; {closest(name, terms)}")
+        return {name: terms[name] for name in self.losses}
+
+
+def target_weight(batch: Batch) -> float:
+    """The sum of the weights of a prepared batch's targets (their number, if it has no weights)."""
+    if batch.targets is None:
+        return float(len(batch))
+    chosen = batch.targets > 0
+    return float(chosen.sum() if batch.weights is None else (batch.weights.double() * chosen).sum())
+
+
+def train_only(model: nn.Module, stage: Stage) -> None:
+    """Let only the parameters that ``stage`` trains ask for gradients.
+
+    Raises:
+        ValueError: a name leads to no part of the model, or nothing is left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    parts = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
+    for part in (*(stage.train or ()), *stage.freeze):
+        if part not in parts:
+            raise ValueError(f"the model has no part {part!r} with parameters; {closest(part, parts)}")
+    for name, parameter in model.named_parameters():
+        wanted = stage.train is None or _within(name, stage.train)
+        parameter.requires_grad_(wanted and not _within(name, stage.freeze))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"nothing is left to train: train={stage.train}, freeze={list(stage.freeze)}")
+
+
+def make_optimizer(model: nn.Module, settings: Settings, stage: Stage) -> torch.optim.Optimizer:
+    """The optimizer of a stage: the caller's own, or Adam (AdamW if there is weight decay), fused where that exists."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if settings.optimizer is not None:
+        made = settings.optimizer(parameters)
+        if not isinstance(made, torch.optim.Optimizer):
+            raise TypeError(f"optimizer is a function from parameters to a torch optimizer; it gave {made!r}")
+        return made
+    fused = settings.precision != "16-mixed" and all(p.device.type in ("cpu", "cuda", "mps") for p in parameters)
+    kind = torch.optim.AdamW if settings.weight_decay else torch.optim.Adam
+    rate = stage.learning_rate or settings.learning_rate
+    first, second = settings.betas
+    return kind(parameters, lr=rate, betas=(first, second), weight_decay=settings.weight_decay, fused=fused)
+
+
+def _within(name: str, parts: Iterable[str]) -> bool:
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
+
+
+def _compile(model: Any) -> None:
+    if not isinstance(getattr(model, "encoder", None), nn.Module):
+        raise ValueError(f"compile=True compiles model.encoder, and {type(model).__name__} has none: use compile=False")
+    model.encoder.compile(dynamic=True)
+
+
+def _sum(terms: dict[str, Tensor]) -> Tensor:
+    if not terms:
+        raise ValueError("model.loss gave no terms: there is nothing to minimise")
+    return torch.stack([value.float() for value in terms.values()]).sum()
+
+
+def _seen(found: dict[str, float], steps: Sequence[Step]) -> str:
+    rows = torch.cat([step.batch.rows for step in steps]).tolist()
+    shown = ", ".join(map(str, rows[:10])) + (f", ... ({len(rows)} in all)" if len(rows) > 10 else "")
+    bad = ", ".join(f"{name} = {value}" for name, value in found.items() if not math.isfinite(value))
+    fine = ", ".join(f"{name} = {value:.6g}" for name, value in found.items() if math.isfinite(value))
+    return f"the loss is not finite: {bad}{f' (while {fine})' if fine else ''}; training rows of the batch: {shown}"

@@ -1,0 +1,110 @@
+import pytest
+import torch
+from cycles import plain, tiny
+
+from recsys.recommender import Recommender
+from recsys.train.fit import fit
+from recsys.train.loop import Validation
+from recsys.train.settings import Stage
+
+QUIET = {"progress": False, "batch_size": 32}
+
+
+def weights(model, part=""):
+    return plain({name: value for name, value in model.tensors().items() if name.startswith(part)})
+
+
+def scripted(monkeypatch, values, seen=None):
+    answers = iter(values)
+
+    def validate(self, model, metric):
+        if seen is not None:
+            seen.append((metric, weights(model)))
+        return next(answers)
+
+    monkeypatch.setattr(Validation, "__call__", validate)
+
+
+def test_one_stage_is_what_epochs_mean(split):
+    plainly, staged = tiny(), tiny()
+    fit(plainly, split, epochs=2, **QUIET)
+    fit(staged, split, stages=[Stage(2)], **QUIET)
+    assert weights(plainly) == weights(staged)
+
+
+def test_frozen_parts_keep_their_weights_and_the_others_move(split):
+    first, both = tiny(), tiny()
+    fit(first, split, epochs=2, validate_every=0, **QUIET)
+    fit(both, split, stages=[Stage(2), Stage(2, freeze=["items"])], validate_every=0, **QUIET)
+    assert weights(first, "items") == weights(both, "items")
+    assert weights(first, "encoder") != weights(both, "encoder")
+    only = tiny()
+    fit(only, split, stages=[Stage(2), Stage(2, train=["items"])], validate_every=0, **QUIET)
+    assert weights(first, "items") != weights(only, "items")
+    assert weights(first, "encoder") == weights(only, "encoder")
+
+
+@pytest.mark.parametrize("start", ["best", "last"])
+def test_the_second_stage_starts_from_the_best_or_the_last_weights(split, monkeypatch, start):
+    seen = []
+    scripted(monkeypatch, [0.2, 0.5, 0.1, 0.3], seen)
+    # So low a rate that the second stage shows where it started.
+    fit(tiny(), split, stages=[Stage(3), Stage(1, learning_rate=1e-30, start=start)], **QUIET)
+    assert seen[3][1] == seen[1 if start == "best" else 2][1]
+
+
+def test_the_best_of_all_stages_is_kept_unless_a_stage_selects_by_another_metric(split, monkeypatch):
+    seen = []
+    scripted(monkeypatch, [0.5, 0.1], seen)
+    model = tiny()
+    fitted = fit(model, split, stages=[Stage(1), Stage(1)], **QUIET)
+    assert fitted.best["epoch"] == 1 and weights(model) == seen[0][1]
+    scripted(monkeypatch, [0.5, 0.1], seen)
+    fitted = fit(model, split, stages=[Stage(1), Stage(1, select="hr@5")], **QUIET)
+    assert fitted.best == {"metric": "hr@5", "value": 0.1, "epoch": 2, "stage": 1}
+    assert [metric for metric, _ in seen] == ["ndcg@10", "ndcg@10", "ndcg@10", "hr@5"]
+    assert weights(model) == seen[3][1]
+
+
+def test_each_stage_has_its_own_patience(split, monkeypatch):
+    scripted(monkeypatch, [0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1])
+    fitted = fit(tiny(), split, stages=[Stage(9, patience=1), Stage(9)], patience=2, **QUIET)
+    assert [line["stage"] for line in fitted.history] == [0, 0, 1, 1]
+
+
+def test_a_stage_minimises_only_the_losses_it_names(split):
+    class Two(Recommender):
+        def loss(self, step):
+            norm = self.items.weight.square().mean() * step.share
+            return {**super().loss(step), "norm": norm}
+
+    model = tiny(cls=Two)
+    history = fit(model, split, stages=[Stage(1), Stage(2, losses=["norm"])], validate_every=0, **QUIET).history
+    assert set(history[0]["terms"]) == {"loss", "norm"} and set(history[1]["terms"]) == {"norm"}
+    assert history[2]["loss"] < history[1]["loss"]
+    with pytest.raises(ValueError, match="norm"):
+        fit(tiny(cls=Two), split, stages=[Stage(1, losses=["nrm"])], **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("stage", "error", "named"),
+    [
+        (lambda: Stage(-1), ValueError, "epochs"),
+        (lambda: Stage(1, start="worst"), ValueError, "start"),
+        (lambda: Stage(1, freeze="items"), TypeError, "freeze"),
+        (lambda: Stage(1, freeze=["itms"]), ValueError, "items"),
+        (lambda: Stage(1, train=["items"], freeze=["items"]), ValueError, "nothing"),
+        (lambda: Stage(1, select="nonsense@3"), ValueError, "metric"),
+    ],
+)
+def test_bad_stages_are_named(split, stage, error, named):
+    with pytest.raises(error, match=named):
+        fit(tiny(), split, stages=[stage()], **QUIET)
+
+
+def test_all_parameters_ask_for_gradients_again_after_a_frozen_stage(split):
+    model = tiny()
+    fit(model, split, stages=[Stage(1, freeze=["items"])], **QUIET)
+    fit(model, split, epochs=1, **QUIET)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert torch.isfinite(model.items.weight).all()
