@@ -1,0 +1,307 @@
+"""The ``recsys`` command: the words of the Python interface, typed arguments, the same functions.
+
+``recsys fit RECIPE`` takes the recipe's own parameters as flags; ``recsys COMMAND --help`` lists what a command takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+if TYPE_CHECKING:
+    from recsys.data.split import HeldOut, Split
+    from recsys.train.run import Run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0, 1 after an error that a message explains, 2 for wrong arguments."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments[:1] == ["fit"]:
+            _fit(arguments[1:])
+        else:
+            _dispatch(arguments)
+    except KeyboardInterrupt:
+        print("\nrecsys: stopped", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, KeyError, FloatingPointError, MemoryError) as error:
+        if os.environ.get("RECSYS_DEBUG"):
+            raise
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"recsys: {text}\n(RECSYS_DEBUG=1 shows where)", file=sys.stderr)
+        return 1
+    return 0
+
+
+def fetch(name: Annotated[str, "positional"] = "ml-100k", /) -> None:
+    """Download a public data set by its card (or find it in RECSYS_MIRROR), verify and cache it."""
+    from recsys.data.cards import fetch as fetch_card
+
+    print(fetch_card(name))
+
+
+def audit(
+    name: str,
+    /,
+    split: Literal["leave-last", "global-time", "given"] = "leave-last",
+    valid: float = 0.1,
+    test: float = 0.1,
+) -> None:
+    """Split a data set and print what the split leaks, ties and leaves cold. ``valid`` and ``test`` are shares of the
+    events, for global-time."""
+    from recsys.data.cards import load
+    from recsys.data.split import Given, GlobalTime, LeaveLast
+
+    splitters = {"leave-last": LeaveLast, "given": Given}
+    load(name).split(GlobalTime(valid, test) if split == "global-time" else splitters[split]())
+
+
+def evaluate(
+    run: Path,
+    /,
+    part: Literal["valid", "test"] = "test",
+    k: tuple[int, ...] | None = None,
+    exclude: Literal["history", "none"] = "history",
+    split: Path | None = None,
+    trust: tuple[str, ...] = (),
+) -> None:
+    """Rank a part of the split a run was trained on (or of a saved ``split``) and write the report into its folder."""
+    from recsys.eval.evaluate import evaluate as rank
+    from recsys.eval.html import write_html
+    from recsys.train.run import load_run
+
+    model = load_run(run, trust)
+    found = _split_of(run, split)
+    held_out: HeldOut = found.test if part == "test" else found.valid
+    report = rank(model, held_out, k=k, exclude=exclude, users=found.users, name=run.name)
+    report.save(run)
+    write_html(run / "report.html", run.name, report, curves=_history(run), audit=found.audit and str(found.audit))
+    print(report)
+
+
+def compare(runs: tuple[Path, ...], /) -> None:
+    """Compare runs user by user: differences, intervals, corrected p-values. The first is the reference."""
+    from recsys.eval.compare import compare as contrast
+    from recsys.eval.report import Report
+
+    print(contrast(*(Report.load(run) for run in runs), names=[str(run) for run in runs]))
+
+
+def recommend(bundle: Path, users: Path, out: Path, /, k: int = 10, trust: tuple[str, ...] = ()) -> None:
+    """Recommend for every user of a Parquet, CSV or NDJSON file, streamed, into a Parquet file."""
+    from recsys.serve.bundle import Bundle
+    from recsys.serve.stream import recommend_file
+
+    print(recommend_file(Bundle.load(bundle, trust=trust), users, out, k=k))
+
+
+def export(
+    run: Path,
+    out: Path,
+    /,
+    index: Literal["hnsw", "exact", "none"] = "hnsw",
+    split: Path | None = None,
+    trust: tuple[str, ...] = (),
+) -> None:
+    """Write one folder that serves: parts, weights, item vectors, FAISS index, vocabulary, item table."""
+    from recsys.serve.bundle import export as write
+    from recsys.train.run import load_run
+
+    kind = None if index == "none" else index
+    bundle = write(load_run(run, trust), out, index=kind, split=_split_of(run, split))
+    print(bundle)
+
+
+def doctor() -> None:
+    """Print what a bug report needs: versions, processor, threads, GPU, folders."""
+    from recsys.doctor import examine
+
+    print(examine())
+
+
+def quickstart(out: Path = Path("runs/quickstart"), epochs: int | None = None) -> None:
+    """Fetch ml-100k, train SASRec, rank it against four baselines, export a bundle, recommend by title."""
+    flags = [] if epochs is None else ["--epochs", str(epochs)]
+    run = _fit(["sasrec_ml100k", "--out", str(out), *flags])
+    _show(run, out)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "fetch": fetch,
+    "audit": audit,
+    "evaluate": evaluate,
+    "compare": compare,
+    "recommend": recommend,
+    "export": export,
+    "doctor": doctor,
+    "quickstart": quickstart,
+}
+
+
+def _dispatch(arguments: list[str]) -> None:
+    import tyro
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = [f"  {name:<11} {inspect.getdoc(command).splitlines()[0]}" for name, command in COMMANDS.items()]  # type: ignore[union-attr]
+        lines.insert(2, "  fit         Train a recipe, rank it on the test part beside its baselines, keep a run folder.")
+        print("usage: recsys COMMAND [ARGUMENTS]\n\n" + "\n".join(lines))
+        return
+    if arguments[0] == "--version":
+        from recsys import __version__
+
+        print(__version__)
+        return
+    if arguments[0] not in COMMANDS:
+        from recsys.train.settings import closest
+
+        raise ValueError(f"there is no command {arguments[0]!r}; {closest(arguments[0], [*COMMANDS, 'fit'])}")
+    tyro.cli(COMMANDS[arguments[0]], args=arguments[1:], prog=f"recsys {arguments[0]}")
+
+
+def _fit(arguments: list[str]) -> Run:
+    """Train a recipe with its flags; the machine's flags (--out, --resume, --devices ...) are the same for all."""
+    import tyro
+
+    from recsys.train.results import finish
+
+    parser = argparse.ArgumentParser(
+        "recsys fit", add_help=False, allow_abbrev=False, usage="recsys fit RECIPE [--out DIR] ... [recipe flags]"
+    )
+    parser.add_argument("recipe")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", choices=["auto", "yes", "no"], default="auto")
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--accelerator", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--workers", type=int, default=0)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        parser.print_help()
+        print(f"\nrecipes that come with recsys: {', '.join(_recipes())}\nrecsys fit RECIPE --help lists a recipe's flags")
+        raise SystemExit(0 if arguments else 2)
+    own, flags = parser.parse_known_args(arguments)
+    path = _recipe(own.recipe)
+    function = _load(path)
+    chosen: dict[str, Any] = {}
+
+    def record(**values: Any) -> None:
+        chosen.update(values)
+
+    record.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
+    record.__doc__ = inspect.getdoc(function)
+    record.__annotations__ = inspect.get_annotations(function, eval_str=True) | {"return": None}
+    tyro.cli(record, args=flags, prog=f"recsys fit {own.recipe}")
+    folder = own.out or Path("runs") / f"{path.stem}-{_short(chosen)}"
+    run: Run = function(**chosen)
+    resume = {"auto": "auto", "yes": True, "no": False}[own.resume]
+    machine = {name: getattr(own, name) for name in ("devices", "accelerator", "precision", "workers")}
+    fitted = run.fit(folder, path, chosen, resume=resume, **machine)
+    _remember_split(run.split, folder)
+    print(finish(run, fitted))
+    print(f"\n{folder}: model.safetensors, per_user.parquet, report.html", flush=True)
+    return run
+
+
+def _show(run: Run, out: Path) -> None:
+    """Export a bundle and recommend, by title, for one history of the test part."""
+    from recsys.serve.bundle import Bundle
+    from recsys.serve.bundle import export as write
+
+    split = run.split
+    write(run.model, out / "bundle", index="hnsw", split=split)
+    bundle = Bundle.load(out / "bundle")
+    print(f"\n{bundle}")
+    titles = (split.item_text or {}).get("title")
+    lengths = split.test.history_lengths
+    person = int(abs(lengths - 30).argmin())
+    _, rows = split.test.history(split.test.users[:0] if len(lengths) == 0 else _one(person))
+    history = split.items.raw(rows)
+    best = bundle.recommend([history.tolist()], k=10)
+
+    def name(row: int) -> str:
+        return str(titles[row]) if titles is not None and titles[row] else str(split.items.raw(rows[:0] + row))
+
+    print(f"\nuser {split.users.raw(split.test.users[_one(person)])[0]} watched, newest last: " + "; ".join(map(name, rows[-5:])))
+    print("recommended from the bundle:")
+    for rank, (row, score) in enumerate(zip(best.rows[0], best.scores[0], strict=True), 1):
+        print(f"  {rank:>2}. {name(int(row))}  ({score:.2f})")
+
+
+def _one(position: int) -> Any:
+    import numpy as np
+
+    return np.array([position])
+
+
+def _recipes() -> list[str]:
+    from recsys.shipped import folder
+
+    return sorted(path.stem for path in folder("configs").glob("*.py") if not path.stem.startswith("_"))
+
+
+def _recipe(name: str) -> Path:
+    """The recipe file: as given, else one of those that come with the package, by file name."""
+    from recsys.shipped import folder
+    from recsys.train.settings import closest
+
+    given = Path(name)
+    if given.is_file():
+        return given
+    shipped = folder("configs") / f"{given.stem}.py"
+    if shipped.is_file():
+        return shipped
+    raise FileNotFoundError(f"no recipe {name!r}: neither a file nor one of ours; {closest(given.stem, _recipes())}")
+
+
+def _load(path: Path) -> Callable[..., Run]:
+    spec = importlib.util.spec_from_file_location(f"recsys_recipe_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "run", None)):
+        raise ValueError(f"{path} has no function run(...) that returns a recsys.Run: that is what makes it a recipe")
+    function: Callable[..., Run] = module.run
+    return function
+
+
+def _short(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def _remember_split(split: Split, folder: Path) -> None:
+    """Keep the split in the cache, and where it is in the run folder, so that the run can be evaluated again."""
+    from recsys.data.fetch import cache_folder
+
+    place = cache_folder() / "splits" / f"{split.name or 'data'}-{_short({'data': split.data_hash, **split.protocol})}"
+    if not place.is_dir():
+        split.save(place)
+    (folder / "split.json").write_text(json.dumps({"folder": str(place.resolve()), "data_hash": split.data_hash}))
+
+
+def _split_of(run: Path, given: Path | None) -> Split:
+    from recsys.data.split import Split
+    from recsys.errors import DataError
+
+    if given is not None:
+        return Split.load(given)
+    note = run / "split.json"
+    place = Path(json.loads(note.read_text())["folder"]) if note.is_file() else None
+    if place is None or not place.is_dir():
+        raise DataError(f"the split of {run} is not in the cache (any more): pass --split FOLDER, or fit the recipe again")
+    return Split.load(place)
+
+
+def _history(run: Path) -> list[dict[str, Any]]:
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""What a bug report needs to say about the machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from importlib.util import find_spec
+
+PACKAGES = ("torch", "lightning", "polars", "numpy", "scipy", "faiss-cpu", "safetensors", "tyro")
+EXTRAS = {"text": "sentence_transformers", "llm": "transformers", "serve": "fastapi", "parity": "recbole"}
+
+
+def examine() -> str:
+    """Versions, processor, threads, GPU, folders and extras, one per line."""
+    import torch
+
+    from recsys import __version__
+    from recsys.data.fetch import cache_folder, mirror_folder
+
+    lines = {
+        "recsys": __version__,
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        **{name: _version(name) for name in PACKAGES},
+        "processor": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch uses "
+        f"{torch.get_num_threads()} threads ({torch.backends.cpu.get_cpu_capability()})",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "cache": str(cache_folder()),
+        "mirror": str(mirror_folder() or "none (RECSYS_MIRROR is not set)"),
+        "extras": ", ".join(name for name, module in EXTRAS.items() if find_spec(module)) or "none installed",
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "MISSING"
