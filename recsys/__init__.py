@@ -44,7 +44,7 @@ _HOMES = {
     "LeakageError": "recsys.errors",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605 - the names are those of _HOMES
+__all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
     from recsys.baselines.ease import EASE as EASE

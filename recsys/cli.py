@@ -83,7 +83,7 @@ def evaluate(
     held_out: HeldOut = found.test if part == "test" else found.valid
     report = rank(model, held_out, k=k, exclude=exclude, users=found.users, name=run.name)
     report.save(run)
-    write_html(run / "report.html", run.name, report, curves=_history(run), audit=found.audit and str(found.audit))
+    write_html(run / "report.html", run.name, report, curves=_history(run), audit=_text(found.audit))
     print(report)
 
 
@@ -151,7 +151,9 @@ def _dispatch(arguments: list[str]) -> None:
 
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = [f"  {name:<11} {inspect.getdoc(command).splitlines()[0]}" for name, command in COMMANDS.items()]  # type: ignore[union-attr]
-        lines.insert(2, "  fit         Train a recipe, rank it on the test part beside its baselines, keep a run folder.")
+        lines.insert(
+            2, "  fit         Train a recipe, rank it on the test part beside its baselines, keep a run folder."
+        )
         print("usage: recsys COMMAND [ARGUMENTS]\n\n" + "\n".join(lines))
         return
     if arguments[0] == "--version":
@@ -184,7 +186,9 @@ def _fit(arguments: list[str]) -> Run:
     parser.add_argument("--workers", type=int, default=0)
     if not arguments or arguments[0] in ("-h", "--help"):
         parser.print_help()
-        print(f"\nrecipes that come with recsys: {', '.join(_recipes())}\nrecsys fit RECIPE --help lists a recipe's flags")
+        print(
+            f"\nrecipes that come with recsys: {', '.join(_recipes())}\nrecsys fit RECIPE --help lists a recipe's flags"
+        )
         raise SystemExit(0 if arguments else 2)
     own, flags = parser.parse_known_args(arguments)
     path = _recipe(own.recipe)
@@ -228,7 +232,10 @@ def _show(run: Run, out: Path) -> None:
     def name(row: int) -> str:
         return str(titles[row]) if titles is not None and titles[row] else str(split.items.raw(rows[:0] + row))
 
-    print(f"\nuser {split.users.raw(split.test.users[_one(person)])[0]} watched, newest last: " + "; ".join(map(name, rows[-5:])))
+    print(
+        f"\nuser {split.users.raw(split.test.users[_one(person)])[0]} watched, newest last: "
+        + "; ".join(map(name, rows[-5:]))
+    )
     print("recommended from the bundle:")
     for rank, (row, score) in enumerate(zip(best.rows[0], best.scores[0], strict=True), 1):
         print(f"  {rank:>2}. {name(int(row))}  ({score:.2f})")
@@ -294,8 +301,14 @@ def _split_of(run: Path, given: Path | None) -> Split:
     note = run / "split.json"
     place = Path(json.loads(note.read_text())["folder"]) if note.is_file() else None
     if place is None or not place.is_dir():
-        raise DataError(f"the split of {run} is not in the cache (any more): pass --split FOLDER, or fit the recipe again")
+        raise DataError(
+            f"the split of {run} is not in the cache (any more): pass --split FOLDER, or fit the recipe again"
+        )
     return Split.load(place)
+
+
+def _text(audit: object) -> str | None:
+    return None if audit is None else str(audit)
 
 
 def _history(run: Path) -> list[dict[str, Any]]:

@@ -43,7 +43,9 @@ def title(part: Any) -> str:
     """
     defaults = {name: entry.default for name, entry in inspect.signature(type(part)).parameters.items()}
     given = {name: getattr(part, name, default) for name, default in defaults.items()}
-    told = [f"{name}={given[name]!r}" for name in given if isinstance(given[name], _PLAIN) and given[name] != defaults[name]]
+    told = [
+        f"{name}={given[name]!r}" for name in given if isinstance(given[name], _PLAIN) and given[name] != defaults[name]
+    ]
     return type(part).__name__ + (f"({', '.join(told)})" if told else "")
 
 

@@ -47,7 +47,12 @@ class Progress:
         for key, value in shown.items():
             text += f", {key} {value:.4g}" if isinstance(value, float) else f", {key} {value}"
         self._open = self._terminal
-        print(f"\r\x1b[K{text}" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
+        print(
+            f"\r\x1b[K{text}" if self._terminal else text,
+            end="" if self._terminal else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -115,7 +115,8 @@ class Ranker(nn.Module):
         """
         self._check(k, exclude)
         allowed = None if allow is None else self._allowed(allow)
-        found, unknown = [], []
+        found: list[tuple[np.ndarray, ...]] = []
+        unknown: list[int] = []
         for batch, skipped in self._batches(histories):
             scores = self.score_safely(batch)
             if exclude == "history":
@@ -123,7 +124,9 @@ class Ranker(nn.Module):
             if allowed is not None:
                 scores[:, ~allowed.to(scores.device)] = -torch.inf
             best = scores.topk(k, dim=1)
-            found.append((best.values.cpu().numpy(), best.indices.cpu().numpy() + 1, (batch.lengths == 0).cpu().numpy()))
+            found.append(
+                (best.values.cpu().numpy(), best.indices.cpu().numpy() + 1, (batch.lengths == 0).cpu().numpy())
+            )
             unknown.extend(skipped.tolist())
         return self._top(found, np.asarray(unknown, np.int64), k)
 
@@ -147,7 +150,9 @@ class Ranker(nn.Module):
             if name not in parameters:
                 setattr(self.get_submodule(path), leaf, value.clone())
             elif parameters[name].shape != value.shape:
-                raise ValueError(f"{name} is {tuple(value.shape)} in the file and {tuple(own[name].shape)} in the model")
+                raise ValueError(
+                    f"{name} is {tuple(value.shape)} in the file and {tuple(own[name].shape)} in the model"
+                )
             else:
                 parameters[name].data.copy_(value)
 
@@ -163,7 +168,9 @@ class Ranker(nn.Module):
         assert self.vocabulary is not None
         rows = self.vocabulary.rows(allow)
         if (rows < 0).any():
-            warnings.warn(f"{int((rows < 0).sum())} of {len(rows)} allowed items are not in the catalogue", DataWarning, 3)
+            warnings.warn(
+                f"{int((rows < 0).sum())} of {len(rows)} allowed items are not in the catalogue", DataWarning, 3
+            )
         mask = torch.zeros(self.num_items, dtype=torch.bool)
         mask[torch.as_tensor(rows[rows > 0] - 1)] = True
         return mask

@@ -72,7 +72,9 @@ class Recommender(Ranker):
         super().bind(context)
         named = [("items", self.items), ("encoder", self.encoder), ("objective", self.objective)]
         named += [("targets", self.targets)]
-        named += [(f"{type(part).__name__}{i}", part) for i, part in enumerate([*self.auxiliaries, *self.augmentations])]
+        named += [
+            (f"{type(part).__name__}{i}", part) for i, part in enumerate([*self.auxiliaries, *self.augmentations])
+        ]
         for name, part in named:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive_seed(context.seed, "init", name))
@@ -152,7 +154,9 @@ class Recommender(Ranker):
         assert self.vocabulary is not None
         rows = self.vocabulary.rows(items)
         if (rows < 1).any():
-            raise KeyError(f"not in the catalogue: {[item for item, row in zip(items, rows, strict=True) if row < 1][:5]}")
+            raise KeyError(
+                f"not in the catalogue: {[item for item, row in zip(items, rows, strict=True) if row < 1][:5]}"
+            )
         vectors = nn.functional.normalize(torch.from_numpy(self.item_vectors()), dim=1)
         index = torch.as_tensor(rows - 1)
         similarity = vectors[index] @ vectors.T

@@ -144,9 +144,7 @@ class Objective(Protocol):
     The loss is not multiplied by the targets' weights; the reducer does that, once, for all objectives.
     """
 
-    def __call__(
-        self, encoded: Encoded, batch: Batch, items: ItemTable, generator: torch.Generator
-    ) -> Tensor: ...
+    def __call__(self, encoded: Encoded, batch: Batch, items: ItemTable, generator: torch.Generator) -> Tensor: ...
 
 
 @runtime_checkable

@@ -37,7 +37,14 @@ def test_from_recipe_to_recommendations(recipe: Path, capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     assert "audit" in shown and "Popularity" in shown and "full ranking, history excluded" in shown
     assert main(["fit", str(recipe), "--dim", "16", "--out", "runs/b"]) == 0
-    for name in ("config.json", "manifest.json", "metrics.jsonl", "model.safetensors", "per_user.parquet", "report.html"):
+    for name in (
+        "config.json",
+        "manifest.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "per_user.parquet",
+        "report.html",
+    ):
         assert (Path("runs/a") / name).is_file(), name
     assert main(["compare", "runs/a", "runs/b"]) == 0
     assert main(["evaluate", "runs/a", "--part", "valid", "--k", "3", "5", "--exclude", "none"]) == 0

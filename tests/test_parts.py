@@ -18,7 +18,9 @@ def test_arguments_survive_json() -> None:
 
 
 def test_foreign_code_runs_only_when_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "stranger.py").write_text("LOADED = []\nclass Part:\n    def __init__(self, a=1):\n        self.a = a\n")
+    (tmp_path / "stranger.py").write_text(
+        "LOADED = []\nclass Part:\n    def __init__(self, a=1):\n        self.a = a\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     description = {"class": "stranger:Part", "arguments": {"a": 5}}
     with pytest.raises(PermissionError, match="trust"):
@@ -27,7 +29,9 @@ def test_foreign_code_runs_only_when_trusted(tmp_path: Path, monkeypatch: pytest
     assert build(description, trust=["stranger"]).a == 5
 
 
-@pytest.mark.parametrize("name", ["recsys.parts:json", "recsys.encoders.sasrec:Block", "recsys.parts:describe", "os:system"])
+@pytest.mark.parametrize(
+    "name", ["recsys.parts:json", "recsys.encoders.sasrec:Block", "recsys.parts:describe", "os:system"]
+)
 def test_only_classes_defined_where_they_say_are_built(name: str) -> None:
     with pytest.raises((ValueError, PermissionError)):
         build({"class": name, "arguments": {}})

@@ -90,7 +90,9 @@ def test_an_encoder_that_sees_the_target_is_refused() -> None:
 def test_scores_are_dot_products_of_the_vectors_it_exports() -> None:
     model = model_of().eval()
     histories = [[100, 101, 102], [105], [100, 101, 102, 103, 104, 105, 106]]
-    np.testing.assert_allclose(model.scores(histories), model.user_vectors(histories) @ model.item_vectors().T, atol=1e-6)
+    np.testing.assert_allclose(
+        model.scores(histories), model.user_vectors(histories) @ model.item_vectors().T, atol=1e-6
+    )
     assert model.user_vectors([[]]).tolist() == [[0.0] * 8]
 
 

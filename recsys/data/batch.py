@@ -109,7 +109,7 @@ class Batch:
 
     def pad(self, tokens: Tensor) -> Tensor:
         """Lay (T, ...) token values out on the (B, L, ...) view, zeros at padding."""
-        return Group(*self.ids.shape, self.flat).pad(tokens)
+        return Group(self.ids.shape[0], self.ids.shape[1], self.flat).pad(tokens)
 
     def replace(self, **changes: Any) -> Batch:
         """A copy with some fields exchanged; cached views are computed anew."""
@@ -143,7 +143,6 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (used by data loading when a GPU is there)."""
-
 
         def pin(value: Any) -> Any:
             if isinstance(value, Tensor):

@@ -10,7 +10,6 @@ Legend: B histories, L longest of the batch, T real tokens, D width.
 
 from __future__ import annotations
 
-
 from torch import nn
 
 from recsys.data.batch import Batch

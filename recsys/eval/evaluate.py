@@ -55,8 +55,9 @@ def evaluate(
     Args:
         model: anything with ``score_safely(batch) -> (b, N)``, column j for item row j + 1.
         part: ``split.valid`` or ``split.test``.
-        k: cut-offs, none above the number of items (default: 1, 5, 10 and 20, as far as the catalogue goes). A user with fewer candidates than k has a shorter list, which
-            precision still divides by k; the report counts these users.
+        k: cut-offs, none above the number of items (default: 1, 5, 10 and 20, as far as the catalogue goes). A user
+            with fewer candidates than k has a shorter list, which precision still divides by k; the report counts
+            these users.
         metrics: names ("ndcg", or "ndcg@10" with its own cut-off), or objects of your own; None for all.
         exclude: "history" takes what the user had out of the candidates, "none" leaves everything in. A target that
             repeats an item of the history stays a candidate either way, and is counted.

@@ -4,7 +4,7 @@
 |---|---|---|
 | ``normal`` | N(0, 0.02) on linear layers and tables, zero bias | antklen/sasrec-bert4rec-recsys23, RecBole |
 | ``glorot`` | Glorot uniform on kernels and tables, zero bias | kang205/SASRec (TensorFlow 1 defaults) |
-| ``xavier_normal`` | Xavier normal on every parameter of two or more dimensions, the others as torch sets them | pmixer, RecTools |
+| ``xavier_normal`` | Xavier normal on every matrix, the rest as torch sets it | pmixer, RecTools |
 | ``xavier_uniform`` | Xavier uniform on the same | SCE, RECE |
 | ``torch`` | torch's own: tables N(0, 1), linear layers Kaiming uniform | gSASRec-pytorch |
 
@@ -13,6 +13,8 @@ million, so one recipe starts very differently on a large catalogue; ``normal`` 
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -34,8 +36,9 @@ def initialise(module: nn.Module, scheme: str) -> None:
     """Set every parameter below ``module`` anew, by ``scheme``, from torch's global generator."""
     check_scheme(scheme)
     for layer in module.modules():
-        if hasattr(layer, "reset_parameters") and layer is not module:
-            layer.reset_parameters()
+        reset: Callable[[], None] | None = getattr(layer, "reset_parameters", None)
+        if reset is not None and layer is not module:
+            reset()
         if scheme in ("normal", "glorot") and isinstance(layer, nn.Linear) and layer.bias is not None:
             nn.init.zeros_(layer.bias)
     for name, parameter in module.named_parameters():

@@ -1,6 +1,6 @@
 """Generalised binary cross-entropy, gBCE (Petrov & Macdonald 2023, gSASRec, arXiv 2308.07192).
 
-loss_t = ( beta softplus(-s_target) + sum_k softplus(s_k) ) / (K + 1), with beta = 1 - t (1 - alpha), alpha = K / (N - 1).
+loss_t = ( beta softplus(-s_target) + sum_k softplus(s_k) ) / (K + 1), beta = 1 - t (1 - alpha), alpha = K / (N - 1).
 
 That is the paper's -1/(K + 1) [ log sigma(s_target)^beta + sum log(1 - sigma(s_k)) ] and its
 beta = alpha (t (1 - 1/alpha) + 1/alpha), simplified: stable in fp32, where the authors transform logits in float64.

@@ -112,7 +112,9 @@ def _pass(
     size = sum(len(block) for block in blocks)
     losses = torch.empty(len(targets), device=hidden.device)
     columns = targets - firsts[0]
-    gradients = [torch.empty_like(hidden), *(torch.zeros_like(block) for block in blocks)] if weights is not None else []
+    gradients = (
+        [torch.empty_like(hidden), *(torch.zeros_like(block) for block in blocks)] if weights is not None else []
+    )
     buffer = torch.empty((min(chunk, len(targets)), size), dtype=hidden.dtype, device=hidden.device)
     for start in range(0, len(targets), chunk):
         part = slice(start, min(start + chunk, len(targets)))

@@ -81,7 +81,9 @@ def test_check_04_layout_equals_its_reference(layout: str, heads: int) -> None:
     histories = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9]]
     states = encoder(batch_of(*histories), items).states
     for row, history in enumerate(histories):
-        torch.testing.assert_close(states[row, : len(history)], reference(encoder, items, history), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            states[row, : len(history)], reference(encoder, items, history), atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize(("output_projection", "extra"), [(False, 0), (True, 64 * 64 + 64)])
@@ -132,7 +134,9 @@ def test_check_02_recency_positions_equal_left_padding() -> None:
         q = norm(block.attention_norm, x)
         u = norm(block.feed_norm, q + attention(block.attention, q, x))
         x = u + block.feed(u)
-    torch.testing.assert_close(encoder(batch_of(history), items).states[0], norm(encoder.after, x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        encoder(batch_of(history), items).states[0], norm(encoder.after, x), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

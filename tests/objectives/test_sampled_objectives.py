@@ -61,7 +61,9 @@ def test_check_06_stable_gbce_equals_the_transformed_logits(t: float) -> None:
     negative = torch.linspace(15, -15, 61)[:, None].repeat(1, 8)
     power = beta(t, 8, NUM_ITEMS)
     ours = (power * F.softplus(-positive.double()) + F.softplus(negative.double()).sum(1)) / 9
-    torch.testing.assert_close(ours, gbce_by_the_paper(positive, negative, t, 8 / (NUM_ITEMS - 1)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        ours, gbce_by_the_paper(positive, negative, t, 8 / (NUM_ITEMS - 1)), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_check_06_reference_value_of_beta() -> None:
@@ -139,7 +141,9 @@ def test_scores_of_few_items_do_not_depend_on_the_chunk(wide: bool, monkeypatch:
     torch.testing.assert_close(score_ids(hidden, items, ids), whole)
 
 
-@pytest.mark.parametrize("make", [lambda: GBCE(t=1.5), lambda: SampledSoftmax(temperature=0), lambda: FullSoftmax(chunk=0)])
+@pytest.mark.parametrize(
+    "make", [lambda: GBCE(t=1.5), lambda: SampledSoftmax(temperature=0), lambda: FullSoftmax(chunk=0)]
+)
 def test_settings_that_mean_nothing_are_refused(make: Callable[[], nn.Module]) -> None:
     with pytest.raises(ValueError, match="found"):
         make()

@@ -50,7 +50,9 @@ def test_check_05_positions_with_weight_zero_give_no_gradient() -> None:
 def test_gradient_stays_exact_when_another_weighting_is_asked_for() -> None:
     hidden, table, targets = problem()
     surprise = torch.randn(37)
-    ours = torch.autograd.grad((full_softmax(hidden, targets, None, *cut(table, [101]), 8) * surprise).sum(), [hidden, table])
+    ours = torch.autograd.grad(
+        (full_softmax(hidden, targets, None, *cut(table, [101]), 8) * surprise).sum(), [hidden, table]
+    )
     plain = F.cross_entropy(hidden @ table.T, targets - 1, reduction="none")
     theirs = torch.autograd.grad((plain * surprise).sum(), [hidden, table])
     for one, other in zip(ours, theirs, strict=True):

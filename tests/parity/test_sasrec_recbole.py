@@ -56,7 +56,9 @@ def ours(reference: Any) -> tuple[SASRec, IdItems]:
         for kind in ("weight", "bias"):
             copied |= {
                 f"{at}attention.query.{kind}": getattr(attention.query, kind),
-                f"{at}attention.key_value.{kind}": torch.cat([getattr(attention.key, kind), getattr(attention.value, kind)]),
+                f"{at}attention.key_value.{kind}": torch.cat(
+                    [getattr(attention.key, kind), getattr(attention.value, kind)]
+                ),
                 f"{at}attention.output.{kind}": getattr(attention.dense, kind),
                 f"{at}attention_norm.{kind}": getattr(attention.LayerNorm, kind),
                 f"{at}feed.inner.{kind}": getattr(feed.dense_1, kind),
