@@ -12,9 +12,12 @@ import inspect
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from recsys.errors import DataWarning
 
 if TYPE_CHECKING:
     from recsys.data.split import HeldOut, Split
@@ -100,7 +103,10 @@ def recommend(bundle: Path, users: Path, out: Path, /, k: int = 10, trust: tuple
     from recsys.serve.bundle import Bundle
     from recsys.serve.stream import recommend_file
 
-    print(recommend_file(Bundle.load(bundle, trust=trust), users, out, k=k))
+    loaded = Bundle.load(bundle, trust=trust)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # the report printed below says it all
+        print(recommend_file(loaded, users, out, k=k))
 
 
 def export(
@@ -172,6 +178,7 @@ def _fit(arguments: list[str]) -> Run:
     """Train a recipe with its flags; the machine's flags (--out, --resume, --devices ...) are the same for all."""
     import tyro
 
+    from recsys.train.fit import leads
     from recsys.train.results import finish
 
     parser = argparse.ArgumentParser(
@@ -207,6 +214,8 @@ def _fit(arguments: list[str]) -> Run:
     resume = {"auto": "auto", "yes": True, "no": False}[own.resume]
     machine = {name: getattr(own, name) for name in ("devices", "accelerator", "precision", "workers")}
     fitted = run.fit(folder, path, chosen, resume=resume, **machine)
+    if not leads():  # the other processes of a distributed run have done their part
+        return run
     _remember_split(run.split, folder)
     print(finish(run, fitted))
     print(f"\n{folder}: model.safetensors, per_user.parquet, report.html", flush=True)

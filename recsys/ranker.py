@@ -148,7 +148,7 @@ class Ranker(nn.Module):
         for name, value in tensors.items():
             path, _, leaf = name.rpartition(".")
             if name not in parameters:
-                setattr(self.get_submodule(path), leaf, value.clone())
+                setattr(self.get_submodule(path), leaf, value.clone().to(own[name].device))
             elif parameters[name].shape != value.shape:
                 raise ValueError(
                     f"{name} is {tuple(value.shape)} in the file and {tuple(own[name].shape)} in the model"

@@ -149,6 +149,14 @@ class Bundle:
         model.eval()
         return cls(folder, model, index, manifest)
 
+    def __str__(self) -> str:
+        text = f"bundle {self.folder}: {type(self.model).__name__}, {len(self.vocabulary):,} items"
+        if self.index is None:
+            return f"{text}, no index (all items are scored)"
+        text = f"{text}, {self.index.kind} index"
+        recall = self.index.recall
+        return f"{text}, recall@{recall['k']} {recall['value']:.4f} on {recall['queries']:,} queries" if recall else text
+
     @property
     def vocabulary(self) -> Vocabulary:
         """Raw item ids and their rows."""

@@ -231,18 +231,19 @@ def _learn(run: _Request) -> Fitted:
     best: dict[str, Any] = {"metric": metric, "value": None, "epoch": 1, "stage": 0}
     if validation.enabled:
         best["value"] = record[metric] = validation(run.model, metric)
-    if run.folder is not None and _leads():
+    if run.folder is not None and leads():
         run.begin(identity, torch.device("cpu"), 1, resumed=False)
         run.folder.write_weights(run.model.tensors())
         run.folder.write_metrics([record])
-    if settings.progress and _leads():
+    if settings.progress and leads():
         text = f"{run.name or type(run.model).__name__}: learned in {record['seconds']:.1f} s"
         text += f"  {metric} {record[metric]:.4f}" if metric in record else ""
         print(text, file=sys.stderr, flush=True)
     return Fitted(run.model, run.path, [record], best)
 
 
-def _leads() -> bool:
+def leads() -> bool:
+    """Is this the process that writes and prints, of however many train together?"""
     from torch import distributed
 
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
