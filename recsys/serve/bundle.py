@@ -155,7 +155,10 @@ class Bundle:
             return f"{text}, no index (all items are scored)"
         text = f"{text}, {self.index.kind} index"
         recall = self.index.recall
-        return f"{text}, recall@{recall['k']} {recall['value']:.4f} on {recall['queries']:,} queries" if recall else text
+        if not recall:
+            return text
+        asked = "user vectors" if recall["queries"] == "given" else "item vectors"
+        return f"{text}, recall@{recall['k']} {recall['value']:.4f} against exact on {recall['num_queries']:,} {asked}"
 
     @property
     def vocabulary(self) -> Vocabulary:
