@@ -3,6 +3,7 @@
 Run: ``RECSYS_MIRROR=... recsys fit configs/sasrec_ml1m.py`` (variants: ``--loss bce``, ``--loss gbce``). The order of
 the events is that of the file behind the SASRec, BERT4Rec and gSASRec papers, so the numbers compare with theirs:
 NDCG@10 .1821 for the full softmax and .1341 for BCE with one negative (Klenitskiy & Vasilev 2023, arXiv 2309.07602).
+Deviations: learning rate 2e-3 (at 1e-3 the same curve takes about twice the epochs), attention weights not dropped.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def run(
     epochs: int = 100,
     patience: int = 10,
     batch_size: int = 128,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     baselines: bool = False,
     seed: int = 0,
 ) -> rs.Run:
@@ -39,6 +40,6 @@ def run(
     return rs.Run(
         model,
         split,
-        settings={**settings, "seed": seed},
+        settings={**settings, "betas": (0.9, 0.999), "seed": seed},
         baselines=[rs.Popularity(), rs.ItemKNN(), rs.EASE(), rs.Markov()] if baselines else [],
     )

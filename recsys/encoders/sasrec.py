@@ -34,6 +34,7 @@ class SASRec(nn.Module):
         positions: "recency" (newest item = 0), "absolute" (oldest item of the window = 0) or "none".
         input_norm: LayerNorm on the embeddings, as RecBole has it.
         final_norm: LayerNorm on the states, as everybody but RecBole has it.
+        init: see :mod:`recsys.nn.initialise`; the default is that of the SASRec+ code.
 
     Raises:
         ValueError: ``dim`` not divisible by ``num_heads``, or an unknown name for a choice.
@@ -58,7 +59,7 @@ class SASRec(nn.Module):
         input_norm: bool = False,
         final_norm: bool = True,
         norm_eps: float = 1e-8,
-        init: str = "normal",
+        init: str = "mixed",
     ) -> None:
         super().__init__()
         if positions not in POSITIONS:

@@ -2,7 +2,8 @@
 
 | name | rule | used by |
 |---|---|---|
-| ``normal`` | N(0, 0.02) on linear layers and tables, zero bias | antklen/sasrec-bert4rec-recsys23, RecBole |
+| ``normal`` | N(0, 0.02) on linear layers and tables, zero bias | RecBole |
+| ``mixed`` | the same, but Xavier uniform on the joint query, key and value projection | antklen/sasrec-bert4rec-recsys23 |
 | ``glorot`` | Glorot uniform on kernels and tables, zero bias | kang205/SASRec (TensorFlow 1 defaults) |
 | ``xavier_normal`` | Xavier normal on every matrix, the rest as torch sets it | pmixer, RecTools |
 | ``xavier_uniform`` | Xavier uniform on the same | SCE, RECE |
@@ -18,7 +19,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-SCHEMES = ("normal", "glorot", "xavier_normal", "xavier_uniform", "torch")
+SCHEMES = ("normal", "mixed", "glorot", "xavier_normal", "xavier_uniform", "torch")
 
 
 def check_scheme(scheme: str) -> str:
@@ -39,16 +40,19 @@ def initialise(module: nn.Module, scheme: str) -> None:
         reset: Callable[[], None] | None = getattr(layer, "reset_parameters", None)
         if reset is not None and layer is not module:
             reset()
-        if scheme in ("normal", "glorot") and isinstance(layer, nn.Linear) and layer.bias is not None:
+        if scheme in ("normal", "mixed", "glorot") and isinstance(layer, nn.Linear) and layer.bias is not None:
             nn.init.zeros_(layer.bias)
     for name, parameter in module.named_parameters():
         if parameter.dim() >= 2:
             initialise_table(parameter, scheme, linear="position" not in name)
+            if scheme == "mixed" and (".query." in name or ".key_value." in name):
+                bound = (6 / (4 * parameter.shape[1])) ** 0.5  # as one (3 D, D) kernel
+                nn.init.uniform_(parameter, -bound, bound)
 
 
 def initialise_table(weight: Tensor, scheme: str, linear: bool = False) -> None:
     """Fill one matrix by ``scheme``; ``linear`` says that it is a layer's kernel, not a lookup table."""
-    if scheme == "normal":
+    if scheme in ("normal", "mixed"):
         nn.init.normal_(weight, std=0.02)
     elif scheme in ("glorot", "xavier_uniform"):
         nn.init.xavier_uniform_(weight)
