@@ -235,12 +235,15 @@ class Dataset:
         )
         if not audit:
             return split
-        print(loaded.report)
+        first = os.environ.get("LOCAL_RANK", "0") == "0"  # of several training processes one speaks
+        if first:
+            print(loaded.report)
         read = loaded.report.steps[0]
         counts = {"users": read.users_out, "items": read.items_out, "interactions": read.rows_out}
         expected = {"interactions" if key == "events" else key: value for key, value in (self.expected or {}).items()}
         found = find_leaks(split, expected or None, counts)
-        print(found)
+        if first:
+            print(found)
         return replace(split, audit=found)
 
     def _build(self) -> Loaded:
