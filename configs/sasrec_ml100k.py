@@ -22,7 +22,7 @@ def run(
     epochs: int = 60,
     patience: int = 8,
     batch_size: int = 128,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     seed: int = 0,
 ) -> rs.Run:
     """Full softmax on the last item but two of every user, validated on the last but one, tested on the last."""

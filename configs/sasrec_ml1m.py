@@ -40,6 +40,6 @@ def run(
     return rs.Run(
         model,
         split,
-        settings={**settings, "betas": (0.9, 0.999), "seed": seed},
+        settings={**settings, "seed": seed},
         baselines=[rs.Popularity(), rs.ItemKNN(), rs.EASE(), rs.Markov()] if baselines else [],
     )

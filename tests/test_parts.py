@@ -18,15 +18,15 @@ def test_arguments_survive_json() -> None:
 
 
 def test_foreign_code_runs_only_when_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "stranger.py").write_text(
+    (tmp_path / "visitor.py").write_text(
         "LOADED = []\nclass Part:\n    def __init__(self, a=1):\n        self.a = a\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    description = {"class": "stranger:Part", "arguments": {"a": 5}}
+    description = {"class": "visitor:Part", "arguments": {"a": 5}}
     with pytest.raises(PermissionError, match="trust"):
         build(description)
-    assert "stranger" not in sys.modules
-    assert build(description, trust=["stranger"]).a == 5
+    assert "visitor" not in sys.modules
+    assert build(description, trust=["visitor"]).a == 5
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 TORCH = "2.13.0"
-CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "recsys" / "benchmarks"
 
 
@@ -98,7 +97,7 @@ def _install(interpreter: Path, environment: Environment) -> None:
 def _install_torch(pip: list[str], environment: Environment) -> None:
     """Install torch without CUDA: builds named so, and on Linux no other, since the index's own build brings CUDA."""
     exact = f"torch=={environment.torch}+cpu"
-    attempts = [[exact], [exact, "--extra-index-url", CPU_INDEX]]
+    attempts = [[exact]]
     if sys.platform != "linux":
         attempts.append([f"torch=={environment.torch}"])
     reasons = []

@@ -49,7 +49,7 @@ def fit(
     batch_size: int = 128,
     tokens: int | None = None,
     learning_rate: float = 1e-3,
-    betas: tuple[float, float] = (0.9, 0.98),
+    betas: tuple[float, float] = (0.9, 0.999),
     weight_decay: float = 0.0,
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
     warmup_steps: int = 0,
