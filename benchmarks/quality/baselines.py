@@ -2,8 +2,9 @@
 
     python benchmarks/quality/baselines.py ml-100k
 
-Leave-last, full ranking, history excluded. Every setting of the grid is ranked on the validation part; of each baseline
-the best one is ranked on the test part, beside its default. Written to ``benchmarks/quality/results/baselines-NAME.md``.
+Leave-last, full ranking, history excluded. Every setting of the grid is ranked on the validation part; of each
+baseline the best one is ranked on the test part, beside its default. Written to
+``benchmarks/quality/results/baselines-NAME.md``.
 """
 
 from __future__ import annotations

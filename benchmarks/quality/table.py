@@ -10,24 +10,45 @@ import argparse
 import json
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+SPEED = HERE.parent / "speed" / "results"
+BEGIN, END = "<!-- tables:begin -->", "<!-- tables:end -->"
 
 
 def main() -> None:
     """Print the tables that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compare", nargs="+", metavar="RUN")
-    runs = parser.parse_args().compare
-    if runs:
+    parser.add_argument("--write", action="store_true")
+    chosen = parser.parse_args()
+    if chosen.compare:
         from recsys.eval.compare import compare
         from recsys.eval.report import Report
 
+        runs = chosen.compare
         print(compare(*(Report.load(run) for run in runs), names=runs, metrics=("ndcg@10",), segments=False))
-        return
-    print("| result | NDCG@10 | HR@10 | seeds | epochs | seconds | peak GiB | date | command |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for path in sorted(RESULTS.glob("*.json")):
-        print(row(json.loads(path.read_text())))
+    elif chosen.write:
+        tuned = [path.read_text().strip() for path in sorted(RESULTS.glob("*.md"))]
+        speed = [path.read_text().strip() for path in sorted(SPEED.glob("*.md"))]
+        put(HERE / "README.md", "\n\n".join([quality(), *tuned]))
+        put(HERE.parents[1] / "README.md", "\n\n".join([quality(), *speed]))
+    else:
+        print(quality())
+
+
+def quality() -> str:
+    """The table of all quality results."""
+    head = "| result | NDCG@10 | HR@10 | seeds | epochs | seconds | peak GiB | threads | date | command |"
+    rows = [row(json.loads(path.read_text())) for path in sorted(RESULTS.glob("*.json"))]
+    return "\n".join([head, "|---" * 10 + "|", *rows])
+
+
+def put(path: Path, text: str) -> None:
+    """Replace what stands between the markers of a file."""
+    before, _, rest = path.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 def row(result: dict) -> str:
@@ -40,7 +61,7 @@ def row(result: dict) -> str:
     mean = {key: sum(run[key] for run in runs) / len(runs) for key in ("epochs", "seconds", "peak_gib")}
     return (
         f"| {result['name']} | {' | '.join(cells)} | {len(runs)} | {mean['epochs']:.0f} | {mean['seconds']:.0f} "
-        f"| {mean['peak_gib']:.2f} | {result['date']} | `{result['command']}` |"
+        f"| {mean['peak_gib']:.2f} | {runs[0]['threads']} | {result['date']} | `{result['command']}` |"
     )
 
 
