@@ -38,5 +38,5 @@ def run(
         split,
         settings={**settings, "windows": windows, "seed": seed},
         # The baselines' knobs were chosen like the model's, on validation NDCG@10 (benchmarks/quality/baselines.py).
-        baselines=[rs.Popularity(), rs.ItemKNN(), rs.ItemKNN(decay=0.7), rs.EASE(l2=100.0), rs.Markov()],
+        baselines=[rs.Popularity(), rs.ItemKNN(), rs.ItemKNN(shrink=0.0, decay=0.5), rs.EASE(l2=100.0), rs.Markov()],
     )

@@ -47,7 +47,7 @@ def main() -> None:
 def grid() -> Iterator[list[Ranker]]:
     """For each baseline its settings, the default first."""
     yield [rs.Popularity()]
-    kept = [(decay, shrink) for decay in (1.0, 0.9, 0.8, 0.7, 0.6) for shrink in (10.0, 0.0)]
+    kept = [(decay, shrink) for decay in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4) for shrink in (10.0, 0.0)]
     yield [rs.ItemKNN(decay=decay, shrink=shrink) for decay, shrink in kept]
     yield [rs.EASE(l2=l2) for l2 in (500.0, 50.0, 100.0, 200.0, 1000.0)]
     yield [rs.Markov(smoothing=smoothing) for smoothing in (1.0, 0.1, 10.0)]

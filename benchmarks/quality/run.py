@@ -109,12 +109,18 @@ def _summary(name: str, seeds: list[dict[str, Any]], flags: list[str], recipe: s
         "name": name,
         "command": command,
         "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.processor() or platform.machine()}, {seeds[0]['threads']} threads",
+        "machine": f"{_processor()}, {seeds[0]['threads']} threads",
         "versions": {"recsys": recsys.__version__, "torch": torch.__version__, "lightning": lightning.__version__,
                      "python": platform.python_version()},
         "metrics": metrics,
         "runs": seeds,
     }  # fmt: skip
+
+
+def _processor() -> str:
+    known = Path("/proc/cpuinfo")
+    names = [line for line in known.read_text().splitlines() if "model name" in line] if known.is_file() else []
+    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

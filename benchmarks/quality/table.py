@@ -7,6 +7,7 @@ python benchmarks/quality/table.py --compare RUN RUN ...    paired differences a
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 from pathlib import Path
 
@@ -20,14 +21,20 @@ def main() -> None:
     """Print the tables that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compare", nargs="+", metavar="RUN")
+    parser.add_argument("--save", metavar="NAME")
     parser.add_argument("--write", action="store_true")
     chosen = parser.parse_args()
     if chosen.compare:
         from recsys.eval.compare import compare
         from recsys.eval.report import Report
 
-        runs = chosen.compare
-        print(compare(*(Report.load(run) for run in runs), names=runs, metrics=("ndcg@10",), segments=False))
+        names = [Path(run).name for run in chosen.compare]
+        found = str(compare(*map(Report.load, chosen.compare), names=names, metrics=("ndcg@10",)))
+        print(found)
+        if chosen.save:
+            call = f"python benchmarks/quality/table.py --save {chosen.save} --compare {' '.join(chosen.compare)}"
+            today = datetime.date.today().isoformat()
+            (RESULTS / f"{chosen.save}.md").write_text(f"`{call}`, {today}:\n\n```\n{found}\n```\n")
     elif chosen.write:
         tuned = [path.read_text().strip() for path in sorted(RESULTS.glob("*.md"))]
         speed = [path.read_text().strip() for path in sorted(SPEED.glob("*.md"))]
