@@ -5,6 +5,9 @@ the authors' code, each an option: positions count back from the newest item (eq
 follows the attention (as in every port but one), attention weights are not dropped (fused kernels cannot; set
 ``attention_dropout`` to have it), and sequences are padded on the right so that no mask is needed.
 
+Measured on ML-1M (leave-last, full ranking, history excluded), one seed: test NDCG@10 .1783 with the full softmax,
+published .1821 (``python benchmarks/quality/run.py sasrec_ml1m --seeds 0``).
+
 Legend: B histories, L longest of the batch, T real tokens, D width.
 """
 
@@ -34,6 +37,7 @@ class SASRec(nn.Module):
         positions: "recency" (newest item = 0), "absolute" (oldest item of the window = 0) or "none".
         input_norm: LayerNorm on the embeddings, as RecBole has it.
         final_norm: LayerNorm on the states, as everybody but RecBole has it.
+        norm_eps: of every LayerNorm (default: 1e-8 as the authors have it; 1e-5 for ``ligr``).
         init: see :mod:`recsys.nn.initialise`; the default is that of the SASRec+ code.
 
     Raises:
@@ -58,7 +62,7 @@ class SASRec(nn.Module):
         positions: str = "recency",
         input_norm: bool = False,
         final_norm: bool = True,
-        norm_eps: float = 1e-8,
+        norm_eps: float | None = None,
         init: str = "mixed",
     ) -> None:
         super().__init__()
@@ -72,8 +76,9 @@ class SASRec(nn.Module):
         self.inner_dropout, self.positions, self.input_norm = inner_dropout, positions, input_norm
         self.final_norm, self.norm_eps, self.init = final_norm, norm_eps, check_scheme(init)
         gated = layout == "ligr"
+        eps = norm_eps or (1e-5 if gated else 1e-8)
         self.position_table = None if positions == "none" else nn.Embedding(max_length, dim)
-        self.before = nn.LayerNorm(dim, norm_eps) if input_norm else nn.Identity()
+        self.before = nn.LayerNorm(dim, eps) if input_norm else nn.Identity()
         self.drop = Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(
@@ -86,11 +91,11 @@ class SASRec(nn.Module):
                 output_projection,
                 activation or ("silu" if gated else "relu"),
                 inner_dropout,
-                norm_eps,
+                eps,
             )
             for _ in range(num_layers)
         )
-        self.after = nn.LayerNorm(dim, norm_eps) if final_norm else nn.Identity()
+        self.after = nn.LayerNorm(dim, eps) if final_norm else nn.Identity()
 
     def bind(self, context: Context) -> None:
         """Initialise all weights (from torch's generator, which the caller seeds)."""

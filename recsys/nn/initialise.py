@@ -3,7 +3,7 @@
 | name | rule | used by |
 |---|---|---|
 | ``normal`` | N(0, 0.02) on linear layers and tables, zero bias | RecBole |
-| ``mixed`` | the same, but Xavier uniform on the joint query, key and value projection | antklen/sasrec-bert4rec-recsys23 |
+| ``mixed`` | the same, but Xavier uniform on the joint query, key and value projection | antklen (SASRec+) |
 | ``glorot`` | Glorot uniform on kernels and tables, zero bias | kang205/SASRec (TensorFlow 1 defaults) |
 | ``xavier_normal`` | Xavier normal on every matrix, the rest as torch sets it | pmixer, RecTools |
 | ``xavier_uniform`` | Xavier uniform on the same | SCE, RECE |

@@ -35,6 +35,19 @@ def score_ids(hidden: Tensor, items: ItemTable, ids: Tensor) -> Tensor:
     return scores
 
 
+def accumulator(vectors: Tensor) -> Tensor:
+    """Zeros (M, D) for the gradient of ``vectors`` (M, D): at least float32, as bfloat16 drops late terms."""
+    return torch.zeros_like(vectors, dtype=torch.promote_types(vectors.dtype, torch.float32))
+
+
+def accumulate(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
+    """Add the product of ``gradient`` (C, M), transposed, and ``hidden`` (C, D) to ``total`` (M, D)."""
+    if total.dtype == gradient.dtype:
+        total.addmm_(gradient.T, hidden)
+    else:
+        total.add_(torch.mm(gradient.T, hidden))
+
+
 class _ScoreIndex(torch.autograd.Function):
     """scores[t, k] = hidden[t] . vectors[index[t, k]], in chunks of targets, forward and backward."""
 
@@ -53,17 +66,17 @@ class _ScoreIndex(torch.autograd.Function):
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = outputs
         hidden, vectors, index = ctx.saved_tensors
-        to_hidden, to_vectors = torch.empty_like(hidden), torch.zeros_like(vectors)
+        to_hidden, to_vectors = torch.empty_like(hidden), accumulator(vectors)
         for part, dense in _chunks(index, vectors):
             if dense:
                 spread = gradient.new_zeros((part.stop - part.start, len(vectors)))
                 spread.scatter_add_(1, index[part], gradient[part])
                 to_hidden[part] = spread @ vectors
-                to_vectors.addmm_(spread.T, hidden[part])
+                accumulate(to_vectors, spread, hidden[part])
             else:
                 to_hidden[part] = torch.einsum("ck,ckd->cd", gradient[part], vectors[index[part]])
                 each = gradient[part].unsqueeze(2) * hidden[part].unsqueeze(1)  # (C, K, D)
-                to_vectors.index_add_(0, index[part].flatten(), each.flatten(0, 1))
+                to_vectors.index_add_(0, index[part].flatten(), each.flatten(0, 1).to(to_vectors.dtype))
         return to_hidden, to_vectors, None
 
 

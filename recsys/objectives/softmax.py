@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
+from recsys.nn.scoring import accumulate, accumulator
 from recsys.seams import Encoded, ItemTable
 
 BUFFER = 2**21  # logits held at a time: 8 MB in fp32, which stays close to the cache
@@ -93,7 +94,8 @@ class _FullSoftmax(torch.autograd.Function):
         blocks, gradients = rest[: len(ctx.firsts)], rest[len(ctx.firsts) :]
         total = weights.sum()
         scale = gradient.sum() / total.clamp(min=1e-30)
-        foreseen = (gradient - scale * weights).abs() <= 1e-6 * gradient.abs().sum().clamp(min=1e-30)
+        largest = gradient.abs().max() if len(gradient) else gradient.new_zeros(())
+        foreseen = (gradient - scale * weights).abs() <= 1e-5 * largest
         if not gradients or not bool(foreseen.all()):
             _, gradients = _pass(hidden, targets, gradient, ctx.firsts, ctx.chunk, tuple(blocks))
             scale = gradient.new_ones(())
@@ -112,9 +114,7 @@ def _pass(
     size = sum(len(block) for block in blocks)
     losses = torch.empty(len(targets), device=hidden.device)
     columns = targets - firsts[0]
-    gradients = (
-        [torch.empty_like(hidden), *(torch.zeros_like(block) for block in blocks)] if weights is not None else []
-    )
+    gradients = [] if weights is None else [torch.empty_like(hidden), *(accumulator(block) for block in blocks)]
     buffer = torch.empty((min(chunk, len(targets)), size), dtype=hidden.dtype, device=hidden.device)
     for start in range(0, len(targets), chunk):
         part = slice(start, min(start + chunk, len(targets)))
@@ -156,6 +156,6 @@ def _gradients(
             torch.mm(piece, block, out=to_hidden)
         else:
             to_hidden.addmm_(piece, block)
-        gradients[1 + index].addmm_(piece.T, weighted)
+        accumulate(gradients[1 + index], piece, weighted)
         offset += len(block)
     to_hidden.mul_(weight)

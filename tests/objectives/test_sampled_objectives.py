@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from recsys.data.batch import Batch
 from recsys.data.negatives import InBatchNegatives, UniformNegatives
@@ -66,6 +68,19 @@ def test_check_06_stable_gbce_equals_the_transformed_logits(t: float) -> None:
     )
 
 
+@pytest.mark.parametrize("t", [0.0, 0.75, 1.0])
+def test_check_06_the_objective_is_the_papers_formula(t: float) -> None:
+    encoded, batch, items = problem()
+    negatives = UniformNegatives(5)
+    hidden, targets, _ = encoded.at_targets(batch)
+    ids, mask = negatives.sample(batch, targets, NUM_ITEMS, generator()).for_targets()
+    assert not mask.any()
+    positive, negative = (hidden * items.weight[targets]).sum(1), torch.einsum("td,tkd->tk", hidden, items.weight[ids])
+    expected = gbce_by_the_paper(positive, negative, t, 5 / (NUM_ITEMS - 1))
+    ours = GBCE(t, negatives)(encoded, batch, items, generator())
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_check_06_reference_value_of_beta() -> None:
     assert beta(0.75, 256, 3416) == pytest.approx(0.3062, abs=1e-4)
     assert beta(0.0, 5, 100) == 1.0
@@ -113,6 +128,32 @@ def test_one_finite_loss_per_target_the_same_for_the_same_seed(make: Callable[[]
     (gradient,) = torch.autograd.grad(losses.sum(), [encoded.tokens])
     assert gradient[5].abs().max() == 0, "the position without a target"
     assert gradient[:5].abs().sum(1).gt(0).all()
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most numbers that any one tensor held."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        made = function(*args, **(kwargs or {}))
+        for one in tree_flatten(made)[0]:
+            if isinstance(one, Tensor):
+                self.size = max(self.size, one.numel())
+        return made
+
+
+@pytest.mark.parametrize("make", [FullSoftmax, SampledSoftmax, BCE, GBCE])
+def test_tokens_times_items_are_never_held(make: Callable[[], nn.Module]) -> None:
+    num_items, rows, width = 60_000, 20, 40
+    items = IdItems(DIM)
+    items.bind(Context(num_items))
+    ids, targets = torch.randint(1, num_items + 1, (2, rows, width))
+    batch = Batch(torch.arange(rows), torch.arange(rows), ids, torch.full((rows,), width), targets=targets)
+    tokens = torch.randn(rows * width, DIM, requires_grad=True)
+    with Largest() as largest:
+        make()(Encoded(batch, tokens), batch, items, generator()).mean().backward()
+    assert num_items < largest.size < rows * width * num_items / 10
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (9, 30)])

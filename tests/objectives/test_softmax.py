@@ -86,3 +86,26 @@ def test_bf16_autocast_stays_near_fp32() -> None:
     for one, other in zip(ours, theirs, strict=True):
         assert one.dtype == torch.float32
         torch.testing.assert_close(one, other, rtol=0.1, atol=2e-3)
+
+
+def test_bf16_gradients_of_the_table_do_not_stall_over_many_chunks() -> None:
+    torch.manual_seed(0)
+    hidden, table = torch.rand(4096, 4, requires_grad=True), (torch.randn(6, 4) * 0.1).requires_grad_()
+    targets = torch.randint(1, 3, (4096,))
+    (plain,) = torch.autograd.grad(full_softmax(hidden, targets, None, (1,), (table,), 8).sum(), [table])
+    with torch.autocast("cpu", torch.bfloat16):
+        low = full_softmax(hidden, targets, None, (1,), (table,), 8).sum()
+    (ours,) = torch.autograd.grad(low, [table])
+    torch.testing.assert_close(ours, plain, rtol=0.02, atol=0.0)
+
+
+def test_gradient_of_another_weighting_stays_exact_however_many_targets() -> None:
+    torch.manual_seed(0)
+    hidden, table = torch.randn(200_000, 2, requires_grad=True), torch.randn(3, 2, requires_grad=True)
+    targets, weighting = torch.randint(1, 4, (200_000,)), torch.rand(200_000) * 0.2 + 0.9
+    losses = full_softmax(hidden, targets, None, (1,), (table,), 512)
+    plain = F.cross_entropy(hidden @ table.T, targets - 1, reduction="none")
+    ours = torch.autograd.grad((losses * weighting).sum(), [hidden, table])
+    theirs = torch.autograd.grad((plain * weighting).sum(), [hidden, table])
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
