@@ -1,7 +1,8 @@
 """SASRec on MovieLens-100K, leave-last, against four baselines: the quickstart.
 
 Run: ``recsys fit configs/sasrec_ml100k.py``. Several windows per long history, not only the last one, because half of
-the histories are longer than 50 (benchmarks/quality/README.md has the numbers of both).
+the histories are longer than 50: test NDCG@10 .1040 against .0976 with the last window only, means over three seeds
+(``python benchmarks/quality/run.py sasrec_ml100k --seeds 0 1 2``, and the same with ``-- --windows last``).
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import inspect
 import json
 import os
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from recsys.errors import DataWarning
 
 if TYPE_CHECKING:
-    from recsys.data.split import HeldOut, Split
+    from recsys.data.split import HeldOut
     from recsys.train.run import Run
 
 
@@ -35,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nrecsys: stopped", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, KeyError, FloatingPointError, MemoryError) as error:
+    except (ValueError, TypeError, OSError, KeyError, ImportError, FloatingPointError, MemoryError) as error:
         if os.environ.get("RECSYS_DEBUG"):
             raise
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
@@ -45,7 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def fetch(name: Annotated[str, "positional"] = "ml-100k", /) -> None:
-    """Download a public data set by its card (or find it in RECSYS_MIRROR), verify and cache it."""
+    """Download a public data set by its card (or find it in RECSYS_MIRROR), verify and cache it.
+
+    Args:
+        name: a data set that has a card.
+    """
     from recsys.data.cards import fetch as fetch_card
 
     print(fetch_card(name))
@@ -58,8 +61,14 @@ def audit(
     valid: float = 0.1,
     test: float = 0.1,
 ) -> None:
-    """Split a data set and print what the split leaks, ties and leaves cold. ``valid`` and ``test`` are shares of the
-    events, for global-time."""
+    """Split a data set and print what the split leaks, ties and leaves cold.
+
+    Args:
+        name: a data set that has a card.
+        split: how it is cut.
+        valid: share of the events for validation, under global-time.
+        test: share of the events for the test, under global-time.
+    """
     from recsys.data.cards import load
     from recsys.data.split import Given, GlobalTime, LeaveLast
 
@@ -76,22 +85,37 @@ def evaluate(
     split: Path | None = None,
     trust: tuple[str, ...] = (),
 ) -> None:
-    """Rank a part of the split a run was trained on (or of a saved ``split``) and write the report into its folder."""
+    """Rank a part of the split a run was trained on and write the report into its folder, in place of the last one.
+
+    Args:
+        run: the run folder.
+        part: whose targets are ranked.
+        k: cut-offs (by default 1, 5, 10 and 20).
+        exclude: what is taken out of the candidates.
+        split: folder of a saved split with the same items, instead of the run's own.
+        trust: modules outside recsys whose parts may be loaded; their code runs.
+    """
     from recsys.eval.evaluate import evaluate as rank
     from recsys.eval.html import write_html
+    from recsys.train.results import curves
     from recsys.train.run import load_run
+    from recsys.train.splits import split_of
 
-    model = load_run(run, trust)
-    found = _split_of(run, split)
+    model = load_run(run, _importable(trust))
+    found = split_of(run, model, split)
     held_out: HeldOut = found.test if part == "test" else found.valid
     report = rank(model, held_out, k=k, exclude=exclude, users=found.users, name=run.name)
     report.save(run)
-    write_html(run / "report.html", run.name, report, curves=_history(run), audit=_text(found.audit))
+    write_html(run / "report.html", run.name, report, curves=curves(_history(run)), audit=_text(found.audit))
     print(report)
 
 
 def compare(runs: tuple[Path, ...], /) -> None:
-    """Compare runs user by user: differences, intervals, corrected p-values. The first is the reference."""
+    """Compare runs user by user: differences, intervals, corrected p-values.
+
+    Args:
+        runs: two or more run folders that were evaluated alike; the first is the reference.
+    """
     from recsys.eval.compare import compare as contrast
     from recsys.eval.report import Report
 
@@ -99,11 +123,19 @@ def compare(runs: tuple[Path, ...], /) -> None:
 
 
 def recommend(bundle: Path, users: Path, out: Path, /, k: int = 10, trust: tuple[str, ...] = ()) -> None:
-    """Recommend for every user of a Parquet, CSV or NDJSON file, streamed, into a Parquet file."""
+    """Recommend for every user of a Parquet, CSV or NDJSON file, streamed, into a Parquet file.
+
+    Args:
+        bundle: the folder that export wrote.
+        users: the histories.
+        out: the Parquet file to write.
+        k: recommendations per user.
+        trust: modules outside recsys whose parts may be loaded; their code runs.
+    """
     from recsys.serve.bundle import Bundle
     from recsys.serve.stream import recommend_file
 
-    loaded = Bundle.load(bundle, trust=trust)
+    loaded = Bundle.load(bundle, trust=_importable(trust))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # the report printed below says it all
         print(recommend_file(loaded, users, out, k=k))
@@ -117,12 +149,22 @@ def export(
     split: Path | None = None,
     trust: tuple[str, ...] = (),
 ) -> None:
-    """Write one folder that serves: parts, weights, item vectors, FAISS index, vocabulary, item table."""
+    """Write one folder that serves: parts, weights, item vectors, FAISS index, vocabulary, item table.
+
+    Args:
+        run: the run folder.
+        out: the folder to write.
+        index: kind of the FAISS index.
+        split: folder of a saved split with the same items, instead of the run's own.
+        trust: modules outside recsys whose parts may be loaded; their code runs.
+    """
     from recsys.serve.bundle import export as write
     from recsys.train.run import load_run
+    from recsys.train.splits import split_of
 
     kind = None if index == "none" else index
-    bundle = write(load_run(run, trust), out, index=kind, split=_split_of(run, split))
+    model = load_run(run, _importable(trust))
+    bundle = write(model, out, index=kind, split=split_of(run, model, split))
     print(bundle)
 
 
@@ -134,7 +176,12 @@ def doctor() -> None:
 
 
 def quickstart(out: Path = Path("runs/quickstart"), epochs: int | None = None) -> None:
-    """Fetch ml-100k, train SASRec, rank it against four baselines, export a bundle, recommend by title."""
+    """Fetch ml-100k, train SASRec, rank it against four baselines, export a bundle, recommend by title.
+
+    Args:
+        out: the run folder; the bundle is written into it.
+        epochs: most epochs (by default those of the recipe).
+    """
     flags = [] if epochs is None else ["--epochs", str(epochs)]
     run = _fit(["sasrec_ml100k", "--out", str(out), *flags])
     _show(run, out)
@@ -179,44 +226,48 @@ def _fit(arguments: list[str]) -> Run:
     import tyro
 
     from recsys.train.fit import leads
+    from recsys.train.recipe import find_recipe, load_recipe, recipe_names
     from recsys.train.results import finish
+    from recsys.train.splits import remember_split
 
     parser = argparse.ArgumentParser(
         "recsys fit", add_help=False, allow_abbrev=False, usage="recsys fit RECIPE [--out DIR] ... [recipe flags]"
     )
-    parser.add_argument("recipe")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--resume", choices=["auto", "yes", "no"], default="auto")
-    parser.add_argument("--devices", type=int, default=1)
-    parser.add_argument("--accelerator", default="auto")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--workers", type=int, default=0)
+    add = parser.add_argument
+    add("recipe", metavar="RECIPE", help="a file with a function run(...), or the name of a recipe that comes along")
+    add("--out", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE-HASH, one per choice of flags)")
+    resume = "auto: go on with an unfinished run; yes: insist on one; no: replace what is there (default: auto)"
+    add("--resume", choices=["auto", "yes", "no"], default="auto", help=resume)
+    add("--devices", type=int, default=1, metavar="N", help="how many devices train together (default: 1)")
+    add("--accelerator", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    add("--precision", default="auto", help="auto, 32-true, bf16-mixed or 16-mixed (default: auto)")
+    add("--workers", type=int, default=0, metavar="N", help="processes that prepare batches (default: 0)")
     if not arguments or arguments[0] in ("-h", "--help"):
         parser.print_help()
-        print(
-            f"\nrecipes that come with recsys: {', '.join(_recipes())}\nrecsys fit RECIPE --help lists a recipe's flags"
-        )
+        print(f"\nrecipes that come with recsys: {', '.join(recipe_names())}")
+        print("recsys fit RECIPE --help lists a recipe's flags")
         raise SystemExit(0 if arguments else 2)
     own, flags = parser.parse_known_args(arguments)
-    path = _recipe(own.recipe)
-    function = _load(path)
+    path = find_recipe(own.recipe)
+    function = load_recipe(path)
     chosen: dict[str, Any] = {}
 
     def record(**values: Any) -> None:
         chosen.update(values)
 
     record.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
-    record.__doc__ = inspect.getdoc(function)
+    more = "Besides these: --out --resume --devices --accelerator --precision --workers, see recsys fit --help."
+    record.__doc__ = f"{inspect.getdoc(function) or ''}\n\n{more}"
     record.__annotations__ = inspect.get_annotations(function, eval_str=True) | {"return": None}
     tyro.cli(record, args=flags, prog=f"recsys fit {own.recipe}")
     folder = own.out or Path("runs") / f"{path.stem}-{_short(chosen)}"
     run: Run = function(**chosen)
-    resume = {"auto": "auto", "yes": True, "no": False}[own.resume]
+    goes_on = {"auto": "auto", "yes": True, "no": False}[own.resume]
     machine = {name: getattr(own, name) for name in ("devices", "accelerator", "precision", "workers")}
-    fitted = run.fit(folder, path, chosen, resume=resume, **machine)
+    fitted = run.fit(folder, path, chosen, resume=goes_on, **machine)
     if not leads():  # the other processes of a distributed run have done their part
         return run
-    _remember_split(run.split, folder)
+    remember_split(run.split, folder)
     print(finish(run, fitted))
     print(f"\n{folder}: model.safetensors, per_user.parquet, report.html", flush=True)
     return run
@@ -239,7 +290,7 @@ def _show(run: Run, out: Path) -> None:
     best = bundle.recommend([history.tolist()], k=10)
 
     def name(row: int) -> str:
-        return str(titles[row]) if titles is not None and titles[row] else str(split.items.raw(rows[:0] + row))
+        return str(titles[row]) if titles is not None and titles[row] else str(split.items.raw(_one(row))[0])
 
     print(
         f"\nuser {split.users.raw(split.test.users[_one(person)])[0]} watched, newest last: "
@@ -256,64 +307,17 @@ def _one(position: int) -> Any:
     return np.array([position])
 
 
-def _recipes() -> list[str]:
-    from recsys.shipped import folder
+def _importable(trust: tuple[str, ...]) -> tuple[str, ...]:
+    """``trust``, whose modules may lie in the working folder."""
+    from recsys.train.recipe import add_to_path
 
-    return sorted(path.stem for path in folder("configs").glob("*.py") if not path.stem.startswith("_"))
-
-
-def _recipe(name: str) -> Path:
-    """The recipe file: as given, else one of those that come with the package, by file name."""
-    from recsys.shipped import folder
-    from recsys.train.settings import closest
-
-    given = Path(name)
-    if given.is_file():
-        return given
-    shipped = folder("configs") / f"{given.stem}.py"
-    if shipped.is_file():
-        return shipped
-    raise FileNotFoundError(f"no recipe {name!r}: neither a file nor one of ours; {closest(given.stem, _recipes())}")
-
-
-def _load(path: Path) -> Callable[..., Run]:
-    spec = importlib.util.spec_from_file_location(f"recsys_recipe_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "run", None)):
-        raise ValueError(f"{path} has no function run(...) that returns a recsys.Run: that is what makes it a recipe")
-    function: Callable[..., Run] = module.run
-    return function
+    if trust:
+        add_to_path(Path.cwd())
+    return trust
 
 
 def _short(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-def _remember_split(split: Split, folder: Path) -> None:
-    """Keep the split in the cache, and where it is in the run folder, so that the run can be evaluated again."""
-    from recsys.data.fetch import cache_folder
-
-    place = cache_folder() / "splits" / f"{split.name or 'data'}-{_short({'data': split.data_hash, **split.protocol})}"
-    if not place.is_dir():
-        split.save(place)
-    (folder / "split.json").write_text(json.dumps({"folder": str(place.resolve()), "data_hash": split.data_hash}))
-
-
-def _split_of(run: Path, given: Path | None) -> Split:
-    from recsys.data.split import Split
-    from recsys.errors import DataError
-
-    if given is not None:
-        return Split.load(given)
-    note = run / "split.json"
-    place = Path(json.loads(note.read_text())["folder"]) if note.is_file() else None
-    if place is None or not place.is_dir():
-        raise DataError(
-            f"the split of {run} is not in the cache (any more): pass --split FOLDER, or fit the recipe again"
-        )
-    return Split.load(place)
 
 
 def _text(audit: object) -> str | None:

@@ -57,7 +57,7 @@ def build(description: dict[str, Any], trust: Sequence[str] = ()) -> Any:
 
     Raises:
         PermissionError: the class lives in a module that is neither ours nor trusted.
-        ValueError: the name does not lead to a class.
+        ValueError: the name does not lead to a class, or its module is not there.
     """
     cls = _resolve(description["class"], tuple(trust))
     return cls(**{name: _decode(value, trust) for name, value in description["arguments"].items()})
@@ -92,7 +92,12 @@ def _resolve(name: str, trust: tuple[str, ...]) -> type:
             f"this folder asks for {name}, which is not part of recsys, and loading it would run its code; "
             f"if you know it and want that, pass trust=[{module!r}]"
         )
-    found = getattr(importlib.import_module(module), qualname, None)
+    try:
+        found = getattr(importlib.import_module(module), qualname, None)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{name} cannot be loaded ({error}): install its package, or put the folder of {module} on PYTHONPATH"
+        ) from error
     if not isinstance(found, type) or found.__module__ != module:
         raise ValueError(f"{name} is not a class defined in {module}; the folder was written by another version?")
     return found

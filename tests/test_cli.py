@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import sys
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+from safetensors.numpy import load_file
 
-from recsys.cli import main
+import recsys as rs
+from recsys.cli import COMMANDS, _show, main
+from recsys.train.recipe import load_recipe
+from recsys.train.state import CLOCK
 
 RECIPE = '''
 import recsys as rs
@@ -65,6 +73,66 @@ def test_a_finished_run_is_not_trained_again(recipe: Path, capsys: pytest.Captur
     assert "dim" in capsys.readouterr().err
 
 
+def lines(run: str) -> list[dict[str, object]]:
+    """metrics.jsonl without clock readings."""
+    records = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name not in CLOCK} for record in records]
+
+
+def test_a_run_is_repeated_from_its_folder(recipe: Path) -> None:
+    assert main(["fit", str(recipe), "--dim", "4", "--seed", "5", "--out", "runs/a"]) == 0
+    recipe.unlink()
+    kept = json.loads(Path("runs/a/config.json").read_text())["arguments"]
+    assert kept == {"epochs": 2, "dim": 4, "seed": 5}
+    flags = [word for name, value in kept.items() for word in (f"--{name}", str(value))]
+    assert main(["fit", "runs/a/recipe.py", *flags, "--out", "runs/again"]) == 0
+    assert lines("runs/again") == lines("runs/a")
+    assert load_file("runs/again/model.safetensors").keys() == load_file("runs/a/model.safetensors").keys()
+    for name, value in load_file("runs/a/model.safetensors").items():
+        assert np.array_equal(load_file("runs/again/model.safetensors")[name], value), name
+
+
+def test_a_part_beside_the_recipe_is_trained_and_loaded_when_trusted(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(sys.modules, "my_loss", None)  # so that it is forgotten afterwards
+    del sys.modules["my_loss"]
+    Path("my_loss.py").write_text("from recsys.objectives.softmax import FullSoftmax\n\nclass Mine(FullSoftmax): ...\n")
+    source = recipe.read_text().replace("rs.FullSoftmax()", "my_loss.Mine()")
+    recipe.write_text("import my_loss\n" + source)
+    assert main(["fit", str(recipe), "--out", "runs/mine"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "runs/mine"]) == 1
+    assert "trust=['my_loss']" in capsys.readouterr().err
+    assert main(["evaluate", "runs/mine", "--trust", "my_loss"]) == 0
+    assert main(["export", "runs/mine", "bundle", "--index", "none", "--trust", "my_loss"]) == 0
+
+
+def test_a_recipe_that_imports_what_is_not_there_is_told_so(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe.write_text("import no_such_module_anywhere\n")
+    assert main(["fit", str(recipe)]) == 1
+    assert "no_such_module_anywhere" in capsys.readouterr().err
+
+
+def test_a_split_with_other_items_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", str(recipe), "--out", "runs/a"]) == 0
+    rows = [(f"u{u}", f"j{(u + t) % 15}", 1000 + 60 * t + u) for u in range(40) for t in range(6)]
+    pl.DataFrame(rows, schema=["uid", "sku", "ts"], orient="row").write_csv("other.csv")
+    other = rs.Dataset.scan("other.csv", user="uid", item="sku", time="ts").split(rs.LeaveLast())
+    other.save("other")
+    assert main(["evaluate", "runs/a", "--split", "other"]) == 1
+    assert "other items" in capsys.readouterr().err
+
+
+def test_recommendations_without_titles_are_shown_by_id(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = load_recipe(recipe)(epochs=1)
+    run.fit("runs/a", progress=False)
+    _show(run, Path("runs/a"))
+    shown = capsys.readouterr().out
+    assert "1. i" in shown and "[]" not in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
@@ -101,3 +169,14 @@ def test_help_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
     assert "quickstart" in shown and "fit " in shown and "torch" in shown
+
+
+@pytest.mark.parametrize("command", ["fetch", "audit", "evaluate", "compare", "recommend", "export", "quickstart"])
+def test_every_argument_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    documented = inspect.getdoc(COMMANDS[command]) or ""
+    for name in inspect.signature(COMMANDS[command]).parameters:
+        assert f"    {name}: " in documented, name
+    capsys.readouterr()

@@ -18,15 +18,18 @@ def test_arguments_survive_json() -> None:
 
 
 def test_foreign_code_runs_only_when_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "visitor.py").write_text(
-        "LOADED = []\nclass Part:\n    def __init__(self, a=1):\n        self.a = a\n"
-    )
+    (tmp_path / "visitor.py").write_text("LOADED = []\nclass Part:\n    def __init__(self, a=1):\n        self.a = a\n")
     monkeypatch.syspath_prepend(tmp_path)
     description = {"class": "visitor:Part", "arguments": {"a": 5}}
     with pytest.raises(PermissionError, match="trust"):
         build(description)
     assert "visitor" not in sys.modules
     assert build(description, trust=["visitor"]).a == 5
+
+
+def test_a_trusted_module_that_is_not_there_is_explained() -> None:
+    with pytest.raises(ValueError, match="PYTHONPATH"):
+        build({"class": "nowhere_at_all:Part", "arguments": {}}, trust=["nowhere_at_all"])
 
 
 @pytest.mark.parametrize(

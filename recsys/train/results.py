@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recsys.eval.compare import Comparison, compare
 from recsys.eval.evaluate import evaluate
@@ -39,6 +39,11 @@ class Results:
         return "\n".join([*lines, align(self.comparison.table())])
 
 
+def curves(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What of the training log is worth a chart: the losses and the validation metric, not clocks and counters."""
+    return [{key: row[key] for key in row if key in ("epoch", "loss") or "@" in key} for row in history]
+
+
 def finish(run: Run, fitted: Fitted) -> Results:
     """Rank the test part with a fitted run's model and with its baselines, compare, and write what was found.
 
@@ -59,5 +64,5 @@ def finish(run: Run, fitted: Fitted) -> Results:
     comparison = compare(*reports, metrics=metric) if len(reports) > 1 else None
     if fitted.folder is not None:
         audit = None if run.split.audit is None else str(run.split.audit)
-        write_html(fitted.folder / "report.html", name, reports[0], comparison, fitted.history, audit)
+        write_html(fitted.folder / "report.html", name, reports[0], comparison, curves(fitted.history), audit)
     return Results(tuple(reports), comparison)

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import os
@@ -8,9 +9,16 @@ import pytest
 import torch
 from cycles import cycles, outcome, plain, tiny, without_clock
 
-from recsys.data.split import LeaveLast
+from recsys.data.negatives import UniformNegatives
+from recsys.data.prepared import Prepared
+from recsys.data.split import LeaveLast, Split
+from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
 from recsys.eval.evaluate import evaluate
+from recsys.objectives.bce import BCE
+from recsys.objectives.gbce import GBCE
+from recsys.objectives.sampled import SampledSoftmax
+from recsys.objectives.softmax import FullSoftmax
 from recsys.ranker import Ranker
 from recsys.recommender import Recommender
 from recsys.train import checkpoint, update
@@ -156,6 +164,41 @@ def test_weights_of_targets_count_over_the_whole_update(split):
     second = fit(parts, split, epochs=1, batch_size=10, accumulate=4, progress=False).history[0]
     assert first["targets"] == second["targets"] > sum(split.train.lengths - 1)
     assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
+
+
+OBJECTIVES = {
+    "softmax": FullSoftmax,
+    "sampled": lambda: SampledSoftmax(UniformNegatives(5, per="batch")),
+    "bce": lambda: BCE(UniformNegatives(3)),
+    "gbce": lambda: GBCE(negatives=UniformNegatives(5)),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_weights_of_one_train_bit_identically_to_none(split, name):
+    ones = np.ones(len(split.prepared.items), np.float32)
+    weighted = dataclasses.replace(split, prepared=dataclasses.replace(split.prepared, weights=ones))
+    with_ones, without = tiny(objective=OBJECTIVES[name]()), tiny(objective=OBJECTIVES[name]())
+    first, second = fit(with_ones, weighted, epochs=2, **QUIET), fit(without, split, epochs=2, **QUIET)
+    assert weights(with_ones) == weights(without)
+    assert [without_clock(line) for line in first.history] == [without_clock(line) for line in second.history]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_weights_of_the_data_decide_what_is_learned(split, name):
+    """After item i, half of the users go on to i + 1 and half to i + 2; only the weight says which counts."""
+    start, step = np.arange(200) % 20, 1 + np.arange(200) // 20 % 2
+    items = (start[:, None] + step[:, None] * np.arange(8)) % 20 + 1
+    for favoured in (1, 2):
+        weighed = np.repeat(np.where(step == favoured, 1.0, 0.0), 8).astype(np.float32)
+        prepared = Prepared(items.astype(np.int32).ravel(), np.arange(201) * 8, 20, weights=weighed)
+        model = tiny(dropout=0.0, objective=OBJECTIVES[name]())
+        data = Split.of(prepared, LeaveLast(), split.items, Vocabulary(np.arange(200), first=0))
+        fitted = fit(model, data, epochs=20, learning_rate=0.03, validate_every=0, seed=1, **QUIET)
+        assert fitted.history[0]["targets"] == weighed.sum() / 8 * 5
+        scores = model.scores([[f"item-{i}"] for i in range(20)])
+        one, two = (scores[np.arange(20), (np.arange(20) + ahead) % 20] for ahead in (1, 2))
+        assert ((one > two) == (favoured == 1)).mean() > 0.9
 
 
 def test_warmup_and_a_callers_optimizer(split):

@@ -1,0 +1,52 @@
+"""The split that a run was trained on: kept in the cache, noted in the run folder, found again for its evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recsys.errors import DataError
+from recsys.train.folder import data_facts
+
+if TYPE_CHECKING:
+    from recsys.data.split import Split
+    from recsys.ranker import Ranker
+
+NOTE = "split.json"
+
+
+def remember_split(split: Split, run: Path) -> None:
+    """Keep the split in the cache, and where it is in the run folder, so that the run can be evaluated again."""
+    from recsys.data.fetch import cache_folder
+
+    facts = {"data": data_facts(split)["hash"], **split.protocol}
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    place = cache_folder() / "splits" / f"{split.name or 'data'}-{key}"
+    if not place.is_dir():
+        split.save(place)
+    (run / NOTE).write_text(json.dumps({"folder": str(place.resolve()), "data_hash": split.data_hash}))
+
+
+def split_of(run: Path, model: Ranker, given: Path | None = None) -> Split:
+    """The split in the folder ``given``, else the one of the run.
+
+    Raises:
+        DataError: it is not there (any more), or its items are not those that ``model`` was trained on.
+    """
+    from recsys.data.split import Split
+
+    place = given
+    if place is None and (run / NOTE).is_file():
+        place = Path(json.loads((run / NOTE).read_text())["folder"])
+    if place is None or (given is None and not place.is_dir()):
+        raise DataError(
+            f"the split of {run} is not in the cache (any more): write it with split.save(FOLDER) and pass "
+            "--split FOLDER, or fit the recipe again"
+        )
+    split = Split.load(place)
+    known = model.vocabulary
+    if known is None or split.items.kind != known.kind or split.items.ids.tolist() != known.ids.tolist():
+        raise DataError(f"{place} holds a split with other items than {run} was trained on: pass one of the same data")
+    return split
