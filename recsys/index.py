@@ -146,6 +146,8 @@ class Index:
         if deny is not None:
             if len(deny) != len(queries):
                 raise ValueError(f"deny must hold one list per query: {len(queries)} expected, {len(deny)} found")
+            if any(isinstance(one, (str, bytes)) for one in deny):
+                raise TypeError("deny must hold one list of ids per query, and holds ids themselves")
             owner = np.repeat(np.arange(len(deny)), [len(one) for one in deny])
             held = self.slots.find(list(chain.from_iterable(deny)))
             denied = (owner[held >= 0], held[held >= 0])

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from recsys.data.batch import PAD, Batch
+from recsys.data.prepared import padded_blocks
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataWarning
 from recsys.seams import Context
 
-SCORE_BUDGET = 256 * 2**20  # bytes of one block of scores in recommend and scores
+SCORE_BUDGET = 256 * 2**20  # bytes of one block of scores and padded histories in recommend and scores
+TOKEN_BYTES = 64  # of one place of the padded view, while a batch is made of it
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,10 @@ class Ranker(nn.Module):
         self.popularity = torch.from_numpy(np.array(counts, dtype=np.float32))
 
     def score(self, batch: Batch) -> Tensor:
-        """(B, N) scores of all items, column j for item row j + 1. Histories in ``batch`` are not empty."""
+        """(B, N) scores of all items, column j for item row j + 1, in a tensor the caller may write to.
+
+        Histories in ``batch`` are not empty.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not score all items; use recommend")
 
     def score_safely(self, batch: Batch) -> Tensor:
@@ -112,8 +117,10 @@ class Ranker(nn.Module):
 
         Raises:
             ValueError: ``k`` is not in 1..N, or ``exclude`` is neither of the two.
+            TypeError: a history is one id, not a list of them.
         """
         self._check(k, exclude)
+        histories = as_histories(histories)
         allowed = None if allow is None else self._allowed(allow)
         found: list[tuple[np.ndarray, ...]] = []
         unknown: list[int] = []
@@ -169,8 +176,8 @@ class Ranker(nn.Module):
         rows = self.vocabulary.rows(allow)
         if (rows < 0).any():
             warnings.warn(
-                f"{int((rows < 0).sum())} of {len(rows)} allowed items are not in the catalogue", DataWarning, 3
-            )
+                f"{int((rows < 0).sum())} of {len(rows)} allowed items are not in the catalogue", DataWarning, 4
+            )  # 4: seen from the caller of recommend, which torch.inference_mode wraps
         mask = torch.zeros(self.num_items, dtype=torch.bool)
         mask[torch.as_tensor(rows[rows > 0] - 1)] = True
         return mask
@@ -179,15 +186,16 @@ class Ranker(nn.Module):
         self._check(1, "none")
         assert self.vocabulary is not None
         self.eval()
-        size = max(1, SCORE_BUDGET // (4 * max(self.num_items, 1)))
-        for first in range(0, len(histories), size):
-            chunk = [one if isinstance(one, History) else History(one) for one in histories[first : first + size]]
-            yield collate(chunk, self.vocabulary, self.max_length, self.needs, self.popularity.device)
+        histories = as_histories(histories)
+        lengths = np.asarray([len(one.items) for one in histories], np.int64)
+        lengths = lengths if self.max_length is None else np.minimum(lengths, self.max_length)
+        for rows in padded_blocks(lengths, SCORE_BUDGET, 4 * max(self.num_items, 1), TOKEN_BYTES):
+            yield collate(histories[rows], self.vocabulary, self.max_length, self.needs, self.popularity.device)
 
-    def _pairs(self, batch: Batch, histories: Sequence[Any], first: int) -> tuple[Tensor, Tensor]:
+    def _pairs(self, batch: Batch, histories: Sequence[History], first: int) -> tuple[Tensor, Tensor]:
         """Row and column of every history item, beyond ``max_length`` too."""
         assert self.vocabulary is not None
-        raw = [one.items if isinstance(one, History) else one for one in histories[first : first + len(batch)]]
+        raw = [one.items for one in histories[first : first + len(batch)]]
         user = np.repeat(np.arange(len(raw)), [len(one) for one in raw])
         rows = self.vocabulary.rows(list(chain.from_iterable(raw)))
         known, device = rows > 0, batch.ids.device
@@ -200,8 +208,24 @@ class Ranker(nn.Module):
         scores, rows, fallback = (np.concatenate(column) for column in zip(*found, strict=True))
         if fallback.any():
             note = f"{int(fallback.sum())} of {len(fallback)} histories hold no known item and are ranked by popularity"
-            warnings.warn(note, DataWarning, stacklevel=3)
+            warnings.warn(note, DataWarning, stacklevel=4)
         return TopK(np.where(np.isneginf(scores), PAD, rows), scores, unknown, fallback, self.vocabulary)
+
+
+def as_histories(histories: Sequence[Any]) -> list[History]:
+    """Each as a :class:`History`.
+
+    Raises:
+        TypeError: one is an id or nothing, where a list of ids is expected.
+    """
+    found = [one if isinstance(one, History) else History(one) for one in histories]
+    for one in found:
+        if isinstance(one.items, (str, bytes)) or not hasattr(one.items, "__len__"):
+            raise TypeError(
+                f"a history is a list of raw ids, oldest first, and {one.items!r} is none: pass a list of histories, "
+                'such as [["50", "172"]] for one user'
+            )
+    return found
 
 
 def collate(

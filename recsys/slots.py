@@ -21,7 +21,7 @@ class Slots:
     def __init__(self, ids: Sequence[Any] | np.ndarray, alive: np.ndarray | None = None) -> None:
         self.ids = ids if isinstance(ids, np.ndarray) and alive is not None else _unique(as_ids(ids))
         self.alive = np.ones(len(self.ids), bool) if alive is None else alive
-        self._order: np.ndarray | None = None
+        self._sorted: tuple[np.ndarray, np.ndarray] | None = None  # living slots by id, and their ids
         self._slot_of: dict[Any, int] | None = None
 
     def __len__(self) -> int:
@@ -42,13 +42,15 @@ class Slots:
             return np.zeros(0, np.int64)
         wanted = as_ids(ids, self.kind)
         if self.kind == "int":
-            if self._order is None:
+            if self._sorted is None:
                 living = np.flatnonzero(self.alive)
-                self._order = living[np.argsort(self.ids[living], kind="stable")]
-            if len(self._order) == 0:
+                order = living[np.argsort(self.ids[living], kind="stable")]
+                self._sorted = order, self.ids[order]
+            order, names = self._sorted
+            if len(order) == 0:
                 return np.full(len(wanted), -1)
-            at = np.minimum(np.searchsorted(self.ids, wanted, sorter=self._order), len(self._order) - 1)
-            return np.where(self.ids[self._order[at]] == wanted, self._order[at], -1)
+            at = np.minimum(np.searchsorted(names, wanted), len(order) - 1)
+            return np.where(names[at] == wanted, order[at], -1)
         if self._slot_of is None:
             living = np.flatnonzero(self.alive)
             self._slot_of = dict(zip(self.ids[living].tolist(), living.tolist(), strict=True))
@@ -106,12 +108,16 @@ def as_ids(ids: Sequence[Any] | np.ndarray, kind: str | None = None) -> np.ndarr
     Raises:
         DataError: other types, a mixture, or not the expected ``kind``.
     """
+    if isinstance(ids, (str, bytes)):
+        raise TypeError(f"a list of ids is expected, and {ids!r} is one id: pass [{ids!r}]")
     array = ids if isinstance(ids, np.ndarray) else np.asarray(ids) if _all_ints(ids) else np.array(list(ids), object)
     if array.ndim != 1 or array.dtype.kind not in "iuUO":
         raise DataError(f"ids must be one-dimensional and int or str, found {array.dtype} {array.shape}")
     if array.dtype.kind in "iu":
         if kind == "str":
             raise DataError(f"these ids are str, and the int {array[:1].tolist()} was given: pass ids as in the data")
+        if array.dtype == np.uint64 and len(array) and array.max() > np.iinfo(np.int64).max:
+            raise DataError(f"the id {array.max()} does not fit into 64 signed bits: use string ids")
         return array.astype(np.int64)
     odd = [one for one in array.tolist() if not isinstance(one, str)]
     if odd:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,21 +100,31 @@ def test_blocks_of_a_scan_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     np.testing.assert_allclose(whole.scores, scanned.scores, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("ids", [names(400), list(range(1000, 600, -1))], ids=["str", "int"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_add_and_remove_by_raw_id(kind: str) -> None:
-    vectors, ids = clouds(), names(400)
+def test_add_and_remove_by_raw_id(kind: str, ids: list[Any], tmp_path: Path) -> None:
+    vectors, new = clouds(), ids[0] * 2
     index = Index.build(vectors, ids, kind=kind)
-    index.add(["new"], vectors[:1] * 10)
-    assert index.search(vectors[:1], k=1).ids[0, 0] == "new"
+    index.add([new], vectors[:1] * 10)
+    assert index.search(vectors[:1], k=1).ids[0, 0] == new
     with pytest.raises(DataError, match="remove them first"):
-        index.add(["new"], vectors[:1])
-    index.remove(["new", ids[0]])
+        index.add([new], vectors[:1])
+    index.remove([new, ids[0]])
     assert len(index) == 399
-    assert not {"new", ids[0]} & set(index.search(vectors[:1], k=399).ids[0])
+    assert not {new, ids[0]} & set(index.search(vectors[:1], k=399).ids[0])
+    index.save(tmp_path / "index")
+    index = Index.load(tmp_path / "index")
+    assert index.similar([ids[5]], k=3).ids.tolist() == Index.build(vectors, ids).similar([ids[5]], k=3).ids.tolist()
     index.add([ids[0]], vectors[:1])
     assert ids[0] in index.search(vectors[:1], k=400).ids[0]
     with pytest.raises(DataError, match="not in the index"):
-        index.remove(["new"])
+        index.remove([new])
+    index.remove(ids)
+    index.save(tmp_path / "index")
+    index = Index.load(tmp_path / "index")
+    assert len(index) == 0
+    index.add([new], vectors[:1])
+    assert index.search(vectors[:1], k=1).ids.tolist() == [[new]]
 
 
 def test_a_graph_is_rebuilt_when_enough_is_dead() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -50,10 +52,11 @@ def test_unknown_items_are_skipped_and_counted(model: Alphabet) -> None:
 
 
 def test_nothing_known_falls_back_to_popularity_and_says_so(model: Alphabet) -> None:
-    with pytest.warns(DataWarning, match="2 of 3"):
+    with pytest.warns(DataWarning, match="2 of 3") as warned:
         top = model.recommend([[], ["a"], ["new"]], k=2, exclude="none")
     assert top.items == [["a", "e"], ["a", "e"], ["a", "e"]]
     assert top.fallback.tolist() == [True, False, True]
+    assert warned[0].filename == __file__, "the warning points at the caller"
 
 
 def test_allow_list_and_too_few_left(model: Alphabet) -> None:
@@ -78,6 +81,24 @@ def test_many_users_in_blocks_equal_one_by_one(model: Alphabet, monkeypatch: pyt
     monkeypatch.setattr("recsys.ranker.SCORE_BUDGET", 40)
     assert model.recommend(histories, k=2).items == whole.items
     assert np.array_equal(model.scores(histories), np.concatenate([model.scores([one]) for one in histories]))
+
+
+@pytest.mark.parametrize("histories", [["a", "b"], "ab", [1, 2], [None], {"user": ["a"]}])
+def test_ids_where_histories_are_expected_are_refused(model: Alphabet, histories: Any) -> None:
+    for ask in (lambda: model.recommend(histories, k=1), lambda: model.scores(histories)):
+        with pytest.raises(TypeError, match="a history is a list of raw ids"):
+            ask()
+    with pytest.raises(TypeError, match="one id"):
+        model.recommend([["a"]], k=1, allow="b")
+
+
+def test_a_long_history_does_not_widen_the_batches_of_others(model: Alphabet, monkeypatch: pytest.MonkeyPatch) -> None:
+    histories = [["a"]] * 10 + [["a", "b"] * 500] + [["c"]] * 10
+    whole = model.recommend(histories, k=2)
+    monkeypatch.setattr("recsys.ranker.SCORE_BUDGET", 1000)
+    sizes = [tuple(batch.ids.shape) for batch, _ in model._batches(histories)]
+    assert sizes == [(10, 1), (1, 1000), (10, 1)]
+    assert model.recommend(histories, k=2).items == whole.items
 
 
 def test_no_histories_give_nothing(model: Alphabet) -> None:

@@ -18,11 +18,18 @@ from recsys.data.batch import Batch
 from recsys.data.split import Training
 
 PAIRS = 2**25  # multiplications (and at most as many numbers held) per block of co-occurrences
+EVENT_BYTES = 48  # of one event while the matrix of users and items is made and transposed, measured
 UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"))
 
 
 def interactions(training: Training) -> Any:
-    """(U, N) CSR float32 matrix: 1 where the user has the item in training, however often."""
+    """(U, N) CSR float32 matrix: 1 where the user has the item in training, however often.
+
+    Raises:
+        MemoryError: the events do not fit, said before they are read.
+    """
+    what, instead = f"The matrix of {training.num_events:,} events", "keep fewer, as clean(max_history=...) does"
+    require_memory(float(training.num_events) * EVENT_BYTES, what, instead)
     owner, items, _ = training.events(slice(None))
     shape = (training.num_users, training.num_items)
     matrix = sparse.csr_matrix((np.ones(len(items), np.float32), (owner, items.astype(np.int64) - 1)), shape=shape)

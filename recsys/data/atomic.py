@@ -10,6 +10,7 @@ import gzip
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO, cast
 
 import polars as pl
 
@@ -48,7 +49,13 @@ def scan_atomic_text(path: str | Path) -> pl.LazyFrame:
     """All columns of an atomic file as strings, lazily, under their plain names."""
     names = list(read_header(path))
     return pl.scan_csv(
-        path, separator="\t", has_header=False, skip_rows=1, new_columns=names, infer_schema=False, quote_char=None
+        path,
+        separator="\t",
+        has_header=False,
+        skip_rows=1,
+        schema=dict.fromkeys(names, pl.String()),
+        quote_char=None,
+        raise_if_empty=False,
     )
 
 
@@ -73,30 +80,40 @@ def scan_atomic(path: str | Path) -> pl.LazyFrame:
 
 
 def write_atomic(frame: pl.DataFrame, path: str | Path, types: Mapping[str, str] | None = None) -> None:
-    """Write ``frame`` as an atomic file, beside and then in place.
+    """Write ``frame`` as an atomic file, beside and then in place; ``.gz`` is compressed.
+
+    The format has one blank for what is missing, empty text and an empty list: all three are read back as null.
 
     Args:
         types: column -> type; columns left out are judged by their dtype (numbers that are not ids: pass ``float``
             or keep them Float64; integers and strings become tokens, lists become sequences).
 
     Raises:
-        DataError: an unknown type, or a token that holds a tab or a line break (or, in a sequence, a blank).
+        DataError: an unknown type, a value that is not of its type, or one that the format cannot hold: a tab or line
+            break in a token or a name, a blank in a sequence, an empty or missing element of a sequence.
     """
     path, types = Path(path), dict(types or {})
     for name, kind in types.items():
         if name not in frame.columns or kind not in TYPES:
             raise DataError(f"{name!r}: {kind!r} is no column of the frame with a type of {', '.join(TYPES)}")
     kinds = {name: types.get(name) or _kind(dtype) for name, dtype in frame.schema.items()}
-    text = frame.select(_as_text(name, kind, frame.schema[name]) for name, kind in kinds.items())
+    for name in kinds:
+        if any(mark in name for mark in "\t\r\n"):
+            raise DataError(f"the column name {name!r} holds a separator of the format: rename the column")
+    try:
+        text = frame.select(_as_text(name, kind, frame.schema[name]) for name, kind in kinds.items())
+    except pl.exceptions.InvalidOperationError as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path.name} cannot be written with the types {kinds}: {reason}") from error
     for name, kind in kinds.items():
         _refuse_separators(frame[name], text[name], kind)
     partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("wb") as stream:
+        with cast(IO[bytes], gzip.open(partial, "wb")) if path.suffix == ".gz" else partial.open("wb") as stream:
             stream.write(("\t".join(f"{name}:{kind}" for name, kind in kinds.items()) + "\n").encode())
             text.write_csv(stream, separator="\t", include_header=False, quote_style="never")
         os.replace(partial, path)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
@@ -113,12 +130,15 @@ def _as_text(name: str, kind: str, dtype: pl.DataType) -> pl.Expr:
         if not isinstance(dtype, pl.List):
             raise DataError(f"column {name!r} is {dtype}, a {kind} needs a list per row")
         return column.cast(pl.List(pl.String)).list.join(" ")
-    return column.cast(pl.String)
+    return (column.cast(pl.Float64) if kind == "float" and not dtype.is_numeric() else column).cast(pl.String)
 
 
 def _refuse_separators(values: pl.Series, text: pl.Series, kind: str) -> None:
-    parts = values.explode().cast(pl.String) if kind == "token_seq" else text
-    pattern = r"\s" if kind == "token_seq" else r"[\t\n\r]"
+    sequence = kind.endswith("_seq")
+    parts = values.drop_nulls().explode(empty_as_null=False).cast(pl.String) if sequence else text
+    if sequence and (parts.is_null() | (parts == "")).any():
+        raise DataError(f"column {values.name!r}: a {kind} cannot hold an empty or missing element; drop it first")
+    pattern = r"\s" if sequence else r"[\t\n\r]"
     wrong = parts.filter(parts.str.contains(pattern).fill_null(False))
     if len(wrong):
         raise DataError(

@@ -327,7 +327,7 @@ def _save(loaded: Loaded, folder: Path) -> dict[str, Any]:
 
 
 def _load(folder: Path) -> Loaded:
-    manifest = read_manifest(folder, KIND, FORMAT, verify=False)
+    manifest = read_manifest(folder, KIND, FORMAT)  # the raw files were hashed too, and are larger
     columns = manifest["item_text"]
     text = None if columns is None else {name: load_strings(folder, f"text-{at}") for at, name in enumerate(columns)}
     return Loaded(

@@ -159,6 +159,22 @@ def blocks(sizes: np.ndarray, budget: int = 1 << 22) -> Iterator[slice]:
         first = last
 
 
+def padded_blocks(lengths: np.ndarray, budget: int, per_row: int, per_token: int) -> Iterator[slice]:
+    """Consecutive slices of rows that cost ``per_row`` each and ``per_token`` for each place once they are padded to
+    the longest of the slice, within ``budget`` (one row at least): a long history shrinks its own slice only.
+
+    >>> list(padded_blocks(np.array([1, 1, 1, 9, 1]), budget=27, per_row=5, per_token=1))
+    [slice(0, 3, None), slice(3, 4, None), slice(4, 5, None)]
+    """
+    most, first = max(budget // max(per_row, 1), 1), 0
+    while first < len(lengths):
+        longest = np.maximum.accumulate(lengths[first : first + most].astype(np.int64))
+        cost = (per_row + per_token * longest) * np.arange(1, len(longest) + 1)
+        last = first + max(int(np.searchsorted(cost, budget, side="right")), 1)
+        yield slice(first, last)
+        first = last
+
+
 def _open(path: Path) -> np.ndarray:
     # An empty file cannot be mapped.
     array: np.ndarray = np.load(path, allow_pickle=False)[:0] if _is_empty(path) else np.load(path, mmap_mode="r")

@@ -84,7 +84,9 @@ class GlobalTime:
 
     def __init__(self, valid: str | float = 0.1, test: str | float = 0.1) -> None:
         for name, value in (("valid", valid), ("test", test)):
-            if not isinstance(value, str) and not ((name == "valid" and value == 0) or 0 < value < 1):
+            if isinstance(value, str):
+                _moment(value)
+            elif not (isinstance(value, (int, float)) and ((name == "valid" and value == 0) or 0 < value < 1)):
                 raise ValueError(f"{name} must be a share of events between 0 and 1 or an ISO date, found {value!r}")
         self.valid, self.test = valid, test
 

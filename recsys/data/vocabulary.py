@@ -129,7 +129,10 @@ class Vocabulary:
     def _lookup(self, flat: np.ndarray) -> np.ndarray:
         if self.kind == "str":
             get = self._by_string.get
-            return np.fromiter((get(key, -1) for key in flat.tolist()), dtype=np.int64, count=len(flat))
+            try:
+                return np.fromiter((get(key, -1) for key in flat.tolist()), dtype=np.int64, count=len(flat))
+            except TypeError as error:
+                raise DataError(f"ids must be ints or strings ({error}): is there a list too many?") from error
         keys, known = _as_integers(flat)
         order, ordered = self._by_integer
         if not len(ordered):
@@ -153,7 +156,7 @@ class Vocabulary:
         other: list[Any] = []
         if self.kind == "str":
             other = [
-                str(int(key)) for key in sample if isinstance(key, (int, float)) and key == key and key == int(key)
+                str(int(key)) for key in sample if isinstance(key, int) or (isinstance(key, float) and key.is_integer())
             ]
         else:
             other = [int(key) for key in sample if isinstance(key, str) and key.strip().lstrip("-").isdecimal()]
@@ -205,6 +208,8 @@ def _checked(ids: np.ndarray) -> np.ndarray:
 
 def _as_array(raw: Sequence[Any]) -> np.ndarray:
     """A flat sequence of ids as an array that keeps ints ints and strings strings."""
+    if isinstance(raw, (str, bytes)):
+        raise TypeError(f"a list of ids is expected, and {raw!r} is one id: pass [{raw!r}]")
     values = list(raw)
     if values and all(type(value) is int and -(2**63) <= value < 2**63 for value in values):
         return np.array(values, dtype=np.int64)

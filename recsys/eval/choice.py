@@ -84,6 +84,8 @@ def _find(name: str, num_items: int) -> tuple[Metric | Aggregate, int | None]:
         return known[base], None
     if not cut.isdecimal():
         raise ValueError(f"{name!r} should look like '{base}@10': a whole number behind the @")
+    if int(cut) > num_items:
+        raise ValueError(f"{name!r} looks beyond the catalogue of {num_items:,} items: ask for '{base}@{num_items}'")
     return known[base], _cuts(int(cut), num_items)[0]
 
 

@@ -75,7 +75,7 @@ class Comparison:
     def table(self, segments: bool = False, metric: str | None = None) -> list[list[str]]:
         """Rows of text with a heading, one per difference (in ``metric``, if given)."""
         heading = ["segment", "users"] if segments else []
-        rows = [[*heading, "metric", "other", self.names[0], "other", "difference", "95% interval", "p", "p (Holm)"]]
+        rows = [[*heading, "metric", "model", self.names[0], "model's", "difference", "95% interval", "p", "p (Holm)"]]
         for row in self.segments if segments else self.overall:
             if metric not in (None, row.metric):
                 continue

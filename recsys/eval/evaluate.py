@@ -80,13 +80,16 @@ def evaluate(
     choice = choose(metrics, [cut for cut in CUTS if cut <= num_items] if k is None else k, num_items)
     own = {title: _labels(title, labels, len(part)) for title, labels in (segments or {}).items()}
     share = np.arange(rank, len(part), world_size)
-    plan = Plan.fit(memory, num_items, _longest_history(model, part, share), _device(model))
+    lengths = _history_lengths(model, part, share)
+    plan = Plan.fit(memory, num_items, int(lengths.max(initial=0)), _device(model))
     run = _Run(model, part, choice, exclude == "history", plan, num_items)
     bar = Progress(len(share), f"evaluate {part.name}", "users", enabled=progress and rank == 0)
     with _evaluating(model), torch.inference_mode(), bar:
-        for start in range(0, len(share), plan.users):
-            run.add(share[start : start + plan.users])
-            bar.advance(min(plan.users, len(share) - start))
+        for alike in (lengths > 0, lengths == 0):  # apart, for a mixed batch would hold its scores twice
+            index = share[alike]
+            for chosen in plan.batches(lengths[alike]):
+                run.add(index[chosen])
+                bar.advance(chosen.stop - chosen.start)
     columns = run.columns()
     if users is not None:
         columns["user_id"] = np.asarray(users.raw(columns["user"]))
@@ -240,10 +243,9 @@ def _num_items(model: Any, part: Any) -> int:
     return expected
 
 
-def _longest_history(model: Any, part: Any, index: np.ndarray) -> int:
-    lengths = (part.target_start - part.history_start)[index]
-    longest = int(lengths.max(initial=1))
-    return longest if model.max_length is None else min(longest, model.max_length)
+def _history_lengths(model: Any, part: Any, index: np.ndarray) -> np.ndarray:
+    lengths: np.ndarray = (part.target_start - part.history_start)[index]
+    return lengths if model.max_length is None else np.minimum(lengths, model.max_length)
 
 
 def _device(model: Any) -> torch.device:

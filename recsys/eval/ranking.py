@@ -6,11 +6,14 @@ Legend: b users of a batch, N items (column j is item row j + 1), P (user, targe
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from recsys.data.prepared import padded_blocks
 
 CHUNK = 1 << 20  # scores ranked at once on a CPU: a chunk stays near the cache
 GPU_CHUNK = 1 << 27
@@ -21,14 +24,15 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 
 @dataclass(frozen=True)
 class Plan:
-    """How a memory budget is spent: users scored at once, and users ranked at once."""
+    """How a memory budget is spent: on users scored at once, and of these ``chunk`` ranked at once."""
 
-    users: int
     chunk: int
+    scoring: int  # bytes
+    num_items: int
 
     @classmethod
     def fit(cls, memory: str | int, num_items: int, history: int, device: torch.device) -> Plan:
-        """The largest batch that ``memory`` allows, with histories of up to ``history`` tokens.
+        """A plan for histories of up to ``history`` tokens.
 
         Raises:
             ValueError: the budget does not hold the scores of a single user.
@@ -43,8 +47,11 @@ class Plan:
             )
         largest = CHUNK if device.type == "cpu" else GPU_CHUNK
         chunk = max(1, min(largest, budget // 4 // BYTES_PER_RANKED) // num_items)
-        users = max(1, (budget - chunk * BYTES_PER_RANKED * num_items) // per_user)
-        return cls(int(users), int(min(chunk, users)))
+        return cls(int(chunk), int(budget - chunk * BYTES_PER_RANKED * num_items), num_items)
+
+    def batches(self, lengths: np.ndarray) -> Iterator[slice]:
+        """Consecutive users, with histories of ``lengths`` (n,) tokens, as many at once as the budget holds."""
+        return padded_blocks(lengths, self.scoring, 4 * self.num_items, TOKEN_BYTES)
 
 
 def parse_memory(memory: str | int) -> int:

@@ -34,7 +34,7 @@ from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
 from recsys.folders import read_manifest, refuse_foreign, write_folder
 from recsys.parts import build, describe
-from recsys.ranker import History, Ranker, TopK
+from recsys.ranker import Ranker, TopK, as_histories
 from recsys.seams import Context
 
 if TYPE_CHECKING:
@@ -187,11 +187,13 @@ class Bundle:
 
         Raises:
             ValueError: ``k`` is not in 1..N, or ``exclude`` is neither "history" nor "none".
+            TypeError: a history is one id, not a list of them.
         """
         if self.index is None:
             return self.model.recommend(histories, k, exclude, allow)
         self.model._check(k, exclude)
-        raw = [one.items if isinstance(one, History) else one for one in histories]
+        histories = as_histories(histories)
+        raw = [one.items for one in histories]
         owner = np.repeat(np.arange(len(raw)), [len(one) for one in raw])
         rows = self.vocabulary.rows(list(chain.from_iterable(raw)))
         unknown = np.bincount(owner[rows <= PAD], minlength=len(raw))

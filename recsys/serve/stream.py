@@ -31,6 +31,7 @@ EVENTS_PER_PASS = 2**22
 FORMATS = {".parquet": "parquet", ".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv", ".tsv": "csv"}
 LAYOUTS = ("list", "long")
 ITEMS, TIMES = "__items", "__times"
+UNREADABLE = -(2**63)  # stands for a text that is no int: an item that no catalogue holds, skipped and counted
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,9 @@ def recommend_file(
 
     Raises:
         FileNotFoundError: there is no such file of users.
-        DataError: a column is missing, or ids are of another type than the bundle's.
-        ValueError: ``k``, ``exclude``, ``layout`` or the ending of a file name is not possible.
+        DataError: a column is missing, events have no user or no readable time, or ids are of another type than the
+            bundle's.
+        ValueError: ``k``, ``exclude``, ``layout`` or a file name is not possible.
     """
     started, users, out = time.monotonic(), Path(users), Path(out)
     bundle.model._check(k, exclude)
@@ -85,6 +87,8 @@ def recommend_file(
             f"layout must be list or long, out end in .parquet and batch_size be positive; found {layout!r}, "
             f"{out.name} and {batch_size}"
         )
+    if out.resolve() == users.resolve():
+        raise ValueError(f"{out} is the file of users itself, which must not be replaced: name another file")
     total, passes = _open(users, bundle)
     parts, partial = out.with_name(out.name + ".parts"), out.with_name(out.name + ".partial")
     shutil.rmtree(parts, ignore_errors=True)
@@ -143,7 +147,9 @@ def _open(path: Path, bundle: Bundle) -> tuple[int | None, Iterator[pl.DataFrame
     _require(["user", "item"] + ["time"] * timed, schema, path)
     if asked:
         raise DataError("this model reads query_time: pass one row per user, with user, items and query_time")
-    return None, _grouped(_typed(table, schema, bundle), rows, timed)
+    events = _typed(table, schema, bundle)
+    _require_whole(events, path)
+    return None, _grouped(events, rows, timed)
 
 
 def _require(names: list[str], schema: Any, path: Path) -> None:
@@ -161,7 +167,8 @@ def _typed(table: pl.LazyFrame, schema: Any, bundle: Bundle) -> pl.LazyFrame:
 
     item = pl.col("item")
     if schema["item"] == pl.String and bundle.vocabulary.kind == "int":
-        item = item.str.strip_chars().cast(pl.Int64, strict=False)
+        unreadable = pl.when(item.is_not_null()).then(pl.lit(UNREADABLE))
+        item = pl.coalesce(item.str.strip_chars().cast(pl.Int64, strict=False), unreadable).alias("item")
     columns = [pl.col("user"), item]
     if "time" in schema:
         moment = pl.col("time")
@@ -174,6 +181,20 @@ def _typed(table: pl.LazyFrame, schema: Any, bundle: Bundle) -> pl.LazyFrame:
             moment = moment.cast(pl.Datetime("ms")).dt.epoch("ms")
         columns.append(moment)
     return table.select(columns)
+
+
+def _require_whole(events: pl.LazyFrame, path: Path) -> None:
+    """Events without a user would become one user, and those without a time would come first: refuse both."""
+    import polars as pl
+
+    schema = events.collect_schema()
+    lacks = {name: pl.col(name).is_null() for name in ("user", "time") if name in schema}
+    if schema["user"] == pl.String:
+        lacks["user"] |= pl.col("user") == ""
+    counts = events.select(lack.sum().alias(name) for name, lack in lacks.items()).collect(engine="streaming").row(0)
+    for name, count in zip(lacks, counts, strict=True):
+        if count:
+            raise DataError(f"{path} holds {count:,} events without a readable {name}: drop or repair these rows")
 
 
 def _grouped(table: pl.LazyFrame, rows: int, timed: bool) -> Iterator[pl.DataFrame]:

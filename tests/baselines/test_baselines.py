@@ -11,7 +11,11 @@ from recsys.baselines.ease import EASE
 from recsys.baselines.itemknn import ItemKNN
 from recsys.baselines.markov import Markov
 from recsys.baselines.popularity import Popularity
+from recsys.data.prepared import Prepared
+from recsys.data.split import LeaveLast, Split
+from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataWarning
+from recsys.eval.evaluate import evaluate
 from recsys.parts import build, describe
 from recsys.ranker import Ranker
 from recsys.seams import Context
@@ -59,6 +63,19 @@ def test_saved_and_loaded_without_data(model: Ranker, context: Context, tmp_path
     again.load_tensors(load_file(str(tmp_path / "model.safetensors")))
     histories = [["i1", "i2"], ["i9"]]
     assert (again.scores(histories) == model.scores(histories)).all()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(("events", "items"), [([1, 2, 1, 2, 2], 2), ([1, 1, 1, 1, 1], 1)], ids=["user", "item"])
+def test_one_user_or_one_item(name: str, events: list[int], items: int) -> None:
+    times = np.arange(5) * 86_400_000
+    prepared = Prepared(np.array(events, np.int32), np.array([0, 5]), items, times=times, order="time")
+    vocabulary = Vocabulary(np.arange(items), 1)
+    split = Split.of(prepared, LeaveLast(), vocabulary, Vocabulary(np.arange(1), 0))
+    model = MAKERS[name]()
+    model.learn(Context(num_items=items, vocabulary=vocabulary, training=split.train))
+    assert evaluate(model, split.test, progress=False).mean("recall@1") == 1.0  # nothing else is left
+    assert model.recommend([[0]], k=items).rows.tolist() == [[2, 0] if items == 2 else [0]]
 
 
 def test_training_data_are_required(model: Ranker) -> None:

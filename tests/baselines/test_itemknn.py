@@ -52,3 +52,9 @@ def test_blocks_change_nothing(context: Context, monkeypatch: pytest.MonkeyPatch
 def test_too_many_neighbours_for_memory_say_so_first() -> None:
     with pytest.raises(MemoryError, match="fewer"):
         ItemKNN(k=100_000).learn(Context(num_items=10**9, training=object()))  # type: ignore[arg-type]
+
+
+def test_too_many_events_for_memory_say_so_first(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recsys.baselines.cooccurrence.EVENT_BYTES", 1e15)
+    with pytest.raises(MemoryError, match="max_history"):
+        ItemKNN(4).learn(context)

@@ -43,6 +43,26 @@ def test_gzip_header(tmp_path):
     assert list(read_header(path)) == ["user_id", "item_id", "rating", "note", "vector"]
 
 
+def test_gzip_and_empty_tables_are_read_back(tmp_path):
+    frame = pl.DataFrame({"item_id": ["1", "2"], "tags": [["a", "b"], None]})
+    write_atomic(frame, tmp_path / "x.item.gz")
+    assert scan_atomic(tmp_path / "x.item.gz").collect().equals(frame)
+    write_atomic(frame.head(0), tmp_path / "y.item")
+    assert scan_atomic(tmp_path / "y.item").collect().equals(frame.head(0))
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise pl.exceptions.ComputeError("No space left on device")
+
+    write_atomic(pl.DataFrame({"item_id": ["1"]}), tmp_path / "x.item")
+    monkeypatch.setattr(pl.DataFrame, "write_csv", full)
+    with pytest.raises(pl.exceptions.ComputeError, match="No space"):
+        write_atomic(pl.DataFrame({"item_id": ["2"]}), tmp_path / "x.item")
+    assert (tmp_path / "x.item").read_text() == "item_id:token\n1\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.item"]
+
+
 @pytest.mark.parametrize("first", ["user_id,item_id\n", "user_id:tokn\titem_id:token\n", "a:token\ta:token\n"])
 def test_header_without_types_is_refused(tmp_path, first):
     path = tmp_path / "x.inter"
@@ -62,6 +82,10 @@ def test_missing_file(tmp_path):
         ({"a": ["x\ty"]}, {}),
         ({"a": [["two words"]]}, {}),
         ({"a": ["x"]}, {"a": "token_seq"}),
+        ({"a": [["x", None]]}, {}),
+        ({"a": [["x", ""]]}, {}),
+        ({"a\tb": ["x"]}, {}),
+        ({"a": ["x"]}, {"a": "float"}),
         ({"a": ["x"]}, {"a": "text"}),
         ({"a": ["x"]}, {"b": "token"}),
     ],

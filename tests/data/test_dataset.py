@@ -164,7 +164,7 @@ def test_cache_key_covers_bytes_and_settings_but_not_paths(tmp_path):
     assert scan(tmp_path / "copy.parquet").data_hash == data.data_hash
 
 
-@pytest.mark.parametrize("damage", ["truncate", "delete", "manifest", "version"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "manifest", "version"])
 def test_damaged_cache_is_built_again_with_a_notice(tmp_path, damage):
     path, cache = write(tmp_path), tmp_path / "cache"
     first = scan(path).prepare(cache)
@@ -172,6 +172,11 @@ def test_damaged_cache_is_built_again_with_a_notice(tmp_path, damage):
     target = folder / "prepared" / "items.npy"
     if damage == "truncate":
         target.write_bytes(target.read_bytes()[:-2])
+    elif damage == "flip":
+        content = bytearray(target.read_bytes())
+        content[-1] ^= 0x40
+        target.unlink()  # `first` has it mapped
+        target.write_bytes(content)
     elif damage == "delete":
         target.unlink()
     else:

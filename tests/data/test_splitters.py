@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 
 import numpy as np
 import pytest
@@ -84,6 +85,12 @@ def test_global_time_refuses_an_empty_part(prepare, arguments, word):
     prepared = prepare([[1, 2, 3]], times=[[first, first + DAY, first + 2 * DAY]])
     with pytest.raises(DataError, match=word):
         GlobalTime(*arguments).apply(prepared)
+
+
+@pytest.mark.parametrize("arguments", [(0.1, "2015-99-01"), ("soon", 0.1), (0.1, 1.5), (0.1, date(2015, 1, 1))])
+def test_global_time_refuses_what_is_no_moment_before_anything_is_read(arguments):
+    with pytest.raises(ValueError, match="ISO date"):
+        GlobalTime(*arguments)
 
 
 def test_global_time_needs_sorted_times(prepare):

@@ -71,6 +71,19 @@ def test_ids_of_the_other_type_are_refused_only_if_they_would_match():
     assert Vocabulary(np.array([50]), 1).rows(["x", "7"]).tolist() == [-1, -1]
 
 
+@pytest.mark.parametrize("odd", [float("inf"), float("nan"), None, b"50", True, 10**400])
+def test_odd_ids_are_unknown(odd):
+    assert Vocabulary(objects(["50"]), 1).rows([odd]).tolist() == [-1]
+    assert Vocabulary(np.array([50]), 1).rows([odd]).tolist() == [-1]
+
+
+def test_one_id_or_lists_of_lists_are_no_list_of_ids():
+    with pytest.raises(TypeError, match="one id"):
+        Vocabulary(objects(["5", "0"]), 1).rows("50")
+    with pytest.raises(DataError, match="a list too many"):
+        Vocabulary(objects(["50"]), 1).rows([["50"]])
+
+
 @pytest.mark.parametrize("ids", [np.array([1, 2, 1]), objects(["a", "a"]), objects(["a", 1]), np.zeros((2, 2), int)])
 def test_what_is_no_set_of_ids_is_refused(ids):
     with pytest.raises(DataError):

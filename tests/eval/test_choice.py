@@ -30,6 +30,11 @@ def test_lists_are_made_only_where_they_are_read():
     assert choose(["ndcg@50", "novelty@5", "coverage@7"], 1, 100).list_length == 7
 
 
+def test_a_cut_behind_the_catalogue_offers_the_last_one():
+    with pytest.raises(ValueError, match="7 items: ask for 'ndcg@7'"):
+        choose(["ndcg@10"], 5, 7)
+
+
 @pytest.mark.parametrize("odd", [object(), 3, type("NoCall", (), {"name": "x"})()])
 def test_things_that_are_no_metric(odd):
     with pytest.raises(TypeError, match="metric"):

@@ -217,6 +217,19 @@ def test_the_budget_decides_the_batch(random_case):
         evaluate(model, part, progress=False, memory="a lot")
 
 
+def test_one_long_history_does_not_cost_the_other_users_their_batch(scripted, part_of):
+    model, part = scripted(torch.randn(40, 30)), part_of([[1]] * 39 + [[1, 2] * 500], [[3]] * 40, 30)
+    evaluate(model, part, progress=False, memory=2048 * 1001 + 20 * 30)
+    assert model.batch_sizes == [39, 1]
+
+
+def test_users_without_history_are_scored_apart(random_case):
+    model, part = random_case(users=50)
+    evaluate(model, part, progress=False)
+    empty = int((part.history_lengths == 0).sum())
+    assert model.batch_sizes == [50 - empty, empty]
+
+
 def test_half_precision_is_ranked_as_float32(random_case, scripted, part_of):
     table = torch.randn(10, 30)
     part = part_of([[]] * 10, [[3]] * 10, 30)

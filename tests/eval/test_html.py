@@ -88,3 +88,18 @@ def test_a_page_with_next_to_nothing(tmp_path):
     write_html(tmp_path / "empty.html", "Empty")
     assert "Empty" in " ".join(read(tmp_path / "empty.html").text)
     assert [file.name for file in tmp_path.iterdir()] == ["empty.html"]
+
+
+def test_a_full_disk_keeps_the_old_page(tmp_path, monkeypatch):
+    write_html(tmp_path / "report.html", "Old")
+    before = (tmp_path / "report.html").read_bytes()
+
+    def full(path: Path, text: str, **_options: str) -> None:
+        path.write_bytes(text.encode()[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="space"):
+        write_html(tmp_path / "report.html", "New")
+    assert (tmp_path / "report.html").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]

@@ -74,6 +74,19 @@ def test_other_memory_is_refused(text):
 def test_a_plan_stays_within_its_budget():
     for memory in (20 * 1000, 10**6, 10**8):
         plan = Plan.fit(memory, num_items=1000, history=0, device=CPU)
-        assert 1 <= plan.chunk <= plan.users
-        assert 4 * 1000 * plan.users + 16 * 1000 * plan.chunk <= memory
-    assert Plan.fit("1GB", 1000, history=200, device=CPU).users < Plan.fit("1GB", 1000, history=10, device=CPU).users
+        users = next(plan.batches(np.zeros(10**6, np.int64))).stop
+        assert plan.chunk >= 1 and users >= 1
+        assert 4 * 1000 * users + 16 * 1000 * plan.chunk <= memory
+    plan = Plan.fit("1GB", 1000, history=200, device=CPU)
+    short, long = (next(plan.batches(np.full(10**6, length))).stop for length in (10, 200))
+    assert short > long
+
+
+def test_one_long_history_shrinks_its_own_batch_only():
+    plan = Plan.fit("100MB", 1000, history=40_000, device=CPU)
+    lengths = np.full(5000, 10)
+    alone = [cut.stop - cut.start for cut in plan.batches(lengths)]
+    lengths[2500] = 40_000
+    cuts = list(plan.batches(lengths))
+    assert [cut.start for cut in cuts] == [0, *(cut.stop for cut in cuts[:-1])] and cuts[-1].stop == 5000
+    assert len(cuts) <= len(alone) + 3

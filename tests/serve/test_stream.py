@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
 from recsys.ranker import Ranker
 from recsys.serve.bundle import Bundle, export
@@ -123,6 +124,30 @@ def test_bad_input(bundle: Bundle, users: pl.DataFrame, tmp_path) -> None:
     with pytest.raises(DataError, match="no users"):
         recommend_file(bundle, tmp_path / "none.parquet", out)
     assert not out.exists()
+
+
+def test_the_file_of_users_is_not_replaced(bundle: Bundle, users: pl.DataFrame, tmp_path) -> None:
+    users.write_parquet(tmp_path / "users.parquet")
+    before = (tmp_path / "users.parquet").read_bytes()
+    with pytest.raises(ValueError, match="another file"):
+        recommend_file(bundle, tmp_path / "users.parquet", tmp_path / "x" / ".." / "users.parquet")
+    assert (tmp_path / "users.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize("column, values", [("user", ["1", None]), ("user", ["1", ""]), ("time", ["5", "soon"])])
+def test_events_without_user_or_readable_time_are_refused(bundle: Bundle, tmp_path, column, values) -> None:
+    events = {"user": ["1", "2"], "item": ["i1", "i2"], "time": ["1", "2"], column: values}
+    pl.DataFrame(events).write_parquet(tmp_path / "events.parquet")
+    with pytest.raises(DataError, match=f"1 events without a readable {column}"):
+        recommend_file(bundle, tmp_path / "events.parquet", tmp_path / "out.parquet")
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_texts_that_are_no_int_are_unknown_items(counted: Ranker, tmp_path) -> None:
+    counted.vocabulary = Vocabulary(np.arange(1, counted.num_items + 1), 1)
+    (tmp_path / "events.csv").write_text("user,item\na,3\na,what\nb,5.5\nc,\n")
+    report = recommend_file(export(counted, tmp_path / "ints"), tmp_path / "events.csv", tmp_path / "out.parquet", k=2)
+    assert (report.users, report.unknown_items, report.fallbacks, report.empty_histories) == (3, 2, 2, 1)
 
 
 MEMORY = """
