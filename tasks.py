@@ -3,6 +3,7 @@
     python3 tasks.py quickstart        install the wheel of this checkout, run the main job on real data
     python3 tasks.py test              install for development, run the tests (further arguments go to pytest)
     python3 tasks.py check             style, types and import directions
+    python3 tasks.py parity            the comparisons with RecBole, in an environment with its pins (Python 3.11)
     python3 tasks.py docs              API pages from the docstrings, into docs/api
 
 ``--fresh`` builds the environment anew, ``--envs FOLDER`` puts it elsewhere. Versions come from constraints.txt. Only
@@ -97,11 +98,24 @@ def docs(envs: Path, fresh: bool, rest: list[str]) -> None:
     step("API pages", [str(python), "docs/build.py", *rest])
 
 
+def parity(envs: Path, fresh: bool, rest: list[str]) -> None:
+    """Compare with RecBole. Its pins (NumPy 1) contradict constraints.txt, of which only torch is taken."""
+    if sys.version_info[:2] > (3, 11):
+        raise Failed("RecBole 1.2.1 installs on Python 3.11 and older only: run this with python3.11")
+    python = environment(envs / ".venv-parity", fresh)
+    pins = (ROOT / "constraints.txt").read_text().splitlines()
+    torch = next(line for line in pins if line.startswith("torch=="))
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+    step("install", [*pip, torch, "-e", ".[parity]", "pytest", "pytest-timeout", "hypothesis"])
+    step("parity", [str(python), "-m", "pytest", "-q", "-m", "parity", *rest])
+
+
 TASKS: dict[str, Callable[[Path, bool, list[str]], None]] = {
     "quickstart": quickstart,
     "test": test,
     "check": check,
     "docs": docs,
+    "parity": parity,
 }
 
 

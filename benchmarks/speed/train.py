@@ -102,9 +102,10 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="recsys-speed-") as folder:
         stamp = machine(options.threads)
-        parts = [measure(name, options, Path(folder)) for name in options.data]
-    write(options.output, "train", "Training speed: SASRec, full softmax", stamp, parts)
-    print((options.output / "train.md").read_text())
+        for name in options.data:  # a file each, so that what is measured stays if the rest is stopped
+            part = measure(name, options, Path(folder))
+            write(options.output, f"train-{name}", f"Training speed on {name}: SASRec, full softmax", stamp, [part])
+            print((options.output / f"train-{name}.md").read_text())
 
 
 if __name__ == "__main__":
