@@ -37,7 +37,8 @@ def main() -> None:
             (RESULTS / f"{chosen.save}.md").write_text(f"`{call}`, {today}:\n\n```\n{found}\n```\n")
     elif chosen.write:
         tuned = [path.read_text().strip() for path in sorted(RESULTS.glob("*.md"))]
-        speed = [path.read_text().strip() for path in sorted(SPEED.glob("*.md"))]
+        speed = [path.read_text().strip().replace("# ", "### ", 1) for path in sorted(SPEED.glob("*.md"))]
+        speed = [text.replace("\n## ", "\n#### ") for text in speed]
         put(HERE / "README.md", "\n\n".join([quality(), *tuned]))
         put(HERE.parents[1] / "README.md", "\n\n".join([quality(), *speed]))
     else:
