@@ -7,7 +7,7 @@ depend neither on the order of rows nor on what cleaning drops later.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,10 +65,6 @@ class Events:
         frame = pl.DataFrame({str(at): key for at, key in enumerate(keys)})
         order = frame.select(pl.arg_sort_by(frame.columns, maintain_order=True)).to_series().to_numpy()
         return self.take(order)
-
-    def num_bytes(self) -> int:
-        """Bytes of the columns."""
-        return sum(value.nbytes for f in fields(self) if isinstance(value := getattr(self, f.name), np.ndarray))
 
 
 def encode_ids(values: pl.Series, as_int: str, role: str) -> tuple[np.ndarray, np.ndarray | pl.Series]:
