@@ -43,6 +43,8 @@ class Context:
 class Encoded:
     """What an encoder saw in a batch: one state per real token, and one per user.
 
+    States of tokens that are not in ``batch.wanted`` may be zero, if the encoder spares itself their cost.
+
     ``user`` is what is scored, exported and indexed; for an empty history it is zero. ``extra`` carries what a later
     part asks for by name: reasoning steps, block ends, second branches.
     """
@@ -118,6 +120,24 @@ class Encoder(Protocol):
     max_length: int
 
     def __call__(self, batch: Batch, items: ItemTable) -> Encoded: ...
+
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """An encoder that reads further tokens behind a history without reading the history again (ReaRec asks for it).
+
+    Each of the Q tokens of ``batch.wanted`` gets a continuation of its own: it sees what that token sees and its own
+    earlier latents, never another's. ``memory`` is the encoder's affair.
+    """
+
+    def begin(self, batch: Batch, items: ItemTable) -> tuple[Encoded, Any]:
+        """What calling the encoder gives, and the memory at ``batch.wanted``."""
+
+    def extend(self, latents: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """States (Q, D) of one more token each, from input vectors (Q, D), and the memory with that token in it.
+
+        The latents pass the encoder's input norm and dropout; they get no position and no scale.
+        """
 
 
 @runtime_checkable

@@ -87,6 +87,16 @@ class Batch:
         return self.lengths.cumsum(0) - 1
 
     @cached_property
+    def wanted(self) -> Tensor:
+        """(Q,) int64: flat tokens whose states are asked for: those with a target, else each history's newest one.
+
+        An encoder may spare itself the states of other tokens and leave zeros there.
+        """
+        if self.targets is None:
+            return self.last[self.lengths > 0]
+        return (self.flatten(self.targets) > PAD).nonzero().squeeze(1)
+
+    @cached_property
     def groups(self) -> list[Group]:
         """Consecutive rows padded to a width of their own: sparing when rows are sorted by length, exact in any case.
 

@@ -1,7 +1,8 @@
 """What is predicted where: the next item at every position, or one item after a whole prefix.
 
 Legend: B histories, L longest input of the batch. A training row arrives as up to L + 1 events without targets and
-leaves as up to L inputs with targets; a query (a history to recommend for) is already what the encoder reads.
+leaves as up to L inputs with targets; a query (a history to recommend for) is already what the encoder reads. Where
+the batch has times, ``extra["target_times"]`` (B, L) holds those of the events to predict.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def _inputs(batch: Batch, targets: Tensor, weights: Tensor | None) -> Batch:
         targets=targets,
         weights=weights,
         times=None if batch.times is None else _head(batch.times, lengths),
+        extra=batch.extra if batch.times is None else {**batch.extra, "target_times": _tail(batch.times)},
     )
 
 
