@@ -8,7 +8,13 @@ import platform
 from importlib.util import find_spec
 
 PACKAGES = ("torch", "lightning", "polars", "numpy", "scipy", "faiss-cpu", "safetensors", "tyro")
-EXTRAS = {"text": "sentence_transformers", "llm": "transformers", "serve": "fastapi", "parity": "recbole"}
+EXTRAS = {
+    "fast": "numba",
+    "text": "sentence_transformers",
+    "llm": "transformers",
+    "serve": "fastapi",
+    "parity": "recbole",
+}
 
 
 def examine() -> str:
