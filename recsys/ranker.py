@@ -60,12 +60,13 @@ class Ranker(nn.Module):
     """Shared by all recommenders: raw histories to batches, exclusion, top-k, fallback, saved tensors.
 
     A subclass implements :meth:`score`. ``max_length`` is the longest history it reads (None: all of it), ``needs``
-    the optional batch fields.
+    the optional batch fields, ``saved`` whether class, arguments and tensors are all of it, so that it can be loaded.
     """
 
     popularity: Tensor
     max_length: int | None = None
     needs: frozenset[str] = frozenset()
+    saved: bool = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -63,10 +63,12 @@ def export(
         metrics: numbers to keep in the manifest, such as ``report.means()``.
 
     Raises:
-        ValueError: the model is not fitted, or an index is asked for that it cannot have.
+        ValueError: the model is not fitted or cannot be saved, or an index is asked for that it cannot have.
         TypeError: a part cannot be described as class and JSON arguments.
         FileExistsError: ``folder`` holds something that is not a bundle.
     """
+    if not model.saved:
+        raise ValueError(f"{type(model).__name__} cannot be exported: it lives in the process that trained it")
     refuse_foreign(folder, KIND)
     vectored = hasattr(model, "item_vectors")
     if index not in INDEXES or (index in ("exact", "hnsw") and not vectored):
