@@ -19,10 +19,10 @@ def run(
     dropout: float = 0.5,
     max_length: int = 50,
     layout: Literal["original", "pre", "post", "ligr"] = "original",
-    epochs: int = 100,
-    patience: int = 10,
+    epochs: int = 60,
+    patience: int = 8,
     batch_size: int = 256,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     baselines: bool = True,
     seed: int = 0,
 ) -> rs.Run:

@@ -24,6 +24,7 @@ def run(
     patience: int = 8,
     batch_size: int = 128,
     learning_rate: float = 2e-3,
+    baselines: bool = True,
     seed: int = 0,
 ) -> rs.Run:
     """Full softmax on the last item but two of every user, validated on the last but one, tested on the last."""
@@ -39,5 +40,7 @@ def run(
         split,
         settings={**settings, "windows": windows, "seed": seed},
         # The baselines' knobs were chosen like the model's, on validation NDCG@10 (benchmarks/quality/baselines.py).
-        baselines=[rs.Popularity(), rs.ItemKNN(), rs.ItemKNN(shrink=0.0, decay=0.5), rs.EASE(l2=100.0), rs.Markov()],
+        baselines=[rs.Popularity(), rs.ItemKNN(), rs.ItemKNN(shrink=0.0, decay=0.5), rs.EASE(l2=100.0), rs.Markov()]
+        if baselines
+        else [],
     )

@@ -7,14 +7,16 @@ What follows ``--`` goes to the recipe. Each seed is one run folder below ``--ru
 its report is read, not trained again, so an interrupted benchmark goes on where it stopped. The result is written to
 ``benchmarks/quality/results/NAME.json``: mean over seeds, its interval (Student's t over seeds where there are two or
 more; the users' bootstrap interval for one), time and peak memory, command, machine and versions.
-``benchmarks/quality/table.py`` makes the tables from these files.
+``benchmarks/quality/encoders.py`` runs the whole table of encoders, ``benchmarks/quality/table.py`` makes the tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.metadata
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -28,6 +30,8 @@ import numpy as np
 RESULTS = Path(__file__).parent / "results"
 METRICS = ("ndcg@10", "hr@10", "mrr@10", "coverage@10")
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided 95%, by number of seeds
+BUSY = 75  # exit status of a run that another process is at
+LIBRARIES = ("recsys", "torch", "lightning", "numpy", "numba", "recbole")
 
 
 def main() -> None:
@@ -37,60 +41,98 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--name", help="of the result (default: recipe and flags)")
     parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
-    own, flags = _split_arguments(sys.argv[1:])
+    own, flags = split_arguments(sys.argv[1:])
     chosen = parser.parse_args(own)
     name = chosen.name or "-".join([chosen.recipe, *(flag.lstrip("-") for flag in flags)])
     seeds = []
     for seed in chosen.seeds:
         folder = chosen.runs / f"{name}-seed{seed}"
-        if not (folder / "result.json").is_file():
-            command = [sys.executable, __file__, "--child", chosen.recipe, str(folder), "--seed", str(seed), *flags]
-            subprocess.run(command, check=True)
-        seeds.append({"seed": seed, **json.loads((folder / "result.json").read_text())})
-        print(f"{name} seed {seed}: " + ", ".join(f"{metric} {seeds[-1]['metrics'][metric]:.4f}" for metric in METRICS))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(_summary(name, seeds, flags, chosen.recipe), indent=1) + "\n")
+        if not (folder / "result.json").is_file() and (status := start(chosen.recipe, folder, seed, flags)):
+            sys.exit(f"{folder}: another process is at it" if status == BUSY else status)
+        seeds.append(read(folder, seed))
+        print(f"{name} seed {seed}: {shown(seeds[-1])}")
+    numbers = " ".join(map(str, chosen.seeds))
+    command = f"python benchmarks/quality/run.py {chosen.recipe} --seeds {numbers}"
+    command += f" -- {' '.join(flags)}" if flags else ""
+    write(RESULTS / f"{name}.json", summary(name, seeds, command))
 
 
-def train(recipe: str, folder: Path, flags: list[str]) -> None:
-    """One seed, in a process of its own, so that its peak memory is its own."""
+def start(recipe: str, folder: Path, seed: int, flags: list[str]) -> int:
+    """Train one seed in a process of its own, so that its peak memory is its own; its exit status."""
+    command = [sys.executable, __file__, "--child", recipe, str(folder), "--seed", str(seed), *flags]
+    return subprocess.run(command, check=False).returncode
+
+
+def train(recipe: str, folder: Path, flags: list[str]) -> int:
+    """What that process does: claim the folder, train, rank, and write ``result.json``.
+
+    The claim is a lock file beside the folder, held for as long as this process lives, however it ends.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{folder}.lock", timeout=0):
+            return 0 if (folder / "result.json").is_file() else _train(recipe, folder, flags)
+    except Timeout:
+        return BUSY
+
+
+def _train(recipe: str, folder: Path, flags: list[str]) -> int:
     import torch
 
     from recsys.cli import main as recsys
     from recsys.eval.report import Report
 
     began = time.monotonic()
-    if recsys(["fit", recipe, "--out", str(folder), *flags]):
-        raise SystemExit(1)
+    command = ["fit", recipe, "--out", str(folder), *flags]
+    if recsys(command):
+        return 1
     report = Report.load(folder)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    cuda = torch.cuda.is_available()
     result = {
         "metrics": {metric: report.mean(metric) for metric in METRICS},
         "intervals": {metric: report.interval(metric) for metric in METRICS if metric in report.metrics},
         "users": report.users,
         "protocol": report.header().splitlines()[0],
-        "epochs": len(records),
+        "epochs": _epochs(folder, records),
         "seconds": round(time.monotonic() - began, 1),
         "train_seconds": round(sum(record["seconds"] for record in records), 1),
+        "validation_seconds": round(sum(record.get("validation_seconds", 0.0) for record in records), 1),
         "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+        "gpu_peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3) if cuda else None,
         "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "date": datetime.date.today().isoformat(),
+        "machine": _processor(),
+        "versions": _versions(),
+        "command": f"recsys {' '.join(command)}",
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=1))
+    write(folder / "result.json", result)
+    return 0
 
 
-def _split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    if "--" not in arguments:
-        return arguments, []
-    cut = arguments.index("--")
-    return arguments[:cut], arguments[cut + 1 :]
+def read(folder: Path, seed: int) -> dict[str, Any]:
+    """The result of one finished seed."""
+    return {"seed": seed, **json.loads((folder / "result.json").read_text())}
 
 
-def _summary(name: str, seeds: list[dict[str, Any]], flags: list[str], recipe: str) -> dict[str, Any]:
-    import lightning
-    import torch
+def shown(result: dict[str, Any]) -> str:
+    """The metrics of one seed, for the log."""
+    return ", ".join(f"{metric} {result['metrics'][metric]:.4f}" for metric in METRICS)
 
-    import recsys
 
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def summary(name: str, seeds: list[dict[str, Any]], command: str) -> dict[str, Any]:
+    """The result over seeds: each metric's mean with its interval, and the runs themselves."""
     metrics = {}
     for metric in METRICS:
         values = np.array([seed["metrics"][metric] for seed in seeds])
@@ -101,20 +143,44 @@ def _summary(name: str, seeds: list[dict[str, Any]], flags: list[str], recipe: s
         elif metric in seeds[0]["intervals"]:
             row |= dict(zip(("low", "high"), seeds[0]["intervals"][metric], strict=True)) | {"over": "users"}
         metrics[metric] = row
-    numbers = " ".join(str(seed["seed"]) for seed in seeds)
-    command = f"python benchmarks/quality/run.py {recipe} --seeds {numbers}" + (
-        f" -- {' '.join(flags)}" if flags else ""
-    )
+    newest = max(seeds, key=lambda seed: seed.get("date", ""))
     return {
         "name": name,
         "command": command,
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{_processor()}, {seeds[0]['threads']} threads",
-        "versions": {"recsys": recsys.__version__, "torch": torch.__version__, "lightning": lightning.__version__,
-                     "python": platform.python_version()},
+        "date": newest.get("date", datetime.date.today().isoformat()),
+        "machine": f"{newest.get('machine', _processor())}, {newest['threads']} threads",
+        "versions": newest.get("versions", _versions()),
         "metrics": metrics,
         "runs": seeds,
-    }  # fmt: skip
+    }
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before ``--`` and what stands behind it."""
+    if "--" not in arguments:
+        return arguments, []
+    cut = arguments.index("--")
+    return arguments[:cut], arguments[cut + 1 :]
+
+
+def _epochs(folder: Path, records: list[dict[str, Any]]) -> int:
+    """How many epochs were trained: one record each, but for a model that trains itself and keeps the count."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "model.safetensors", "numpy") as file:
+        return int(file.get_tensor("trained_epochs")) if "trained_epochs" in file.keys() else len(records)  # noqa: SIM118
+
+
+def _versions() -> dict[str, str]:
+    import recsys
+
+    found = {}
+    for library in LIBRARIES:
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {**found, "recsys": recsys.__version__, "python": platform.python_version()}
 
 
 def _processor() -> str:
@@ -125,6 +191,5 @@ def _processor() -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        train(sys.argv[2], Path(sys.argv[3]), sys.argv[4:])
-    else:
-        main()
+        sys.exit(train(sys.argv[2], Path(sys.argv[3]), sys.argv[4:]))
+    main()

@@ -1,0 +1,111 @@
+"""What stands in the encoders' table: a row per model, its recipe and flags per data set, its seeds, its tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+DATA = ("ml-100k", "amazon-beauty", "ml-1m")
+SEEDS = {"ml-100k": 5, "amazon-beauty": 3, "ml-1m": 1}
+REFERENCE = "sasrec"
+
+AS_WRITTEN = "no search: the recipe's knobs as written"
+BY_HAND = "single runs by hand, see the text"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the tables.
+
+    ``recipe`` is a name in ``configs/``, a path, or one of these per data set; ``flags`` go to it on every data set,
+    ``more`` on one of them. ``seeds`` overrides how many there are, ``fewer`` says why, ``unrun`` why a data set has
+    no run at all. Differences are taken from the row ``reference``, and from the row ``base`` where ReaRec is compared
+    with the encoder it wraps (None: no comparison).
+    """
+
+    name: str
+    recipe: str | Mapping[str, str]
+    flags: tuple[str, ...] = ()
+    more: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    data: tuple[str, ...] = DATA
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    fewer: Mapping[str, str] = field(default_factory=dict)
+    unrun: Mapping[str, str] = field(default_factory=dict)
+    tuning: str = AS_WRITTEN
+    reference: str | None = REFERENCE
+    base: str | None = None
+
+    def recipe_for(self, data: str) -> str:
+        """The recipe that trains this row on ``data``."""
+        return self.recipe if isinstance(self.recipe, str) else self.recipe[data]
+
+    def flags_for(self, data: str) -> list[str]:
+        """The recipe's flags on ``data``; a recipe of one data set does not take its name."""
+        named = ("--data", data) if isinstance(self.recipe, str) else ()
+        return [*named, *self.flags, *self.more.get(data, ())]
+
+    def seeds_for(self, data: str) -> range:
+        """The seeds the plan asks for on ``data``."""
+        return range(self.seeds.get(data, SEEDS[data]))
+
+
+def recbole(model: str) -> Row:
+    """The row of a RecBole model, trained by RecBole; runs in an environment that has it."""
+    return Row(
+        f"recbole-{model.lower()}",
+        str(HERE / "outside.py"),
+        ("--model", model),
+        seeds={"ml-100k": 1},
+        fewer={"ml-100k": "RecBole trains one target per row, twice: hours on one core"},
+        unrun=dict.fromkeys(("amazon-beauty", "ml-1m"), "an outside baseline, planned on ml-100k only"),
+        tuning="no search: RecBole's defaults, at our width and length and batches of 512",
+    )
+
+
+def rearec(encoder: str, method: str) -> Row:
+    """An encoder with ReaRec around it, under the knobs of its own row, which is its base."""
+    own = encoder == REFERENCE
+    return Row(
+        f"rearec-{method}" if own else f"rearec-{encoder}-{method}",
+        "rearec",
+        ("--encoder", encoder, "--method", method),
+        seeds={} if own else {"ml-100k": 3, "amazon-beauty": 1},
+        unrun={} if own else {"ml-1m": "planned around SASRec only"},
+        reference=REFERENCE if own else None,
+        base=encoder,
+    )
+
+
+PLAN = (
+    Row(
+        REFERENCE,
+        {"ml-100k": "sasrec_ml100k", "amazon-beauty": "sasrec_beauty", "ml-1m": "sasrec_ml1m"},
+        more={"ml-100k": ("--no-baselines",), "amazon-beauty": ("--no-baselines",)},
+        tuning=BY_HAND,
+        reference=None,
+    ),
+    *(Row(name, name) for name in ("gru4rec", "bert4rec", "mamba4rec", "sigma")),
+    Row("unirec", "unirec", unrun=dict.fromkeys(("amazon-beauty", "ml-1m"), "it reads times, and these files have none")),
+    rearec("sasrec", "erl"),
+    rearec("sasrec", "prl"),
+    *map(recbole, ("SASRec", "GRU4Rec")),
+)
+
+# Latent reasoning against the encoder it wraps, under the same knobs.
+REAREC = tuple(rearec(encoder, method) for encoder in ("sasrec", "gru4rec", "sigma") for method in ("erl", "prl"))
+
+# The protocol of the Mamba papers: one target per prefix, and the history stays among the candidates.
+KEPT = (
+    Row(
+        "mamba4rec-history-kept", "mamba4rec", ("--train", "last", "--exclude", "none"),
+        data=("amazon-beauty", "ml-1m"), seeds={"amazon-beauty": 1, "ml-1m": 1}, reference=None,
+    ),
+    Row(
+        "sigma-history-kept", "sigma", ("--exclude", "none"),
+        data=("amazon-beauty", "ml-1m"), seeds={"amazon-beauty": 1, "ml-1m": 1}, reference=None,
+    ),
+)  # fmt: skip
+
+ROWS = {row.name: row for row in (*PLAN, *REAREC, *KEPT)}
