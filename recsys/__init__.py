@@ -18,8 +18,15 @@ _HOMES = {
     "Given": "recsys.data.split",
     "NextItem": "recsys.data.targets",
     "LastItem": "recsys.data.targets",
+    "MaskedItems": "recsys.data.targets",
     "IdItems": "recsys.items",
     "SASRec": "recsys.encoders.sasrec",
+    "GRU4Rec": "recsys.encoders.gru4rec",
+    "BERT4Rec": "recsys.encoders.bert4rec",
+    "Mamba4Rec": "recsys.encoders.mamba4rec",
+    "SIGMA": "recsys.encoders.sigma",
+    "UniRec": "recsys.encoders.unirec",
+    "ReaRec": "recsys.encoders.rearec",
     "FullSoftmax": "recsys.objectives.softmax",
     "SampledSoftmax": "recsys.objectives.sampled",
     "BCE": "recsys.objectives.bce",
@@ -59,8 +66,15 @@ if TYPE_CHECKING:
     from recsys.data.split import GlobalTime as GlobalTime
     from recsys.data.split import LeaveLast as LeaveLast
     from recsys.data.targets import LastItem as LastItem
+    from recsys.data.targets import MaskedItems as MaskedItems
     from recsys.data.targets import NextItem as NextItem
+    from recsys.encoders.bert4rec import BERT4Rec as BERT4Rec
+    from recsys.encoders.gru4rec import GRU4Rec as GRU4Rec
+    from recsys.encoders.mamba4rec import Mamba4Rec as Mamba4Rec
+    from recsys.encoders.rearec import ReaRec as ReaRec
     from recsys.encoders.sasrec import SASRec as SASRec
+    from recsys.encoders.sigma import SIGMA as SIGMA
+    from recsys.encoders.unirec import UniRec as UniRec
     from recsys.errors import DataError as DataError
     from recsys.errors import LeakageError as LeakageError
     from recsys.eval.compare import compare as compare

@@ -15,17 +15,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from recsys.data.batch import Batch
 from recsys.nn.blocks import Block
-from recsys.nn.dropout import Dropout
-from recsys.nn.initialise import check_scheme, initialise
-from recsys.seams import Context, Encoded, ItemTable
-
-POSITIONS = ("recency", "absolute", "none")
+from recsys.nn.transformer import Transformer
 
 
-class SASRec(nn.Module):
-    """Histories to states by causal self-attention.
+class SASRec(Transformer):
+    """Histories to states by causal self-attention; it can read on behind every position (``seams.Stepwise``).
 
     Args:
         dim: width D, the same as the item table's.
@@ -65,22 +60,11 @@ class SASRec(nn.Module):
         norm_eps: float | None = None,
         init: str = "mixed",
     ) -> None:
-        super().__init__()
-        if positions not in POSITIONS:
-            raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, found {positions!r}")
-        if max_length < 1 or num_layers < 0:
-            raise ValueError(f"max_length must be >= 1 and num_layers >= 0, found {max_length} and {num_layers}")
-        self.dim, self.num_layers, self.num_heads, self.dropout = dim, num_layers, num_heads, dropout
-        self.max_length, self.layout, self.hidden, self.activation = max_length, layout, hidden, activation
-        self.attention_dropout, self.output_projection = attention_dropout, output_projection
-        self.inner_dropout, self.positions, self.input_norm = inner_dropout, positions, input_norm
-        self.final_norm, self.norm_eps, self.init = final_norm, norm_eps, check_scheme(init)
+        if num_layers < 0:
+            raise ValueError(f"num_layers must be at least 0, found {num_layers}")
         gated = layout == "ligr"
         eps = norm_eps or (1e-5 if gated else 1e-8)
-        self.position_table = None if positions == "none" else nn.Embedding(max_length, dim)
-        self.before = nn.LayerNorm(dim, eps) if input_norm else nn.Identity()
-        self.drop = Dropout(dropout)
-        self.blocks = nn.ModuleList(
+        blocks = [
             Block(
                 layout,
                 dim,
@@ -94,30 +78,19 @@ class SASRec(nn.Module):
                 eps,
             )
             for _ in range(num_layers)
+        ]
+        super().__init__(
+            blocks,
+            dim,
+            max_length,
+            longest=max_length,
+            positions=positions,
+            dropout=dropout,
+            before=nn.LayerNorm(dim, eps) if input_norm else nn.Identity(),
+            after=nn.LayerNorm(dim, eps) if final_norm else nn.Identity(),
+            init=init,
         )
-        self.after = nn.LayerNorm(dim, eps) if final_norm else nn.Identity()
-
-    def bind(self, context: Context) -> None:
-        """Initialise all weights (from torch's generator, which the caller seeds)."""
-        initialise(self, self.init)
-
-    def forward(self, batch: Batch, items: ItemTable) -> Encoded:
-        """States of all real tokens.
-
-        Raises:
-            ValueError: a history is longer than ``max_length``, or the item table has another width.
-        """
-        if items.dim != self.dim:
-            raise ValueError(f"the item table has width {items.dim}, the encoder {self.dim}: give both the same dim")
-        x = items.embed(batch.flat_ids)  # (T, D)
-        if self.position_table is not None:
-            if batch.ids.shape[1] > self.max_length:
-                raise ValueError(
-                    f"a history of {batch.ids.shape[1]} items came to an encoder with max_length={self.max_length}: "
-                    "cut it to its newest items, or raise max_length"
-                )
-            x = x + self.position_table(batch.ages if self.positions == "recency" else batch.positions)
-        x = self.drop(self.before(x))
-        for block in self.blocks:
-            x = block(x, batch)
-        return Encoded(batch, self.after(x))
+        self.num_layers, self.num_heads, self.layout, self.hidden = num_layers, num_heads, layout, hidden
+        self.activation, self.attention_dropout = activation, attention_dropout
+        self.output_projection, self.inner_dropout = output_projection, inner_dropout
+        self.input_norm, self.final_norm, self.norm_eps = input_norm, final_norm, norm_eps

@@ -13,18 +13,21 @@ differ, and most published numbers come from the code. All take and give (T, D) 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
-from recsys.nn.attention import CausalAttention
+from recsys.nn.attention import Attention
 from recsys.nn.dropout import Dropout
+from recsys.nn.steps import Past, Place
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 LAYOUTS = ("original", "pre", "post", "ligr")
+
+Attend = Callable[[Tensor, Tensor], tuple[Tensor, Past]]  # queries, source of keys and values -> mixed values, past
 
 
 class FeedForward(nn.Module):
@@ -60,6 +63,7 @@ class Block(nn.Module):
     Args:
         hidden: width inside the feed-forward part.
         inner_dropout: dropout inside the feed-forward part (SASRec has it, BERT-style ``post`` blocks do not).
+        causal: see :class:`recsys.nn.attention.Attention`.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Block(nn.Module):
         activation: str = "relu",
         inner_dropout: bool = True,
         norm_eps: float = 1e-8,
+        causal: bool = True,
     ) -> None:
         super().__init__()
         if layout not in LAYOUTS:
@@ -81,7 +86,7 @@ class Block(nn.Module):
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, found {activation!r}")
         gated = layout == "ligr"
-        self.attention = CausalAttention(dim, num_heads, attention_dropout, output_projection)
+        self.attention = Attention(dim, num_heads, attention_dropout, output_projection, causal)
         self.feed = (GatedFeedForward if gated else FeedForward)(
             dim, hidden, dropout if inner_dropout else 0.0, activation
         )
@@ -93,24 +98,36 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor, batch: Batch) -> Tensor:
         """(T, D) to (T, D)."""
-        return self.run(tokens, batch)
+        return self.begin(tokens, batch)[0]
 
-    def _original(self, x: Tensor, batch: Batch) -> Tensor:
+    def begin(self, tokens: Tensor, batch: Batch) -> tuple[Tensor, Past]:
+        """The same, and what later tokens read of it."""
+        return self.run(tokens, lambda query, source: self.attention.begin(query, source, batch))
+
+    def extend(self, tokens: Tensor, past: Past, places: Sequence[Place]) -> tuple[Tensor, Past]:
+        """(Q, D) to (Q, D) of one more token behind each wanted one, and the past with it."""
+        return self.run(tokens, lambda query, source: self.attention.extend(query, source, past, places))
+
+    def _original(self, x: Tensor, attend: Attend) -> tuple[Tensor, Past]:
         query = self.attention_norm(x)
-        u = self.feed_norm(query + self.attention(query, x, batch))
-        return u + self.dropout(self.feed(u))
+        mixed, past = attend(query, x)
+        u = self.feed_norm(query + mixed)
+        return u + self.dropout(self.feed(u)), past
 
-    def _pre(self, x: Tensor, batch: Batch) -> Tensor:
+    def _pre(self, x: Tensor, attend: Attend) -> tuple[Tensor, Past]:
         normed = self.attention_norm(x)
-        x = x + self.dropout(self.attention(normed, normed, batch))
-        return x + self.dropout(self.feed(self.feed_norm(x)))
+        mixed, past = attend(normed, normed)
+        x = x + self.dropout(mixed)
+        return x + self.dropout(self.feed(self.feed_norm(x))), past
 
-    def _post(self, x: Tensor, batch: Batch) -> Tensor:
-        x = self.attention_norm(x + self.dropout(self.attention(x, x, batch)))
-        return self.feed_norm(x + self.dropout(self.feed(x)))
+    def _post(self, x: Tensor, attend: Attend) -> tuple[Tensor, Past]:
+        mixed, past = attend(x, x)
+        x = self.attention_norm(x + self.dropout(mixed))
+        return self.feed_norm(x + self.dropout(self.feed(x))), past
 
-    def _ligr(self, x: Tensor, batch: Batch) -> Tensor:
+    def _ligr(self, x: Tensor, attend: Attend) -> tuple[Tensor, Past]:
         assert self.attention_gate is not None and self.feed_gate is not None
         normed = self.attention_norm(x)
-        x = x + torch.sigmoid(self.attention_gate(x)) * self.dropout(self.attention(normed, normed, batch))
-        return x + torch.sigmoid(self.feed_gate(x)) * self.dropout(self.feed(self.feed_norm(x)))
+        mixed, past = attend(normed, normed)
+        x = x + torch.sigmoid(self.attention_gate(x)) * self.dropout(mixed)
+        return x + torch.sigmoid(self.feed_gate(x)) * self.dropout(self.feed(self.feed_norm(x))), past

@@ -10,7 +10,7 @@ from recsys.data.batch import Batch
 from recsys.encoders.sasrec import SASRec
 from recsys.items import IdItems
 from recsys.nn.blocks import LAYOUTS
-from recsys.seams import Context
+from recsys.seams import Context, Stepwise
 
 NUM_ITEMS = 30
 
@@ -168,6 +168,15 @@ def test_check_14_fused_attention_equals_explicit_softmax() -> None:
     torch.testing.assert_close(states, reference(encoder, items, history), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_begin_gives_the_states_of_a_call(layout: str) -> None:
+    encoder, items = pair(layout=layout, max_length=12)
+    batch = batch_of([1, 2, 3], [], [4, 5], [6, 7, 8, 9])
+    encoded, _ = encoder.begin(batch, items)
+    assert torch.equal(encoded.tokens, encoder(batch, items).tokens)
+    assert isinstance(encoder, Stepwise)
+
+
 def test_batch_rows_do_not_touch_each_other() -> None:
     encoder, items = pair(max_length=12)
     together = encoder(batch_of([1, 2, 3], [4, 5], [6, 7, 8, 9]), items).user
@@ -185,6 +194,7 @@ def test_batch_rows_do_not_touch_each_other() -> None:
         ({"init": "zeros"}, "init"),
         ({"activation": "tanh"}, "activation"),
         ({"max_length": 0}, "max_length"),
+        ({"num_layers": -1}, "num_layers"),
     ],
 )
 def test_wrong_settings_say_which(settings: dict[str, object], word: str) -> None:

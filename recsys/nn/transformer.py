@@ -1,0 +1,108 @@
+"""The Transformer encoders' common trunk: item and position vectors through blocks, and on from there token by token.
+
+Legend: B histories, L longest of the batch, T real tokens, Q wanted tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from recsys.data.batch import Batch
+from recsys.nn.blocks import Block
+from recsys.nn.dropout import Dropout
+from recsys.nn.initialise import check_scheme, initialise
+from recsys.nn.steps import Memory, places_of
+from recsys.seams import Context, Encoded, ItemTable
+
+POSITIONS = ("recency", "absolute", "none")
+
+
+class Transformer(nn.Module):
+    """Histories to states by blocks of self-attention; an encoder adds its choices, ``sees`` and its arguments.
+
+    Args:
+        longest: tokens that the position table has room for: ``max_length``, and one more where a token is appended.
+        positions: "recency" (newest item = 0), "absolute" (oldest item of the window = 0) or "none".
+        before: on the sum of item and position vectors.
+        after: on the states.
+    """
+
+    sees: str
+
+    def __init__(
+        self,
+        blocks: Iterable[Block],
+        dim: int,
+        max_length: int,
+        longest: int,
+        positions: str,
+        dropout: float,
+        before: nn.Module,
+        after: nn.Module,
+        init: str,
+    ) -> None:
+        super().__init__()
+        if positions not in POSITIONS:
+            raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, found {positions!r}")
+        if max_length < 1:
+            raise ValueError(f"max_length must be at least 1, found {max_length}")
+        self.dim, self.max_length, self.longest, self.positions = dim, max_length, longest, positions
+        self.dropout, self.init = dropout, check_scheme(init)
+        self.position_table = None if positions == "none" else nn.Embedding(longest, dim)
+        self.before = before
+        self.drop = Dropout(dropout)
+        self.blocks = nn.ModuleList(blocks)
+        self.after = after
+
+    def bind(self, context: Context) -> None:
+        """Initialise all weights (from torch's generator, which the caller seeds)."""
+        initialise(self, self.init)
+
+    def forward(self, batch: Batch, items: ItemTable) -> Encoded:
+        """States of all real tokens.
+
+        Raises:
+            ValueError: a history is longer than the encoder reads, the item table has another width, or lacks a row.
+        """
+        x = self._enter(batch, items)
+        for block in self.blocks:
+            x = block(x, batch)
+        return Encoded(batch, self.after(x))
+
+    def begin(self, batch: Batch, items: ItemTable) -> tuple[Encoded, Memory]:
+        """The same, and what is needed to read on behind ``batch.wanted``."""
+        x, layers = self._enter(batch, items), []
+        for block in self.blocks:
+            x, past = block.begin(x, batch)  # type: ignore[operator]
+            layers.append(past)
+        return Encoded(batch, self.after(x)), Memory(places_of(batch, causal=self.sees == "past"), layers)
+
+    def extend(self, latents: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """States (Q, D) of one more token behind each wanted one, and the memory with it; see ``seams.Stepwise``."""
+        x, layers = self.drop(self.before(latents)), []
+        for block, past in zip(self.blocks, memory.layers, strict=True):
+            x, longer = block.extend(x, past, memory.places)  # type: ignore[operator]
+            layers.append(longer)
+        return self.after(x), Memory(memory.places, layers)
+
+    def _enter(self, batch: Batch, items: ItemTable) -> Tensor:
+        """(T, D): what the first block reads."""
+        if items.dim != self.dim:
+            raise ValueError(f"the item table has width {items.dim}, the encoder {self.dim}: give both the same dim")
+        try:
+            x = items.embed(batch.flat_ids)
+        except IndexError as error:
+            raise ValueError(
+                f"the batch holds row {int(batch.ids.max())}, but the table of {items.num_items} items has no such "
+                "input row: targets that write a mask token need one more, IdItems(dim, extra=1)"
+            ) from error
+        if self.position_table is not None:
+            if batch.ids.shape[1] > self.longest:
+                raise ValueError(
+                    f"a history of {batch.ids.shape[1]} items came to an encoder with max_length={self.max_length}: "
+                    "cut it to its newest items, or raise max_length"
+                )
+            x = x + self.position_table(batch.ages if self.positions == "recency" else batch.positions)
+        return self.drop(self.before(x))
