@@ -42,7 +42,7 @@ from recsys.eval.metrics import Catalogue, Metric, Ranked
 from recsys.items import IdItems
 from recsys.objectives.softmax import FullSoftmax
 from recsys.parts import build, describe
-from recsys.ranker import Ranker
+from recsys.ranker import History, Ranker
 from recsys.recommender import Recommender
 from recsys.seams import (
     Augmentation,
@@ -312,12 +312,14 @@ def check_ranker(model: Ranker) -> None:
     """A recommender: scores and recommendations for any history, and the same again after saving and loading."""
     context = toy_context()
     (getattr(model, "learn", None) or model.bind)(context)
-    histories: list[list[Any]] = [
+    lists: list[list[Any]] = [
         ["i1", "i2", "i4"],
         ["i9"],
         ["i3", "no such item"],
         [f"i{row}" for row in range(1, 12)],
     ]
+    times = [[60_000 * (place + 1) for place in range(len(items))] for items in lists]
+    histories = [History(items, at, query_time=at[-1] + 60_000) for items, at in zip(lists, times, strict=True)]
     scores = model.scores(histories)
     same((scores.shape, scores.dtype), ((4, NUM_ITEMS), np.dtype(np.float32)), "shape and type of scores (B, N)")
     require(bool(np.isfinite(scores).all()), "scores must be finite")
@@ -325,7 +327,7 @@ def check_ranker(model: Ranker) -> None:
         close(model.scores([history])[0], scores[row], f"scores of history {row} alone and in company")
     best = model.recommend(histories, k=5)
     same(best.unknown.tolist(), [0, 0, 1, 0], "unknown items counted per history")
-    require(not any(set(one) & set(own) for one, own in zip(best.items, histories, strict=True)), "history came back")
+    require(not any(set(one) & set(own) for one, own in zip(best.items, lists, strict=True)), "history came back")
     order = np.argsort(-scores[1], kind="stable")[:5] + 1
     values = scores[1][order - 1]
     close(model.recommend([histories[1]], k=5, exclude="none").scores[0], values, "recommend and the best scores")
