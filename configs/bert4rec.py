@@ -38,16 +38,21 @@ def run(
     learning_rate: float | None = None,
     seed: int = 0,
 ) -> rs.Run:
-    """Full softmax on a share ``mask`` of the items, or in a share ``last`` of the rows on the newest one."""
-    knobs = KNOBS[data]
+    """Full softmax on a share ``mask`` of the items, or in a share ``last`` of the rows on the newest one.
+
+    A knob that is None takes the data set's value (``KNOBS``).
+    """
+    given = {"max_length": max_length, "batch_size": batch_size, "learning_rate": learning_rate, "windows": windows}
+    knobs = dict(KNOBS[data])
+    knobs.update((name, value) for name, value in {**given, "dropout": dropout}.items() if value is not None)
     model = rs.Recommender(
         items=rs.IdItems(dim, scale=False, extra=1),
         encoder=rs.BERT4Rec(
             dim,
             num_layers,
             num_heads,
-            dropout=knobs["dropout"] if dropout is None else dropout,
-            max_length=max_length or knobs["max_length"],
+            dropout=knobs["dropout"],
+            max_length=knobs["max_length"],
             head=head,
         ),
         objective=rs.FullSoftmax(),
@@ -56,9 +61,9 @@ def run(
     settings = {
         "epochs": epochs,
         "patience": patience,
-        "batch_size": batch_size or knobs["batch_size"],
-        "learning_rate": learning_rate or knobs["learning_rate"],
-        "windows": windows or knobs["windows"],
+        "batch_size": knobs["batch_size"],
+        "learning_rate": knobs["learning_rate"],
+        "windows": knobs["windows"],
         "seed": seed,
     }
     return rs.Run(model, rs.load(data).split(rs.LeaveLast()), settings)

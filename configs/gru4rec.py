@@ -39,20 +39,25 @@ def run(
     learning_rate: float | None = None,
     seed: int = 0,
 ) -> rs.Run:
-    """Full softmax; ``windows`` matters for ``train="all"`` only, as a prefix of every target is all of them anyway."""
-    knobs = KNOBS[data]
+    """Full softmax; a knob that is None takes the data set's value (``KNOBS``).
+
+    ``windows`` matters for ``train="all"`` only, as a prefix of every target is all of them anyway.
+    """
+    given = {"max_length": max_length, "batch_size": batch_size, "learning_rate": learning_rate, "windows": windows}
+    knobs = {**KNOBS[data], "batch_size": KNOBS[data]["batch_size"][train]}
+    knobs.update((name, value) for name, value in given.items() if value is not None)
     model = rs.Recommender(
         items=rs.IdItems(dim, scale=False, init="xavier_normal"),
-        encoder=rs.GRU4Rec(dim, hidden, num_layers, dropout, max_length or knobs["max_length"]),
+        encoder=rs.GRU4Rec(dim, hidden, num_layers, dropout, knobs["max_length"]),
         objective=rs.FullSoftmax(),
         targets=rs.NextItem() if train == "all" else rs.LastItem(),
     )
     settings = {
         "epochs": epochs,
         "patience": patience,
-        "batch_size": batch_size or knobs["batch_size"][train],
-        "learning_rate": learning_rate or knobs["learning_rate"],
-        "windows": (windows or knobs["windows"]) if train == "all" else "last",
+        "batch_size": knobs["batch_size"],
+        "learning_rate": knobs["learning_rate"],
+        "windows": knobs["windows"] if train == "all" else "last",
         "seed": seed,
     }
     return rs.Run(model, rs.load(data).split(rs.LeaveLast()), settings)

@@ -54,13 +54,17 @@ def run(
     learning_rate: float | None = None,
     seed: int = 0,
 ) -> rs.Run:
-    """Full softmax; ``windows`` matters for ``train="all"`` only, as a prefix of every target is all of them anyway."""
-    knobs = KNOBS[data]
-    dropout = knobs["dropout"] if dropout is None else dropout
+    """Full softmax; a knob that is None takes the data set's value (``KNOBS``).
+
+    ``windows`` matters for ``train="all"`` only, as a prefix of every target is all of them anyway.
+    """
+    given = {"max_length": max_length, "batch_size": batch_size, "learning_rate": learning_rate, "windows": windows}
+    knobs = {**KNOBS[data], "batch_size": KNOBS[data]["batch_size"][train]}
+    knobs.update((name, value) for name, value in {**given, "dropout": dropout}.items() if value is not None)
     model = rs.Recommender(
         items=rs.IdItems(dim, scale=False),
         encoder=rs.Mamba4Rec(
-            dim, num_layers, dropout=dropout, max_length=max_length or knobs["max_length"], ssm_init=ssm_init
+            dim, num_layers, dropout=knobs["dropout"], max_length=knobs["max_length"], ssm_init=ssm_init
         ),
         objective=rs.FullSoftmax(),
         targets=rs.NextItem() if train == "all" else rs.LastItem(),
@@ -68,9 +72,9 @@ def run(
     settings = {
         "epochs": epochs,
         "patience": patience,
-        "batch_size": batch_size or knobs["batch_size"][train],
-        "learning_rate": learning_rate or knobs["learning_rate"],
-        "windows": (windows or knobs["windows"]) if train == "all" else "last",
+        "batch_size": knobs["batch_size"],
+        "learning_rate": knobs["learning_rate"],
+        "windows": knobs["windows"] if train == "all" else "last",
         "exclude": exclude,
         "seed": seed,
     }

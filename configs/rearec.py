@@ -1,93 +1,69 @@
 """ReaRec (arXiv 2503.22675): latent reasoning around an encoder, on MovieLens-100K, MovieLens-1M or Amazon Beauty.
 
-Run: ``recsys fit configs/rearec.py --encoder sasrec --method erl`` (``prl``, or ``base`` for the encoder alone under
-the same knobs; ``--encoder gru4rec`` or ``sigma``; other data sets need ``RECSYS_MIRROR``). Deviations from the
-authors: leave-last instead of one split in time; their temperatures, alphas and weights were searched per data set and
-not published, so ours are one choice for all; the histories keep the encoder's own recipe (no input norm, widths of
-64); and an encoder of the past trains all positions at once (``--train last`` for one target per prefix). SIGMA has no
-cache, so each of its steps reads the history again, in training and at inference.
+Run: ``recsys fit configs/rearec.py --encoder sasrec --method erl`` (or ``prl``; ``--encoder gru4rec`` or ``sigma``;
+other data sets need ``RECSYS_MIRROR``). What is wrapped is the encoder's own recipe with its own knobs, so its run is
+the base to compare with. Deviations from the authors: leave-last instead of one split in time; their temperatures,
+alphas and weights were searched per data set and not published, so ours are one choice for all; no input norm, widths
+of 64; and an encoder of the past trains all positions at once. SIGMA has no cache, so each of its steps reads the
+history again, in training and at inference.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+import gru4rec
+import sasrec_beauty
+import sasrec_ml1m
+import sasrec_ml100k
+import sigma
+
 import recsys as rs
 from recsys.objectives.reasoning import ProgressiveSoftmax, StepContrast, StepDiversity
 
-KNOBS: dict[str, dict[str, Any]] = {
-    "ml-100k": {"max_length": 50, "batch_size": {"all": 128, "last": 256}, "learning_rate": 2e-3, "windows": "sliding"},
-    "ml-1m": {"max_length": 200, "batch_size": {"all": 128, "last": 1024}, "learning_rate": 2e-3, "windows": "last"},
-    "amazon-beauty": {
-        "max_length": 50,
-        "batch_size": {"all": 256, "last": 512},
-        "learning_rate": 2e-3,
-        "windows": "last",
-    },
-}
-DROPOUT = {  # of each encoder's own recipe
-    "sasrec": {"ml-100k": 0.2, "ml-1m": 0.2, "amazon-beauty": 0.5},
-    "gru4rec": {"ml-100k": 0.3, "ml-1m": 0.3, "amazon-beauty": 0.3},
-    "sigma": {"ml-100k": 0.2, "ml-1m": 0.2, "amazon-beauty": 0.4},
-}
+SASREC = {"ml-100k": sasrec_ml100k.run, "ml-1m": sasrec_ml1m.run, "amazon-beauty": sasrec_beauty.run}
 
 
 def run(
     data: Literal["ml-100k", "ml-1m", "amazon-beauty"] = "ml-100k",
     encoder: Literal["sasrec", "gru4rec", "sigma"] = "sasrec",
-    method: Literal["erl", "prl", "base"] = "erl",
+    method: Literal["erl", "prl"] = "erl",
     steps: int = 2,
     temperature: float = 1.0,
     alpha: float = 1.5,
     kl_weight: float = 0.05,
     contrast_weight: float = 0.1,
     noise: float = 0.01,
-    train: Literal["all", "last"] | None = None,
     dim: int = 64,
-    dropout: float | None = None,
-    max_length: int | None = None,
-    windows: Literal["last", "sliding"] | None = None,
+    max_length: int = 0,
     epochs: int = 60,
     patience: int = 8,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
     seed: int = 0,
 ) -> rs.Run:
-    """Cross-entropy over all items, of the mean of the steps (``erl``), of each step (``prl``), or without steps."""
-    knobs = KNOBS[data]
-    train = train or ("last" if encoder == "sigma" else "all")
-    dropout = DROPOUT[encoder][data] if dropout is None else dropout
-    length = max_length or knobs["max_length"]
-    if encoder == "sigma" and method != "base":
-        length += steps  # it reads the latents with the history, so that it reads as many items as without
-    inner = {
-        "sasrec": lambda: rs.SASRec(dim, 2, 1, dropout, length),
-        "gru4rec": lambda: rs.GRU4Rec(dim, 2 * dim, dropout=dropout, max_length=length),
-        "sigma": lambda: rs.SIGMA(dim, dropout=dropout, max_length=length),
-    }[encoder]()
-    wrapped: Any = {
-        "erl": lambda: rs.ReaRec(inner, steps, "mean"),
-        "prl": lambda: rs.ReaRec(inner, steps, "last", noise),
-        "base": lambda: inner,
-    }[method]()
-    auxiliaries: dict[str, list[Any]] = {
-        "erl": [StepDiversity(kl_weight, temperature)],
-        "prl": [StepContrast(contrast_weight, temperature)],
-        "base": [],
-    }
+    """Cross-entropy over all items, of the mean of the steps (``erl``) or of each step (``prl``).
+
+    ``max_length=0`` stands for the wrapped recipe's.
+    """
+    knobs: dict[str, Any] = {"dim": dim, "epochs": epochs, "patience": patience, "seed": seed}
+    if max_length:
+        knobs["max_length"] = max_length
+    if encoder == "sasrec":
+        base = SASREC[data](baselines=False, **knobs)
+    elif encoder == "gru4rec":
+        base = gru4rec.run(data=data, **knobs)
+    else:  # it reads the latents with the history, so that it reads as many items as without
+        knobs["max_length"] = (max_length or sigma.KNOBS[data]["max_length"]) + steps
+        base = sigma.run(data=data, **knobs)
+    inner: Any = base.model
     model = rs.Recommender(
-        items=rs.IdItems(dim) if encoder == "sasrec" else rs.IdItems(dim, scale=False),
-        encoder=wrapped,
-        objective=ProgressiveSoftmax(temperature, alpha) if method == "prl" else rs.FullSoftmax(temperature),
-        targets=rs.NextItem() if train == "all" else rs.LastItem(),
-        auxiliaries=auxiliaries[method],
+        items=inner.items,
+        encoder=rs.ReaRec(inner.encoder, steps, "mean")
+        if method == "erl"
+        else rs.ReaRec(inner.encoder, steps, "last", noise),
+        objective=rs.FullSoftmax(temperature) if method == "erl" else ProgressiveSoftmax(temperature, alpha),
+        targets=inner.targets,
+        auxiliaries=[StepDiversity(kl_weight, temperature)]
+        if method == "erl"
+        else [StepContrast(contrast_weight, temperature)],
     )
-    settings = {
-        "epochs": epochs,
-        "patience": patience,
-        "batch_size": batch_size or knobs["batch_size"][train],
-        "learning_rate": learning_rate or knobs["learning_rate"],
-        "windows": (windows or knobs["windows"]) if train == "all" else "last",
-        "seed": seed,
-    }
-    return rs.Run(model, rs.load(data).split(rs.LeaveLast()), settings)
+    return rs.Run(model, base.split, base.settings, evaluate=base.evaluate)

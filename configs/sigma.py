@@ -37,15 +37,16 @@ def run(
     learning_rate: float | None = None,
     seed: int = 0,
 ) -> rs.Run:
-    """Full softmax on the item after every prefix."""
-    knobs = KNOBS[data]
+    """Full softmax on the item after every prefix; a knob that is None takes the data set's value (``KNOBS``)."""
+    knobs = {"dropout": dropout, "max_length": max_length, "batch_size": batch_size, "learning_rate": learning_rate}
+    knobs = {name: KNOBS[data][name] if value is None else value for name, value in knobs.items()}
     model = rs.Recommender(
         items=rs.IdItems(dim, scale=False),
         encoder=rs.SIGMA(
             dim,
             num_layers,
-            dropout=knobs["dropout"] if dropout is None else dropout,
-            max_length=max_length or knobs["max_length"],
+            dropout=knobs["dropout"],
+            max_length=knobs["max_length"],
             keep=keep,
             flip=flip,
             gate_cross=gate_cross,
@@ -57,8 +58,8 @@ def run(
     settings = {
         "epochs": epochs,
         "patience": patience,
-        "batch_size": batch_size or knobs["batch_size"],
-        "learning_rate": learning_rate or knobs["learning_rate"],
+        "batch_size": knobs["batch_size"],
+        "learning_rate": knobs["learning_rate"],
         "exclude": exclude,
         "seed": seed,
     }

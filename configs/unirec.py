@@ -1,7 +1,7 @@
 """UniRec (Liu, Wang & Feng, CIKM 2024, arXiv 2406.18470) on data with times, leave-last, full ranking.
 
 Run: ``recsys fit configs/unirec.py``. By default its encoder and enhancements are trained with the full softmax, like
-the other encoders of our table; ``--objective bce`` trains each branch with one negative per position and the profile
+the other encoders of our table; ``--loss bce`` trains each branch with one negative per position and the profile
 term, as the authors do. ``--no-enhanced`` leaves both enhancements out, ``--mode repo`` takes the authors' code at its
 word. Our copies of ml-1m and amazon-beauty have no times, so there it ends with an error that says so; foursquare-nyc
 has them. Deviations: see :mod:`recsys.encoders.unirec` and :mod:`recsys.objectives.unirec`; batches of 128 instead of
@@ -25,7 +25,7 @@ KNOBS: dict[str, dict[str, Any]] = {
 
 def run(
     data: Literal["ml-100k", "ml-1m", "amazon-beauty", "foursquare-nyc"] = "ml-100k",
-    objective: Literal["softmax", "bce"] = "softmax",
+    loss: Literal["softmax", "bce"] = "softmax",
     enhanced: bool = True,
     mode: Literal["paper", "repo"] = "paper",
     dim: int = 64,
@@ -46,7 +46,7 @@ def run(
     knobs = {"dropout": dropout, "learning_rate": learning_rate, "windows": windows}
     knobs = {name: KNOBS[data][name] if value is None else value for name, value in knobs.items()}
     split = rs.load(data).split(rs.LeaveLast())
-    auxiliaries: list[Any] = [ProfileTerm()] if objective == "bce" else []
+    auxiliaries: list[Any] = [ProfileTerm()] if loss == "bce" else []
     if enhanced:
         auxiliaries.append(SequenceEnhancement(dim, epochs=epochs, length=max_length, mode=mode))
         auxiliaries.append(ItemEnhancement(dim, epochs=epochs, mode=mode))
@@ -54,7 +54,7 @@ def run(
     model = rs.Recommender(
         items=rs.IdItems(dim),
         encoder=encoder,
-        objective=UniRecLoss() if objective == "bce" else rs.FullSoftmax(),
+        objective=UniRecLoss() if loss == "bce" else rs.FullSoftmax(),
         auxiliaries=auxiliaries,
     )
     settings = {"epochs": epochs, "patience": patience, "batch_size": batch_size, "betas": (0.9, 0.98), "seed": seed}

@@ -41,8 +41,18 @@ class IdItems(nn.Module):
         self.weight = nn.Parameter(weight)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Input vectors (..., D) of item rows (...)."""
-        vectors = F.embedding(ids, self.weight)
+        """Input vectors (..., D) of item rows (...).
+
+        Raises:
+            ValueError: there is no such row (on the CPU; a GPU ends with an error of its own).
+        """
+        try:
+            vectors = F.embedding(ids, self.weight)
+        except IndexError as error:
+            raise ValueError(
+                f"rows up to {int(ids.max())} are asked for, but the table has {self.num_items} items and {self.extra} "
+                "rows behind them: targets that write a mask token need one such row, IdItems(dim, extra=1)"
+            ) from error
         return vectors * self.dim**0.5 if self.scale else vectors
 
     def output(self, ids: Tensor) -> Tensor:

@@ -239,7 +239,7 @@ def collate(
     """A batch of raw histories (their last ``max_length`` known items) and the number of unknown items of each.
 
     Raises:
-        ValueError: ``times`` are needed and a history has none, or not one per item.
+        ValueError: ``times`` are needed and a history does not have one per item.
     """
     counts = np.asarray([len(one.items) for one in histories], np.int64)
     rows = vocabulary.rows(list(chain.from_iterable(one.items for one in histories)))
@@ -264,12 +264,16 @@ def collate(
 
 def _times(histories: Sequence[History], counts: np.ndarray) -> np.ndarray:
     for one, count in zip(histories, counts, strict=True):
-        if one.times is None or len(one.times) != count:
+        if len(_own_times(one)) != count:
             raise ValueError(
                 f"this model reads times: pass History(items, times) with one time (milliseconds) per item; "
                 f"found {None if one.times is None else len(one.times)} times for {count} items"
             )
-    return np.asarray(list(chain.from_iterable(one.times or () for one in histories)), np.int64)
+    return np.asarray(list(chain.from_iterable(_own_times(one) for one in histories)), np.int64)
+
+
+def _own_times(history: History) -> Sequence[int]:
+    return () if history.times is None else history.times
 
 
 def _padded(values: np.ndarray, lengths: np.ndarray, max_length: int | None, device: torch.device | str) -> Tensor:

@@ -27,7 +27,8 @@ class Recommender(Ranker):
 
     Args:
         items: the item table (``IdItems``, text tables, sums).
-        encoder: histories to states; its ``max_length`` is the recommender's.
+        encoder: histories to states; its ``max_length`` is the recommender's, less what a query gets appended (a mask)
+            and the encoder has no room for.
         objective: the loss per target.
         targets: what is predicted where (default ``NextItem``).
         auxiliaries: further losses, each with its ``weight``.
@@ -51,14 +52,16 @@ class Recommender(Ranker):
         self.targets: Targets = NextItem() if targets is None else targets
         self.auxiliaries = nn.ModuleList(auxiliaries)  # type: ignore[arg-type]
         self.augmentations = list(augmentations)
-        self.max_length = encoder.max_length
+        room = getattr(encoder, "longest", encoder.max_length)  # tokens it reads; targets may append some to a query
+        self.max_length = min(encoder.max_length, room - getattr(self.targets, "appends", 0))
         self.needs = getattr(encoder, "needs", frozenset()) | getattr(self.targets, "needs", frozenset())
         if items.dim != encoder.dim:
             raise ValueError(f"the item table has dim={items.dim}, the encoder dim={encoder.dim}: give both the same")
         if encoder.sees == "all" and self.targets.sees == "past":
             raise ValueError(
                 f"{type(encoder).__name__} looks at the whole history, so under {type(self.targets).__name__} it would "
-                "see the item it must predict: use LastItem targets, or an encoder that sees only the past"
+                "see the item it must predict: use LastItem or MaskedItems targets, or an encoder that sees only "
+                "the past"
             )
 
     @property

@@ -126,3 +126,8 @@ def test_every_encoder_resumes_from_its_folder_and_serves_from_its_bundle(name: 
 def test_two_runs_from_one_seed_are_equal_to_the_bit(name: str) -> None:
     first, second = (fit(recommender(name, rs.LastItem(), rs.FullSoftmax()), epochs=2) for _ in range(2))
     assert first == second
+
+
+def test_losses_that_read_what_has_not_reasoned_are_refused_around_reasoning() -> None:
+    with pytest.raises(ValueError, match="UniRec"):
+        fit(recommender("ReaRec(UniRec)", rs.LastItem(), UniRecLoss()))

@@ -17,6 +17,7 @@ HOMES = {
     "lightning": "recsys.train",
     "pytorch_lightning": "recsys.train",
     "faiss": "recsys.index",
+    "numba": "recsys.nn",
 }
 
 

@@ -117,6 +117,13 @@ def test_times_travel_with_their_items() -> None:
         collate([History(["a"])], vocabulary, 2, frozenset({"times"}))
 
 
+def test_times_may_be_an_array_and_an_empty_history_needs_none() -> None:
+    vocabulary = Vocabulary(ITEMS, first=1)
+    histories = [History(["a", "b"], times=np.array([1, 2])), History([]), History(["c"], times=np.array([9]))]
+    batch, _ = collate(histories, vocabulary, 5, frozenset({"times"}))
+    assert batch.times is not None and batch.times.tolist() == [[1, 2], [0, 0], [9, 0]]
+
+
 def test_saved_tensors_must_fit(model: Alphabet) -> None:
     other = Alphabet()
     other.bind(Context(5, Vocabulary(ITEMS, first=1)))

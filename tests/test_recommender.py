@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
+from recsys.data.targets import MaskedItems
 from recsys.data.vocabulary import Vocabulary
+from recsys.encoders.gru4rec import GRU4Rec
 from recsys.encoders.sasrec import SASRec
 from recsys.items import IdItems
 from recsys.objectives.softmax import FullSoftmax
 from recsys.parts import build, describe
 from recsys.recommender import Recommender
 from recsys.seams import Context, Step
+from recsys.testing import toy_context
 
 NUM_ITEMS = 12
 
@@ -85,6 +88,21 @@ def test_an_encoder_that_sees_the_target_is_refused() -> None:
         model_of(encoder=encoder)
     with pytest.raises(ValueError, match="dim"):
         model_of(items=IdItems(16))
+
+
+def test_a_mask_without_a_row_of_its_own_is_an_error_under_any_encoder() -> None:
+    for encoder in (SASRec(8, max_length=5), GRU4Rec(8, 8, max_length=5)):
+        model = model_of(encoder=encoder, targets=MaskedItems())
+        with pytest.raises(ValueError, match="extra=1"):
+            model.loss(Step(model.prepare(training_batch(), Step(training_batch()))))
+
+
+def test_a_mask_takes_the_place_of_an_item_where_the_encoder_has_no_room_for_it() -> None:
+    model = Recommender(IdItems(8, extra=1), SASRec(8, 1, max_length=6), FullSoftmax(), MaskedItems())
+    assert model.max_length == 5
+    model.bind(toy_context())
+    scores = model.scores([[f"i{row}" for row in range(1, 20)]])
+    assert np.isfinite(scores).all()
 
 
 def test_scores_are_dot_products_of_the_vectors_it_exports() -> None:

@@ -87,7 +87,7 @@ PLAN = (
         reference=None,
     ),
     *(Row(name, name) for name in ("gru4rec", "bert4rec", "mamba4rec", "sigma")),
-    Row("unirec", "unirec", unrun=dict.fromkeys(("amazon-beauty", "ml-1m"), "it reads times, and these files have none")),
+    Row("unirec", "unirec", unrun=dict.fromkeys(("amazon-beauty", "ml-1m"), "reads times, and these files have none")),
     rearec("sasrec", "erl"),
     rearec("sasrec", "prl"),
     *map(recbole, ("SASRec", "GRU4Rec")),

@@ -31,7 +31,6 @@ import torch
 from torch import Tensor
 
 from recsys.baselines.cooccurrence import require_memory
-from recsys.data.atomic import write_atomic
 from recsys.data.batch import Batch
 from recsys.data.split import Training
 from recsys.errors import DataWarning
@@ -297,6 +296,8 @@ def _ids(dataset: Any, training: Training) -> tuple[Tensor, Tensor]:
 def _write(folder: Path, training: Training) -> None:
     """The training events as atomic files of one data set; rows are the ids."""
     import polars as pl
+
+    from recsys.data.atomic import write_atomic
 
     folder.mkdir()
     owner, items, _ = training.events(slice(None))

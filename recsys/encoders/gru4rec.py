@@ -26,7 +26,7 @@ class GRU4Rec(nn.Module):
         hidden: width H of the recurrent states.
         num_layers: GRU layers, one above the other, no dropout between them.
         dropout: on the embeddings.
-        max_length: longest history read; older items are cut by the batch, and counted there.
+        max_length: longest history read; of longer ones the newest items.
 
     Raises:
         ValueError: a size is below 1, or ``dropout`` is no probability below 1.

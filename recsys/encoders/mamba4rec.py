@@ -63,7 +63,7 @@ class Mamba4Rec(nn.Module):
         readout: str = "wanted",
     ) -> None:
         super().__init__()
-        check_sizes(max_length, num_layers, readout)
+        check_sizes(max_length, num_layers, hidden, readout)
         self.dim, self.num_layers, self.state, self.conv, self.expand = dim, num_layers, state, conv, expand
         self.dropout, self.max_length, self.ssm_init, self.hidden = dropout, max_length, ssm_init, hidden
         self.kernel, self.readout = kernel, readout
@@ -130,10 +130,12 @@ def initialise_layers(module: nn.Module) -> None:
             block.reset_parameters()
 
 
-def check_sizes(max_length: int, num_layers: int, readout: str) -> None:
+def check_sizes(max_length: int, num_layers: int, hidden: int | None, readout: str) -> None:
     """Raise ValueError for a size that cannot be, or an unknown ``readout``."""
-    if max_length < 1 or num_layers < 1:
-        raise ValueError(f"max_length and num_layers must be >= 1, found {max_length} and {num_layers}")
+    if max_length < 1 or num_layers < 1 or (hidden is not None and hidden < 1):
+        raise ValueError(
+            f"max_length, num_layers and hidden must be >= 1, found {max_length}, {num_layers} and {hidden}"
+        )
     if readout not in READOUTS:
         raise ValueError(f"readout must be one of {', '.join(READOUTS)}, found {readout!r}")
 

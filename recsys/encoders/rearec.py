@@ -44,6 +44,7 @@ class ReaRec(nn.Module):
 
     ``extra["steps"]`` (Q, K + 1, D) of what it gives holds r_0..r_K of the tokens ``batch.wanted``, in their order. If
     ``noise`` is set, ``extra["noisy"]`` (Q, K, D) holds the second branch of PRL, without rows while it is off.
+    ``max_length`` is that of the wrapped encoder, or without a cache K less, as the latents take the room of K items.
 
     Args:
         encoder: the encoder to wrap.
@@ -121,21 +122,22 @@ class ReaRec(nn.Module):
         steps = self._default_steps(self.training) if steps is None else steps
         self._check_steps(steps)
         encoded, states = self._reason(batch, items, steps, None)
-        extra: dict[str, Any] = {**encoded.extra, "steps": torch.stack(states, 1)}
+        # What the wrapped encoder says besides has not reasoned, so that no loss may take it for the answer.
+        extra: dict[str, Any] = {**({} if steps else encoded.extra), "steps": torch.stack(states, 1)}
         if self.noise is not None:
             on = self.training and self.epoch >= self.warmup and steps > 0
             noisy = self._reason(batch, items, steps, states)[1][1:] if on else []
             extra["noisy"] = torch.stack(noisy, 1) if on else states[0].new_zeros(0, steps, self.dim)
         if steps == 0:
             return replace(encoded, extra=extra)
-        extra.pop("user", None)  # that of the wrapped encoder has not reasoned
         combined = extra["steps"].mean(1) if self.combine == "mean" else states[-1]
         return Encoded(batch, encoded.tokens.index_copy(0, batch.wanted, combined.to(encoded.tokens.dtype)), extra)
 
     def extra_repr(self) -> str:
         """Steps, and whether they are read from a cache, for printed models."""
         way = "cached" if self.cached else f"no cache: every step reads the history again, {self.reencoded} rows so far"
-        return f"steps={self.steps}, combine={self.combine}, noise={self.noise}, {way}"
+        asked = self._default_steps(training=False)
+        return f"steps={self.steps} ({asked} in evaluation), combine={self.combine}, noise={self.noise}, {way}"
 
     def _reason(
         self, batch: Batch, items: ItemTable, steps: int, clean: list[Tensor] | None

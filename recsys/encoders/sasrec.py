@@ -25,7 +25,7 @@ class SASRec(Transformer):
     Args:
         dim: width D, the same as the item table's.
         dropout: on the embeddings and behind each sub-layer.
-        max_length: longest history read; older items are cut by the batch, and counted there.
+        max_length: longest history read; of longer ones the newest items.
         layout: block layout, see :mod:`recsys.nn.blocks`.
         hidden: width inside the feed-forward part (default: D; 4 D for ``ligr``).
         activation: of the feed-forward part (default: relu; silu, the SwiGLU gate, for ``ligr``).

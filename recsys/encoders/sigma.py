@@ -88,7 +88,7 @@ class SIGMA(nn.Module):
         hidden: int | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(max_length, num_layers, readout)
+        check_sizes(max_length, num_layers, hidden, readout)
         if not 0 <= keep <= max_length:
             raise ValueError(
                 f"keep, the newest items that are not reversed, must lie in 0..max_length={max_length}, found {keep}: "

@@ -74,7 +74,7 @@ class UniRec(nn.Module):
         super().__init__()
         if not branches or not set(branches) <= set(BRANCHES) or len(set(branches)) < len(branches):
             raise ValueError(f"branches are some of {', '.join(BRANCHES)}, each once; found {list(branches)}")
-        if 2 * dim % num_heads:
+        if num_heads < 1 or 2 * dim % num_heads:
             raise ValueError(f"2 * dim must be divisible by num_heads, found dim={dim}, num_heads={num_heads}")
         if max_length < 1 or num_layers < 0 or noise < 0:
             raise ValueError(

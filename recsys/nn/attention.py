@@ -31,8 +31,8 @@ class Attention(nn.Module):
         self, dim: int, num_heads: int, dropout: float = 0.0, output_projection: bool = True, causal: bool = True
     ) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"dim must be divisible by num_heads, found dim={dim}, num_heads={num_heads}")
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"dim must be divisible by num_heads >= 1, found dim={dim}, num_heads={num_heads}")
         self.dim, self.num_heads, self.dropout, self.causal = dim, num_heads, dropout, causal
         self.query = nn.Linear(dim, dim)
         self.key_value = nn.Linear(dim, 2 * dim)

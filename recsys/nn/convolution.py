@@ -31,8 +31,8 @@ def causal_silu(x: Tensor, weight: Tensor, bias: Tensor, start: Tensor, kernel: 
     positions = torch.arange(len(x), device=x.device) - start[:-1].repeat_interleave(start.diff())
     total = x * weight[:, -1] + bias
     for back in range(1, weight.shape[1]):
-        seen = (positions >= back).to(x.dtype).unsqueeze(1)
-        total = total + F.pad(x, (0, 0, back, 0))[: len(x)] * seen * weight[:, -1 - back]
+        outside = (positions < back).unsqueeze(1)  # filled, not multiplied by 0: another row may hold a NaN
+        total = total + F.pad(x, (0, 0, back, 0))[: len(x)].masked_fill(outside, 0.0) * weight[:, -1 - back]
     return F.silu(total)
 
 

@@ -39,7 +39,10 @@ class Memory(NamedTuple):
 
 
 class Mamba(nn.Module):
-    """One Mamba block, (T, D) to (T, D). Its parameters stay float32 (or float64); autocast may run around it.
+    """One Mamba block, (T, D) to (T, D). Autocast may run around it; its parameters should stay float32 (or float64).
+
+    With parameters in half precision (``model.half()``) all but the scan is computed in it: the scan converts its
+    inputs to float32, with one warning per process, and what it gives goes back to half.
 
     Args:
         dim: width D.
@@ -108,7 +111,8 @@ class Mamba(nn.Module):
         x = causal_silu(F.linear(tokens, main).to(self.A_log.dtype), *self._taps(), start, self.kernel)
         delta, b, c = self._select(x)
         y = selective_scan(x, delta, -self.A_log.exp(), b, c, self.D, start, self.kernel, at)
-        return self.out_proj(y * F.silu(F.linear(tokens if at is None else tokens[at], gate)))
+        gated = y * F.silu(F.linear(tokens if at is None else tokens[at], gate))
+        return self.out_proj(gated.to(self.out_proj.weight.dtype))
 
     def initial(self, batch_size: int) -> Memory:
         """The memory of rows that have seen nothing."""

@@ -76,7 +76,8 @@ def _check_shapes(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
     expected = [(tokens, channels), (channels, states), (tokens, states), (tokens, states), (channels,)]
     if found != expected:
         raise ValueError(f"for x of shape {(tokens, channels)}, delta, A, B, C, D must be {expected}, found {found}")
-    if start.dim() != 1 or start.dtype != torch.int64 or len(start) < 1 or int(start[-1]) != tokens:
+    fits = start.dim() == 1 and start.dtype == torch.int64 and len(start) > 0
+    if not fits or start[[0, -1]].tolist() != [0, tokens]:
         raise ValueError(f"start must be (R + 1,) int64 offsets from 0 to T={tokens}, found {start}")
 
 

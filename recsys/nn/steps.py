@@ -12,12 +12,14 @@ one of its rows, K new tokens so far, H heads, C channels of a head, D = H C.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from recsys.data.batch import Batch, Group
+from recsys.nn.fast import compiled
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,15 @@ class Place:
     """The wanted tokens of one group of rows, on a view of S slots a row, and what each sees of its row."""
 
     slots: Group  # lays (q, ...) out as (R, S, ...)
-    visible: Tensor | None  # (R, 1, S or 1, W) bool; None if every slot sees its whole row
+    reach: Tensor  # (q,) int64: how many tokens of its row, from the oldest on, each sees
+    width: int  # W
+
+    @cached_property
+    def visible(self) -> Tensor | None:
+        """(R, 1, S, W) bool: what each slot sees; None if that is the whole row for all."""
+        reach = self.pad(self.reach)
+        visible = torch.arange(self.width, device=reach.device) < reach[:, None, :, None]
+        return None if bool(visible.all()) else visible
 
     def pad(self, tokens: Tensor) -> Tensor:
         """(q, ...) to (R, S, ...), without a copy where no slot is empty."""
@@ -60,27 +70,19 @@ class Memory:
 
 
 def places_of(batch: Batch, causal: bool) -> list[Place]:
-    """Where ``batch.wanted`` sits in the groups of ``batch``, and what each wanted token sees."""
+    """Where ``batch.wanted`` sits in the groups of ``batch``, and how far each wanted token sees."""
     row = batch.flat[batch.wanted] // batch.ids.shape[1]  # (Q,) ascending
     counts = torch.bincount(row, minlength=len(batch))  # (B,)
     slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-    tokens = torch.stack([row, slot, batch.positions[batch.wanted] + 1])  # (3, Q)
+    reach = batch.positions[batch.wanted] + 1 if causal else batch.lengths[row]
     places, start, done = [], 0, 0
     for group in batch.groups:
         own = counts[start : start + group.size]
-        slots = max(int(own.max()), 1) if group.size else 1
-        row, slot, reach = tokens[:, done : done + int(own.sum())]
-        view = Group(group.size, slots, (row - start) * slots + slot)
-        reach = view.pad(reach) if causal else batch.lengths[start : start + group.size, None]
-        places.append(Place(view, _visible(reach, group.width)))
-        start, done = start + group.size, done + len(row)
+        slots, stop = max(int(own.max()), 1) if group.size else 1, done + int(own.sum())
+        index = (row[done:stop] - start) * slots + slot[done:stop]
+        places.append(Place(Group(group.size, slots, index), reach[done:stop], group.width))
+        start, done = start + group.size, stop
     return places
-
-
-def _visible(reach: Tensor, width: int) -> Tensor | None:
-    """(R, 1, S, W) bool: the first ``reach`` (R, S) tokens of each row; None if that is all of them."""
-    visible = torch.arange(width, device=reach.device) < reach[:, None, :, None]
-    return None if bool(visible.all()) else visible
 
 
 def read(query: Tensor, own: Tensor, row: Tensor, place: Place, dropout: float = 0.0) -> Tensor:
@@ -91,10 +93,18 @@ def read(query: Tensor, own: Tensor, row: Tensor, place: Place, dropout: float =
         own: (q, K, 2, H, C) keys and values of the continuation, the new token's own last.
         row: (R, W, 2 D) keys and values of the rows.
         dropout: on the attention weights.
+
+    One token a row without gradients, as in serving, is a compiled loop where that can run.
     """
-    keys, values = own.unbind(2)  # (q, K, H, C)
-    row_keys, row_values = row.unflatten(2, own.shape[2:]).unbind(2)  # (R, W, H, C)
+    row = row.unflatten(2, own.shape[2:])  # (R, W, 2, H, C)
     query = query * query.shape[-1] ** -0.5
+    if place.slots.width == 1 and not dropout and not torch.is_grad_enabled():
+        loops = compiled("auto", "steps_numba", query.shape[2], query)
+        if loops is not None:
+            found: Tensor = loops.forward(query, own, row, place.slots.index, place.reach)
+            return found.flatten(1)
+    keys, values = own.unbind(2)  # (q, K, H, C)
+    row_keys, row_values = row.unbind(2)  # (R, W, H, C)
     on_row = _scores(place.pad(query), row_keys)  # (R, H, S, W)
     if place.visible is not None:
         on_row = on_row.masked_fill(~place.visible, -torch.inf)

@@ -327,7 +327,9 @@ class ItemEnhancement(nn.Module):
     def _error(self, made: Tensor, own: Tensor, learn: bool = True) -> Tensor:
         """(M,) mean squared error of G; ``learn=False`` keeps the gradient from G."""
         weight, bias = self.generator.weight, self.generator.bias
-        rebuilt = F.linear(made, weight if learn else weight.detach(), bias if learn else bias.detach())
+        rebuilt = F.linear(
+            made.to(weight.dtype), weight if learn else weight.detach(), bias if learn else bias.detach()
+        )
         return (rebuilt.float() - own).square().mean(1)
 
 

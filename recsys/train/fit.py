@@ -192,6 +192,8 @@ def _train(run: _Request) -> Fitted:
     fabric.barrier()  # all have read the folder before one changes it
     if fabric.is_global_zero:
         run.begin(identity, fabric.device, fabric.world_size, resumed is not None)
+        if run.settings.progress:
+            print(_told(batches), file=sys.stderr, flush=True)
     fabric.barrier()
     loop = Loop(run.model, batches, validation, run.settings, fabric, run.folder, resumed, identity)
     loop.run()
@@ -216,6 +218,16 @@ def _batches(run: _Request, fabric: Fabric) -> TrainBatches:
         needs=getattr(model, "train_needs", model.needs),
         pin=fabric.device.type == "cuda",
     )
+
+
+def _told(batches: TrainBatches) -> str:
+    """What an epoch trains, and what it leaves out."""
+    text = f"each epoch: {batches.num_targets:,} positions in {batches.num_rows:,} rows"
+    if batches.truncated:
+        text += f'; {batches.truncated:,} events older than the last window are not read (windows="sliding" reads them)'
+    if batches.short_users:
+        text += f"; {batches.short_users:,} users have one event, which gives nothing to predict"
+    return text
 
 
 def _learn(run: _Request) -> Fitted:

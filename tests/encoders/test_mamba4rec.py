@@ -173,6 +173,7 @@ def test_check_13_two_runs_without_dropout_are_bit_identical() -> None:
     [
         ({"max_length": 0}, "max_length"),
         ({"num_layers": 0}, "num_layers"),
+        ({"hidden": 0}, "hidden"),
         ({"readout": "some"}, "readout"),
         ({"dropout": 1.0}, "dropout"),
         ({"ssm_init": "zeros"}, "init"),

@@ -188,6 +188,7 @@ def test_batch_rows_do_not_touch_each_other() -> None:
     ("settings", "word"),
     [
         ({"dim": 10, "num_heads": 3}, "divisible"),
+        ({"dim": 10, "num_heads": 0}, "num_heads"),
         ({"layout": "sandwich"}, "layout"),
         ({"positions": "left"}, "positions"),
         ({"dropout": 1.0}, "dropout"),

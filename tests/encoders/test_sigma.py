@@ -272,6 +272,27 @@ def test_a_step_under_autocast_is_finite(flip: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
+def test_check_11_a_thousand_steps_under_bf16_autocast_stay_finite() -> None:
+    encoder = SIGMA(8, state=4, max_length=10, keep=2, hidden=8)
+    model = Recommender(IdItems(8, scale=False), encoder, FullSoftmax(), LastItem())
+    model.bind(toy_context())
+    batch = model.prepare(toy_batch((6, 2, 5, 3)), Step(toy_batch()))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(1000):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = sum(model.loss(Step(batch, total_weight=4.0)).values())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    assert bool(torch.stack(losses).isfinite().all())
+    assert losses[-1] < 0.2 * losses[0]
+    rates = -encoder.layers[0].mixer.mamba.A_log.exp()
+    assert rates.dtype == torch.float32 and bool((rates < 0).all())
+
+
 def test_start_of_the_weights() -> None:
     torch.manual_seed(0)
     encoder = SIGMA(flip="repo")
@@ -297,6 +318,7 @@ def test_start_of_the_weights() -> None:
         ({"gate_dropout": 1.0}, "dropout"),
         ({"readout": "some"}, "readout"),
         ({"num_layers": 0}, "num_layers"),
+        ({"hidden": -1}, "hidden"),
     ],
 )
 def test_wrong_settings_say_which(settings: dict[str, object], word: str) -> None:

@@ -285,6 +285,7 @@ def test_missing_times_are_an_error_of_the_encoder_and_of_the_data() -> None:
         ({"branches": ("calendar", "calendar")}, "branches"),
         ({"branches": ("lunar",)}, "branches"),
         ({"num_heads": 3}, "divisible"),
+        ({"num_heads": 0}, "divisible"),
         ({"max_length": 0}, "max_length"),
         ({"noise": -1.0}, "noise"),
         ({"dropout": 1.0}, "dropout"),

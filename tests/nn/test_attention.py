@@ -12,9 +12,10 @@ from recsys.data.batch import Batch
 from recsys.encoders.bert4rec import BERT4Rec
 from recsys.encoders.sasrec import SASRec
 from recsys.items import IdItems
+from recsys.nn import steps
 from recsys.nn.attention import Attention
 from recsys.nn.blocks import LAYOUTS
-from recsys.nn.steps import places_of
+from recsys.nn.fast import compiled
 from recsys.nn.transformer import Transformer
 from recsys.seams import Context
 
@@ -85,8 +86,8 @@ def stepped(encoder: Transformer, items: IdItems, batch: Batch, latents: Tensor)
     return torch.stack(states, 1)
 
 
-def random_latents(batch: Batch, steps: int) -> Tensor:
-    shape = len(batch.wanted), steps, DIM
+def random_latents(batch: Batch, count: int) -> Tensor:
+    shape = len(batch.wanted), count, DIM
     return torch.randn(shape, generator=torch.Generator().manual_seed(2)).requires_grad_()
 
 
@@ -129,16 +130,18 @@ def test_groups_of_both_directions_equal_one_history_at_a_time() -> None:
         torch.testing.assert_close(one, explicit(layer, own, own, sees), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("wanted", ["newest", "all", "some"])
 @pytest.mark.parametrize("name", ENCODERS)
-def test_check_02_steps_equal_encoding_anew(name: str, wanted: str, steps: int) -> None:
+def test_check_02_steps_equal_encoding_anew(name: str, wanted: str, count: int) -> None:
     encoder, items = pair(name)
     batch = batch_of([7, 1, 0, 3, 7, 5], wanted)
-    latents = random_latents(batch, steps)
+    latents = random_latents(batch, count)
     found, expected = stepped(encoder, items, batch, latents), encoded_anew(encoder, items, batch, latents)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    if steps != 3:
+    with torch.no_grad():  # one token a row: compiled loops, where they can run
+        torch.testing.assert_close(stepped(encoder, items, batch, latents), expected, atol=1e-5, rtol=0)
+    if count != 3:
         return
     weight = torch.randn_like(found)
     inputs = [latents, items.weight, *(one for one in encoder.parameters())]
@@ -154,9 +157,28 @@ def test_check_02_in_groups_of_like_length(name: str, wanted: str) -> None:
     batch = batch_of(sorted([0, 1, 2, 5, 6, 7] * 6), wanted)
     assert len(batch.groups) == 4
     latents = random_latents(batch, 2)
-    with torch.no_grad():
-        found, expected = stepped(encoder, items, batch, latents), encoded_anew(encoder, items, batch, latents)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    expected = encoded_anew(encoder, items, batch, latents)
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            found = stepped(encoder, items, batch, latents)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("lengths", [[7, 7, 7], [7, 1, 0, 3], [5] * 40])
+def test_compiled_loops_equal_torch(lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    encoder, items = pair("sasrec-post")
+    batch = batch_of(lengths, "newest")
+    latents = random_latents(batch, 3).detach()
+    calls = []
+    monkeypatch.setattr(steps, "compiled", lambda *asked: calls.append(asked) or compiled(*asked))
+    with torch.inference_mode():
+        found = stepped(encoder, items, batch, latents)
+    assert len(calls) == 3 * len(encoder.blocks) * len(batch.groups)
+    assert compiled(*calls[0]) is not None
+    monkeypatch.setattr(steps, "compiled", lambda *asked: None)
+    with torch.inference_mode():
+        torch.testing.assert_close(found, stepped(encoder, items, batch, latents), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sasrec-post", "bert4rec"])
@@ -177,7 +199,7 @@ def test_dropped_attention_weights_are_dropped_in_steps_too() -> None:
     torch.manual_seed(0)
     layer = Attention(DIM, 2, dropout=0.5)
     batch = batch_of([7, 4], "newest")
-    places = places_of(batch, causal=True)
+    places = steps.places_of(batch, causal=True)
     tokens, (latent,) = torch.randn(11, DIM), torch.randn(1, 2, DIM)
     _, past = layer.begin(tokens, tokens, batch)
     answers = [layer.extend(latent, latent, past, places)[0] for _ in range(2)]

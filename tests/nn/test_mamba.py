@@ -153,6 +153,16 @@ def test_check_11_what_the_scan_gets_is_float32_under_autocast(monkeypatch: pyte
     assert seen == [torch.float32] * 6
 
 
+@pytest.mark.filterwarnings("ignore:selective_scan computes in")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_parameters_give_the_same_to_their_precision(dtype: torch.dtype) -> None:
+    tokens, start = torch.randn(sum(LENGTHS), DIM), offsets(*LENGTHS)
+    with torch.no_grad():
+        whole, halved = block("mamba")(tokens, start), block("mamba").to(dtype)(tokens.to(dtype), start)
+    assert halved.dtype == dtype
+    torch.testing.assert_close(halved.float(), whole, rtol=0.05, atol=0.02 * whole.abs().max().item())
+
+
 def test_check_13_two_runs_are_bit_identical() -> None:
     tokens, start = torch.randn(sum(LENGTHS), DIM), offsets(*LENGTHS)
     one, other = (block()(tokens, start) for _ in range(2))

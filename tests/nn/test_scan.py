@@ -95,10 +95,10 @@ def test_check_01_extreme_step_sizes_and_any_number_of_states(kernel: str, size:
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("init", ["recbole", "mamba"])
 def test_check_01_gradients_equal_autograd_of_the_recurrence(kernel: str, init: str) -> None:
-    start = offsets(3, 0, 1, 17, 50, 2, 32)
-    inputs = [value.requires_grad_() for value in inputs_of(105, init)]
+    start = offsets(3, 0, 1, 17, 50, 2, 32, 15, 16, 200)
+    inputs = [value.requires_grad_() for value in inputs_of(336, init)]
     single = [value.detach().float().requires_grad_() for value in inputs]
-    weight = torch.randn(105, E, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weight = torch.randn(336, E, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     expected = torch.autograd.grad(naive(*inputs, start), inputs, weight)
     found = torch.autograd.grad(selective_scan(*single, start, kernel=kernel), single, weight.float())
     for ours, theirs in zip(found, expected, strict=True):
@@ -275,6 +275,8 @@ def test_wrong_arguments_say_which() -> None:
         selective_scan(*inputs, offsets(9), kernel="cuda")
     with pytest.raises(ValueError, match="start"):
         selective_scan(*inputs, offsets(8))
+    with pytest.raises(ValueError, match="start"):
+        selective_scan(*inputs, offsets(2, 7)[1:])  # no row would be given the first two tokens
     with pytest.raises(ValueError, match="shape"):
         selective_scan(*inputs[:3], inputs[3][:, :2], *inputs[4:], offsets(9))
     with pytest.raises(ValueError, match="float32"):
@@ -315,3 +317,15 @@ def test_compiled_convolution_equals_the_one_in_torch(channels: int, width: int)
         torch.autograd.grad(ours, values, weight), torch.autograd.grad(theirs, values, weight), strict=True
     ):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", KERNELS[:2])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_stays_in_its_row(kernel: str, bad: float) -> None:
+    x = torch.ones(8, 3)
+    x[3] = bad
+    start = offsets(4, 4)
+    assert causal_silu(x, torch.ones(3, 4), torch.zeros(3), start, kernel)[4:].isfinite().all()
+    inputs = [value.float() for value in inputs_of(8)]
+    inputs[0][3] = bad
+    assert selective_scan(*inputs, start, kernel=kernel)[4:].isfinite().all()

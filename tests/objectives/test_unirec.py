@@ -298,6 +298,16 @@ def test_users_of_one_interaction_and_items_never_seen_do_no_harm(mode: str) -> 
         sum(terms.values()).backward()  # type: ignore[union-attr]
 
 
+def test_a_model_in_float64_trains() -> None:
+    parts = [ProfileTerm(), SequenceEnhancement(DIM), ItemEnhancement(DIM)]
+    found = Recommender(IdItems(DIM), UniRec(DIM, num_layers=1, max_length=8), UniRecLoss(), auxiliaries=parts)
+    found.bind(toy_context())
+    batch = found.double().prepare(toy_batch((6, 2, 5, 3)), Step(toy_batch()))
+    sum(found.loss(Step(batch, epoch=50)).values()).backward()  # type: ignore[union-attr]
+    gradients = [parameter.grad for parameter in found.parameters()]
+    assert all(one is not None and one.dtype == torch.float64 and one.isfinite().all() for one in gradients)
+
+
 def test_missing_times_and_missing_training_data_are_errors() -> None:
     train = split_of([[1, 2, 3, 4], [5, 6, 7, 8]], timed=False).train
     for part in (SequenceEnhancement(DIM), ItemEnhancement(DIM)):

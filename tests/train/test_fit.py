@@ -9,6 +9,7 @@ import pytest
 import torch
 from cycles import cycles, outcome, plain, tiny, without_clock
 
+import recsys as rs
 from recsys.data.negatives import UniformNegatives
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
@@ -434,3 +435,12 @@ def test_a_counted_model_gets_the_same_run_folder(split, tmp_path):
     fit(Counted(), split, folder=tmp_path / "run", progress=False)
     with pytest.raises(ValueError, match="another run"):
         fit(Counted(), split, seed=4, folder=tmp_path / "run", progress=False)
+
+
+def test_events_that_no_window_holds_and_users_without_a_target_are_told(split, capsys):
+    model = rs.Recommender(rs.IdItems(8), rs.SASRec(8, 1, max_length=2), rs.FullSoftmax())
+    rs.fit(model, split, epochs=1, batch_size=16)
+    told = capsys.readouterr().err
+    left = int(np.maximum(split.train.lengths - 3, 0).sum())
+    assert left > 0
+    assert f"{left:,} events" in told
