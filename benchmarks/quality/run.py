@@ -107,7 +107,7 @@ def _train(recipe: str, folder: Path, flags: list[str]) -> int:
         "date": datetime.date.today().isoformat(),
         "machine": _processor(),
         "versions": _versions(),
-        "command": f"recsys {' '.join(command)}",
+        "command": f"recsys fit {Path(recipe).stem} {' '.join(flags)}",
     }
     write(folder / "result.json", result)
     return 0
