@@ -35,24 +35,24 @@ def run(
     contrast_weight: float = 0.1,
     noise: float = 0.01,
     dim: int = 64,
-    max_length: int = 0,
+    max_length: int | None = None,
     epochs: int = 60,
     patience: int = 8,
     seed: int = 0,
 ) -> rs.Run:
     """Cross-entropy over all items, of the mean of the steps (``erl``) or of each step (``prl``).
 
-    ``max_length=0`` stands for the wrapped recipe's.
+    ``max_length`` is the wrapped recipe's if it is None.
     """
     knobs: dict[str, Any] = {"dim": dim, "epochs": epochs, "patience": patience, "seed": seed}
-    if max_length:
+    if max_length is not None:
         knobs["max_length"] = max_length
     if encoder == "sasrec":
         base = SASREC[data](baselines=False, **knobs)
     elif encoder == "gru4rec":
         base = gru4rec.run(data=data, **knobs)
     else:  # it reads the latents with the history, so that it reads as many items as without
-        knobs["max_length"] = (max_length or sigma.KNOBS[data]["max_length"]) + steps
+        knobs["max_length"] = knobs.get("max_length", sigma.KNOBS[data]["max_length"]) + steps
         base = sigma.run(data=data, **knobs)
     inner: Any = base.model
     model = rs.Recommender(

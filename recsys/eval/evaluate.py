@@ -76,15 +76,15 @@ def evaluate(
         raise ValueError(f"exclude is 'history' or 'none'; found {exclude!r}")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must lie in 0..world_size-1; found rank={rank} with world_size={world_size}")
-    num_items = _num_items(model, part)
+    num_items = shared_num_items(model, part)
     choice = choose(metrics, [cut for cut in CUTS if cut <= num_items] if k is None else k, num_items)
     own = {title: _labels(title, labels, len(part)) for title, labels in (segments or {}).items()}
     share = np.arange(rank, len(part), world_size)
-    lengths = _history_lengths(model, part, share)
-    plan = Plan.fit(memory, num_items, int(lengths.max(initial=0)), _device(model))
+    lengths = history_lengths(model, part, share)
+    plan = Plan.fit(memory, num_items, int(lengths.max(initial=0)), device_of(model))
     run = _Run(model, part, choice, exclude == "history", plan, num_items)
     bar = Progress(len(share), f"evaluate {part.name}", "users", enabled=progress and rank == 0)
-    with _evaluating(model), torch.inference_mode(), bar:
+    with evaluating(model), torch.inference_mode(), bar:
         for alike in (lengths > 0, lengths == 0):  # apart, for a mixed batch would hold its scores twice
             index = share[alike]
             for chosen in plan.batches(lengths[alike]):
@@ -127,7 +127,7 @@ class _Run:
     num_items: int
 
     def __post_init__(self) -> None:
-        self.device = _device(self.model)
+        self.device = device_of(self.model)
         self.catalogue = Catalogue(np.asarray(self.part.item_counts))
         self.needs = frozenset(getattr(self.model, "needs", ()))
         self.without_targets = self.fingerprint = 0
@@ -229,7 +229,8 @@ _COLUMNS: dict[str, type] = {
 }  # fmt: skip
 
 
-def _num_items(model: Any, part: Any) -> int:
+def shared_num_items(model: Any, part: Any) -> int:
+    """The number of items, if ``model`` has learned the catalogue that ``part`` is over; else an error."""
     expected = len(part.item_counts) - 1
     found = getattr(model, "num_items", None)
     if not found:
@@ -243,18 +244,20 @@ def _num_items(model: Any, part: Any) -> int:
     return expected
 
 
-def _history_lengths(model: Any, part: Any, index: np.ndarray) -> np.ndarray:
+def history_lengths(model: Any, part: Any, index: np.ndarray) -> np.ndarray:
+    """(n,) how many items of their histories ``model`` reads of the users at ``index`` (n,)."""
     lengths: np.ndarray = (part.target_start - part.history_start)[index]
     return lengths if model.max_length is None else np.minimum(lengths, model.max_length)
 
 
-def _device(model: Any) -> torch.device:
+def device_of(model: Any) -> torch.device:
+    """Where the tensors of ``model`` are; the CPU if it has none."""
     tensors = itertools.chain(model.parameters(), model.buffers()) if isinstance(model, nn.Module) else iter(())
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """The model in evaluation mode, and every module back in its own mode afterwards."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     modes = [module.training for module in modules]

@@ -20,7 +20,7 @@ import torch
 
 from recsys.data.prepared import padded_blocks
 from recsys.eval.choice import choose
-from recsys.eval.evaluate import _device, _evaluating, _history_lengths, _num_items
+from recsys.eval.evaluate import device_of, evaluating, history_lengths, shared_num_items
 from recsys.eval.metrics import Ranked
 from recsys.eval.ranking import TOKEN_BYTES, parse_memory
 from recsys.randomness import derive_seed, numpy_generator
@@ -83,7 +83,7 @@ def evaluate_sampled(
         ValueError: a bad argument, a user to whom fewer items are unknown than ``negatives``, a score not finite.
         DataError: the part has no users, or another number of items than the model.
     """
-    num_items = _num_items(model, part)
+    num_items = shared_num_items(model, part)
     if negatives < 1 or not seeds or (users is not None and not 1 <= users <= len(part)):
         raise ValueError(
             f"negatives >= 1, at least one seed and 1 <= users <= {len(part)} are needed, found {negatives}, "
@@ -95,11 +95,11 @@ def evaluate_sampled(
         member[row, numpy_generator(seed, "cohort").choice(len(part), users or len(part), replace=False)] = True
     values = np.zeros((len(choice.metrics), *member.shape))
     index = np.flatnonzero(member.any(0))
-    lengths = _history_lengths(model, part, index)
+    lengths = history_lengths(model, part, index)
     blocks = padded_blocks(lengths, parse_memory(memory), BYTES_PER_ITEM * num_items, TOKEN_BYTES)
-    with _evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         for block in blocks:
-            batch = part.batch(index[block], model.max_length, frozenset(model.needs)).to(_device(model))
+            batch = part.batch(index[block], model.max_length, frozenset(model.needs)).to(device_of(model))
             scores = model.score_safely(batch).float().cpu().numpy()
             for row, seed in enumerate(seeds):
                 mine = member[row, index[block]]

@@ -94,24 +94,39 @@ class _Gru(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, w_in, w_h, gates, candidate, states = ctx.saved_tensors
-        r, q, new = gates.chunk(3, dim=1)
-        before = _shifted(states, ctx.counts)
-        by_new = (1 - q) * (1 - new * new)
-        slopes = torch.stack([by_new * candidate * r * (1 - r), (before - new) * q * (1 - q), by_new * r], 1)  # (T,3,D)
-        at_states = gradient.clone()  # (T, D): becomes the gradient that reaches each state, from all later ones too
-        end, later = len(x), None
-        for count in reversed(ctx.counts):
-            part = slice(end - count, end)
-            g, slope = at_states[part], slopes[part]
-            if later is not None:
-                g[: len(later)] += later
-            slope.mul_(g.unsqueeze(1))
-            later = torch.addmm(g * q[part], slope.flatten(1), w_h)
-            end -= count
-        to_h = slopes.flatten(1)  # (T, 3 D): the gradient of W_h h
-        to_w_h = to_h.T @ before
-        to_h[:, 2 * w_h.shape[1] :] = at_states * by_new  # now that of W_in x
-        return to_h @ w_in, to_h.T @ x, to_w_h, None
+        with torch.autocast("cpu", enabled=False):  # float32 also where backward() is called under autocast
+            return (*_gradients(x, w_in, w_h, gates, candidate, states, ctx.counts, gradient), None)
+
+
+def _gradients(
+    x: Tensor,
+    w_in: Tensor,
+    w_h: Tensor,
+    gates: Tensor,
+    candidate: Tensor,
+    states: Tensor,
+    counts: list[int],
+    gradient: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, W_i and W_h; arguments as the forward pass saved them."""
+    r, q, new = gates.chunk(3, dim=1)
+    before = _shifted(states, counts)
+    by_new = (1 - q) * (1 - new * new)
+    slopes = torch.stack([by_new * candidate * r * (1 - r), (before - new) * q * (1 - q), by_new * r], 1)  # (T,3,D)
+    at_states = gradient.clone()  # (T, D): becomes the gradient that reaches each state, from all later ones too
+    end, later = len(x), None
+    for count in reversed(counts):
+        part = slice(end - count, end)
+        g, slope = at_states[part], slopes[part]
+        if later is not None:
+            g[: len(later)] += later
+        slope.mul_(g.unsqueeze(1))
+        later = torch.addmm(g * q[part], slope.flatten(1), w_h)
+        end -= count
+    to_h = slopes.flatten(1)  # (T, 3 D): the gradient of W_h h
+    to_w_h = to_h.T @ before
+    to_h[:, 2 * w_h.shape[1] :] = at_states * by_new  # now that of W_in x
+    return to_h @ w_in, to_h.T @ x, to_w_h
 
 
 def _shifted(states: Tensor, counts: list[int]) -> Tensor:

@@ -60,3 +60,16 @@ def test_autocast_leaves_the_recurrence_in_float32() -> None:
 def test_other_recurrences_are_refused(settings: dict[str, bool]) -> None:
     with pytest.raises(ValueError, match="bias"):
         run_gru(nn.GRU(5, 4, **settings), torch.zeros(2, 5), Steps.of(torch.tensor([2])))
+
+
+def test_going_back_under_autocast_stays_in_float32() -> None:
+    torch.manual_seed(0)
+    gru, tokens = nn.GRU(6, 6, bias=False), torch.randn(9, 6)
+    steps = Steps.of(torch.tensor([4, 5]))
+    gradients = []
+    for autocast in (False, True):
+        gru.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            run_gru(gru, tokens, steps).square().sum().backward()
+        gradients.append(gru.weight_hh_l0.grad.clone())
+    torch.testing.assert_close(gradients[1], gradients[0])
