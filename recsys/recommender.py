@@ -97,20 +97,37 @@ class Recommender(Ranker):
         """The scalar terms of one prepared batch, by name; their sum is what is minimised.
 
         The objective's term is its weighted sum over the targets divided by ``step.total_weight``; an auxiliary's is
-        multiplied by its weight and by the batch's share of the update.
+        multiplied by its weight and by the batch's share of the update. A term that ``step.losses`` does not name is
+        not computed.
         """
-        encoded = self.encode(step.batch)
-        step = replace(step, encoded=encoded, items=self.items, encode=self.encode)
-        losses = self.objective(encoded, step.batch, self.items, step.generator("objective"))
-        _, _, weights = encoded.at_targets(step.batch)
+        step = replace(step, items=self.items, encode=self.encode)
+        terms: dict[str, Tensor] = {}
+        if step.asks_for("loss"):
+            terms["loss"] = self._objective(step) / step.total_weight
+        for name, auxiliary in self._weighted():
+            if step.asks_for(name):
+                found = auxiliary(step)
+                parts = {name: found} if isinstance(found, Tensor) else {f"{name}.{k}": v for k, v in found.items()}
+                terms.update({part: value * auxiliary.weight * step.share for part, value in parts.items()})
+        return terms
+
+    @property
+    def loss_names(self) -> list[str]:
+        """The losses that a stage may ask for: "loss", and the auxiliaries whose weight is not 0."""
+        return ["loss", *(name for name, _ in self._weighted())]
+
+    def _weighted(self) -> list[tuple[str, Any]]:
+        """Auxiliaries by name, without those of weight 0: these cost nothing."""
+        named = ((f"{type(part).__name__}{index}", part) for index, part in enumerate(self.auxiliaries))
+        return [(name, part) for name, part in named if part.weight]
+
+    def _objective(self, step: Step) -> Tensor:
+        """The weighted sum of the objective over the targets."""
+        losses = self.objective(step.encoded, step.batch, self.items, step.generator("objective"))
+        _, _, weights = step.encoded.at_targets(step.batch)
         if weights is not None and bool((weights == 1).all()):
             weights = None  # to the last bit: some kernels round by how the gradient that reaches them is laid out
-        total = losses.sum() if weights is None else (losses * weights).sum()
-        terms = {"loss": total / step.total_weight}
-        for index, auxiliary in enumerate(self.auxiliaries):
-            if auxiliary.weight:
-                terms[f"{type(auxiliary).__name__}{index}"] = auxiliary(step) * auxiliary.weight * step.share
-        return terms
+        return losses.sum() if weights is None else (losses * weights).sum()
 
     def score(self, batch: Batch) -> Tensor:
         """(B, N) dot products of user states and item vectors."""

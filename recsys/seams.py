@@ -3,12 +3,14 @@
 Legend: B histories, L longest history of a batch, T real tokens, D width, N items (rows 1..N, 0 is padding).
 Parts are ``nn.Module``s or plain callables; nothing is registered and no base class is required. A part keeps its
 constructor arguments as attributes of the same name (that is how it is saved) and may have any of these hooks:
-``needs: frozenset[str]`` (optional batch fields it reads), ``bind(context)``, ``on_epoch(epoch)``.
+``needs: frozenset[str]`` (optional batch fields it reads), ``bind(context)``, ``on_epoch(epoch)``, and
+``sections(model, split)``, which adds to the run's report: content by heading (text, a mapping, rows of a table, or
+``{"bars": {label: number}}``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -89,12 +91,23 @@ class Step:
     epoch: int = 0
     index: int = 0  # optimizer step within the run
     rank: int = 0
-    stage: str = "train"
+    stage: str = "train"  # name of the running stage
+    losses: Sequence[str] | None = None  # the terms that this stage asks for, None for all
     total_weight: float | Tensor = 1.0  # sum of target weights of this update, over ranks and accumulation
     share: float = 1.0  # part of this update that this batch is, for losses that are means of their own
-    encoded: Encoded | None = None
     items: ItemTable | None = None
     encode: Callable[[Batch], Encoded] | None = None
+
+    @cached_property
+    def encoded(self) -> Encoded:
+        """The batch as the encoder sees it: computed when first asked for, and once for all losses of the step."""
+        if self.encode is None:
+            raise ValueError("this step knows no encoder: losses are called by Recommender.loss, which sets it")
+        return self.encode(self.batch)
+
+    def asks_for(self, term: str) -> bool:
+        """Whether this stage minimises the loss ``term`` ("loss" is the objective's)."""
+        return self.losses is None or any(name == term or name.startswith(f"{term}.") for name in self.losses)
 
     def generator(self, name: str) -> torch.Generator:
         """The random stream of the part called ``name`` in this step, on the batch's device."""
@@ -169,11 +182,14 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Auxiliary(Protocol):
-    """A further scalar loss, added with its ``weight``; it owns its parameters."""
+    """A further loss, added with its ``weight``; it owns its parameters.
+
+    A scalar, or several by name, each of which a stage may ask for ("CL4SRec0", or "TripletContrast0.triplet").
+    """
 
     weight: float
 
-    def __call__(self, step: Step) -> Tensor: ...
+    def __call__(self, step: Step) -> Tensor | dict[str, Tensor]: ...
 
 
 @runtime_checkable

@@ -228,7 +228,7 @@ def check_objective(objective: Objective) -> None:
 
 
 def check_auxiliary(auxiliary: Auxiliary, model: Recommender | None = None) -> None:
-    """An auxiliary loss: a finite scalar, nothing in place, seeded, with gradients for all it owns.
+    """An auxiliary loss: finite scalars, nothing in place, seeded, with gradients for all it owns.
 
     Args:
         model: an unbound recommender whose encoder gives what the loss reads (default: a small SASRec). The loss is
@@ -239,12 +239,17 @@ def check_auxiliary(auxiliary: Auxiliary, model: Recommender | None = None) -> N
     auxiliary = _bound(auxiliary)
     model = model or Recommender(IdItems(DIM), SASRec(DIM, num_layers=1, dropout=0.0, max_length=8), FullSoftmax())
     model.bind(toy_context())
-    batch = model.prepare(toy_batch((6, 2, 5, 3)), Step(toy_batch()))
+    rows = toy_batch((6, 2, 5, 3))
+    if "events" in getattr(auxiliary, "needs", ()):  # it looks the rows up in the training events
+        context = toy_context()
+        assert context.training is not None
+        rows = context.training.gather(np.arange(8), model.max_length, needs=auxiliary.needs)  # type: ignore[attr-defined]
+    batch = model.prepare(rows, Step(rows))
 
     def loss() -> Tensor:
         torch.manual_seed(0)
-        step = Step(batch, seed=4, encoded=model.encode(batch), items=model.items, encode=model.encode)
-        return auxiliary(step)
+        found = auxiliary(Step(batch, seed=4, items=model.items, encode=model.encode))
+        return found if isinstance(found, Tensor) else torch.stack(list(found.values())).sum()
 
     found = unchanged(batch, loss)
     same(tuple(found.shape), (), "shape of the loss, a scalar")

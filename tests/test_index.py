@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from recsys.errors import DataError, DataWarning
-from recsys.index import Index
+from recsys.index import Index, kmeans, nearest_rows
 
 KINDS = ["exact", "hnsw"]
 
@@ -270,3 +270,30 @@ for _ in range(3):
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
+
+
+def test_nearest_rows_by_cells_finds_nearly_what_comparing_everything_finds():
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(20, 8))
+    rows = (centres[rng.integers(0, 20, 3000)] + 0.3 * rng.normal(size=(3000, 8))).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    products = rows[:200] @ rows.T
+    truth = np.argsort(-products, axis=1)[:, :5]
+    exact, scores = nearest_rows(rows[:200], rows, 5, kind="exact")
+    assert (np.sort(exact) == np.sort(truth)).all()
+    np.testing.assert_allclose(scores, np.take_along_axis(products, exact, 1), atol=1e-5)
+    cells, _ = nearest_rows(rows[:200], rows, 5, kind="ivf")
+    assert np.mean([len(np.intersect1d(a, b)) / 5 for a, b in zip(cells, truth)]) >= 0.95
+    with pytest.raises(ValueError, match="3000"):
+        nearest_rows(rows[:2], rows, 3001)
+
+
+def test_kmeans_finds_clusters_that_are_there_and_is_repeatable():
+    rng = np.random.default_rng(1)
+    centres = np.array([[0, 0], [10, 0], [0, 10]], np.float32)
+    points = (np.repeat(centres, 50, axis=0) + rng.normal(size=(150, 2))).astype(np.float32)
+    found = kmeans(points, 3, seed=5, start=centres + 1)
+    assert np.abs(found[:, None] - centres[None]).sum(2).min(0).max() < 1
+    assert (kmeans(points, 3, seed=5) == kmeans(points, 3, seed=5)).all()
+    with pytest.raises(ValueError, match="fewer"):
+        kmeans(points, 151)

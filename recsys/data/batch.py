@@ -6,6 +6,7 @@ Item row 0 is padding, here and nowhere else; items are rows 1..num_items.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import pairwise
@@ -140,6 +141,28 @@ class Batch:
         names = ("ids", "targets", "weights", "times")
         cut = {name: getattr(self, name)[:, :width] for name in names if getattr(self, name) is not None}
         return self.replace(**cut)
+
+    @classmethod
+    def join(cls, batches: Sequence[Batch]) -> Batch:
+        """The histories of several batches under each other, so that one pass of an encoder reads them all.
+
+        Padded to the widest. Times come along where all batches have them; targets, weights and ``extra`` do not.
+        """
+        width = max(batch.ids.shape[1] for batch in batches)
+
+        def lay(values: list[Tensor]) -> Tensor:
+            return torch.cat([torch.nn.functional.pad(value, (0, width - value.shape[1])) for value in values])
+
+        times = [batch.times for batch in batches if batch.times is not None]
+        asked = [batch.query_time for batch in batches if batch.query_time is not None]
+        return cls(
+            rows=torch.cat([batch.rows for batch in batches]),
+            users=torch.cat([batch.users for batch in batches]),
+            ids=lay([batch.ids for batch in batches]),
+            lengths=torch.cat([batch.lengths for batch in batches]),
+            times=lay(times) if len(times) == len(batches) else None,
+            query_time=torch.cat(asked) if len(asked) == len(batches) else None,
+        )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with every tensor on ``device``."""

@@ -13,7 +13,7 @@ from recsys.data.prepared import Prepared, spread
 from recsys.errors import DataError
 
 ALWAYS = frozenset({"rows", "users", "ids", "lengths", "targets"})
-ON_DEMAND = ("times", "weights", "query_time")
+ON_DEMAND = ("times", "weights", "query_time", "events")
 
 
 def gather(
@@ -27,7 +27,8 @@ def gather(
 ) -> Batch:
     """Events [start, stop) of each row, right-padded to the longest; a batch of nothing still has one column.
 
-    All of ``rows, users, start, stop, asked`` are (B,); the time of event ``asked`` is the query's, 0 if -1.
+    All of ``rows, users, start, stop, asked`` are (B,); the time of event ``asked`` is the query's, 0 if -1, and
+    with "events" among the needs the event itself comes along as ``extra["events"]`` (B,).
     """
     lengths = stop - start
     width = max(int(lengths.max(initial=0)), 1)
@@ -50,6 +51,7 @@ def gather(
         times=lay(prepared.times, np.int64) if "times" in needs and prepared.times is not None else None,
         weights=lay(prepared.weights, np.float32) if "weights" in needs and prepared.weights is not None else None,
         query_time=query_time,
+        extra={"events": torch.from_numpy(np.array(asked, dtype=np.int64))} if "events" in needs else {},
     )
 
 
@@ -69,4 +71,4 @@ def check_needs(prepared: Prepared, needs: frozenset[str]) -> None:
 def available(prepared: Prepared) -> frozenset[str]:
     """The optional batch fields that these data can give."""
     timed = () if prepared.times is None else ("times", "query_time")
-    return frozenset(timed if prepared.weights is None else (*timed, "weights"))
+    return frozenset(("events", *timed) if prepared.weights is None else ("events", *timed, "weights"))

@@ -27,6 +27,7 @@ from recsys.folders import read_manifest, write_folder
 
 if TYPE_CHECKING:
     from recsys.data.audit import Audit
+    from recsys.data.partners import SameItem
     from recsys.data.vocabulary import Vocabulary
 
 KIND = "recsys.split"
@@ -67,7 +68,7 @@ class Training:
 
     @property
     def fields(self) -> frozenset[str]:
-        """The optional batch fields these data can give: "times" and "query_time", "weights"."""
+        """The optional batch fields these data can give: "events", "times" and "query_time", "weights"."""
         return available(self._prepared)
 
     def check_needs(self, needs: frozenset[str]) -> None:
@@ -100,7 +101,7 @@ class Training:
     ) -> Batch:
         """A batch of training events [start, stop) of ``users`` (B,): their whole histories unless given, and of
         these the last ``length``. Weights are carried whenever the data have them; ``query_time`` is the time of each
-        row's last event, the last one predicted from the row.
+        row's last event, the last one predicted from the row, and ``extra["events"]`` that event (-1: no events).
 
         Raises:
             IndexError: a range reaches outside its user's training events.
@@ -120,6 +121,16 @@ class Training:
         needs = needs | {"weights"} if self._prepared.weights is not None else needs
         asked = np.where(stop > start, stop - 1, -1)
         return gather(self._prepared, users if rows is None else rows, users, start, stop, asked, needs)
+
+    def same_item(self) -> SameItem:
+        """Which training events have the same item; built once, when first asked for."""
+        return self._same_item
+
+    @cached_property
+    def _same_item(self) -> SameItem:
+        from recsys.data.partners import SameItem
+
+        return SameItem(self)
 
     @cached_property
     def _counts(self) -> np.ndarray:

@@ -153,7 +153,8 @@ class Loop:
         state, metric = self.state, stage.select or self.settings.metric
         self._save()
         last = state.stage_epoch + 1 >= stage.epochs
-        due = self.validation.enabled and (last or (state.stage_epoch + 1) % self.settings.validate_every == 0)
+        enabled = self.validation.enabled and stage.validate
+        due = enabled and (last or (state.stage_epoch + 1) % self.settings.validate_every == 0)
         began = time.monotonic()
         self.interrupt.immediate = self.fabric.world_size == 1
         value = self.validation(self.model, metric) if due else None

@@ -25,7 +25,8 @@ class Stage:
 
     Args:
         epochs: most epochs of this stage; early stopping may end it sooner.
-        losses: names of the loss terms that count (keys of ``model.loss``); None for all of them.
+        losses: names of the loss terms that count (keys of ``model.loss``, or an auxiliary's name for all of its
+            terms); the others are not computed. None for all of them.
         train: the only parts to train, by attribute path ("items", "encoder.blocks.0"); None for all of them.
         freeze: parts that keep their weights, by attribute path.
         select: the validation metric of this stage; None for that of the run. Where it differs from the stage before,
@@ -33,6 +34,9 @@ class Stage:
         start: "best" starts from the best weights so far, "last" from where the stage before ended.
         learning_rate: None for that of the run.
         patience: None for that of the run.
+        name: what parts see as ``step.stage``.
+        validate: False for a stage whose weights do not rank yet: nothing is validated, it does not end early, and
+            the next stage goes on from its last weights.
     """
 
     epochs: int
@@ -43,6 +47,8 @@ class Stage:
     start: str = "best"
     learning_rate: float | None = None
     patience: int | None = None
+    name: str = "train"
+    validate: bool = True
 
     def __post_init__(self) -> None:
         _whole("epochs", self.epochs, 0)

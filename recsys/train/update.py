@@ -91,7 +91,10 @@ class Updater:
         empty = len(batch) == 0
         batch = (self.spare() if empty else batch).to(self.fabric.device, non_blocking=True)
         seed = self.settings.seed if micro == 0 else derive_seed(self.settings.seed, "batch", micro)
-        step = Step(batch, seed, epoch, index, self.fabric.global_rank, share=0.0 if empty else 1.0 / of)
+        step = Step(
+            batch, seed, epoch, index, self.fabric.global_rank, self.stage.name, self.stage.losses,
+            share=0.0 if empty else 1.0 / of,
+        )  # fmt: skip
         self._seed("prepare", epoch, index, micro)
         if hasattr(self.model, "prepare"):
             batch = self.model.prepare(batch, step)
@@ -145,10 +148,14 @@ class _Losses(nn.Module):
         terms: dict[str, Tensor] = self.model.loss(step())
         if self.losses is None:
             return terms
+        chosen: dict[str, Tensor] = {}
         for name in self.losses:
-            if name not in terms:
-                raise ValueError(f"the stage asks for the loss {name!r}, which the model lacks; {closest(name, terms)}")
-        return {name: terms[name] for name in self.losses}
+            found = {term: value for term, value in terms.items() if term == name or term.startswith(f"{name}.")}
+            if not found:
+                known = {*terms, *getattr(self.model, "loss_names", ())}
+                raise ValueError(f"the stage asks for the loss {name!r}, which the model lacks; {closest(name, known)}")
+            chosen.update(found)
+        return chosen
 
 
 def target_weight(batch: Batch) -> float:

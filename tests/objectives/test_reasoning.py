@@ -114,7 +114,7 @@ def encoded_step(batch: Batch, count: int = 3, **extra: Tensor) -> Step:
     items.bind(Context(NUM_ITEMS))
     states = torch.randn(len(batch.wanted), count, 8, requires_grad=True)
     tokens = torch.zeros(int(batch.lengths.sum()), 8).index_copy(0, batch.wanted, states.mean(1))
-    return Step(batch, encoded=Encoded(batch, tokens, {"steps": states, **extra}), items=items)
+    return Step(batch, encode=lambda _: Encoded(batch, tokens, {"steps": states, **extra}), items=items)
 
 
 def steps_of(step: Step) -> tuple[Tensor, Tensor]:
@@ -241,7 +241,7 @@ def test_contrast_equals_infonce_over_the_rows() -> None:
 def test_an_encoder_that_does_not_reason_is_an_error(auxiliary: Any, word: str) -> None:
     batch = toy_batch((3,))
     with pytest.raises(ValueError, match=word):
-        auxiliary(Step(batch, encoded=Encoded(batch, torch.zeros(3, 8))))
+        auxiliary(Step(batch, encode=lambda _: Encoded(batch, torch.zeros(3, 8))))
 
 
 def test_contrast_without_a_noisy_branch_is_an_error() -> None:

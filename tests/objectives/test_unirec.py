@@ -46,7 +46,7 @@ def bound(*auxiliaries: Any, **settings: Any) -> Recommender:
 def step_of(found: Recommender, batch: Batch, epoch: int = 0) -> Step:
     """A prepared step of a bound model, as its auxiliaries see it."""
     made = found.prepare(batch, Step(batch))
-    return Step(made, seed=1, epoch=epoch, encoded=found.encode(made), items=found.items, encode=found.encode)
+    return Step(made, seed=1, epoch=epoch, items=found.items, encode=found.encode)
 
 
 def bce(states: Tensor, contexts: Tensor, items: IdItems, positive: Tensor, negative: Tensor) -> Tensor:

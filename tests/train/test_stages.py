@@ -108,3 +108,63 @@ def test_all_parameters_ask_for_gradients_again_after_a_frozen_stage(split):
     fit(model, split, epochs=1, **QUIET)
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert torch.isfinite(model.items.weight).all()
+
+
+class Counted(torch.nn.Module):
+    """An auxiliary with two terms that counts how often it is asked, and in which stage."""
+
+    def __init__(self, weight=0.5):
+        super().__init__()
+        self.weight, self.calls = weight, []
+
+    def forward(self, step):
+        self.calls.append((step.stage, step.epoch))
+        norm = step.items.weight.square().mean()
+        return {"small": norm, "large": 2 * norm}
+
+
+def test_a_stage_computes_only_what_it_asks_for(split, monkeypatch):
+    auxiliary = Counted()
+    model = tiny(auxiliaries=[auxiliary])
+    passes = []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda batch: passes.append(len(batch)) or encode(batch))
+    stages = [
+        Stage(1, losses=["Counted0"], name="first"),
+        Stage(1, losses=["loss"], name="second"),
+        Stage(1, losses=["loss", "Counted0.large"], name="third"),
+    ]
+    seen = []
+    scripted(monkeypatch, [0.1, 0.2, 0.3], seen)
+    fitted = fit(model, split, stages=stages, **QUIET)
+    assert [sorted(record["terms"]) for record in fitted.history] == [
+        ["Counted0.large", "Counted0.small"],
+        ["loss"],
+        ["Counted0.large", "loss"],
+    ]
+    updates = len(auxiliary.calls) // 2
+    assert {stage for stage, _ in auxiliary.calls} == {"first", "third"}
+    assert len(passes) == 2 * updates  # the encoder runs where the objective is asked for, once a step
+    with pytest.raises(ValueError, match="Counted0"):
+        fit(tiny(auxiliaries=[Counted()]), split, stages=[Stage(1, losses=["Count0"])], **QUIET)
+
+
+def test_an_auxiliary_of_weight_0_changes_nothing_and_costs_nothing(split):
+    auxiliary = Counted(weight=0)
+    model, plainly = tiny(auxiliaries=[auxiliary]), tiny()
+    fit(model, split, epochs=1, **QUIET)
+    fit(plainly, split, epochs=1, **QUIET)
+    assert auxiliary.calls == [] and weights(model) == weights(plainly)
+
+
+def test_a_stage_without_validation_runs_all_its_epochs_and_hands_on_its_last_weights(split, monkeypatch):
+    seen = []
+    scripted(monkeypatch, [0.5, 0.4], seen)
+    model = tiny()
+    stages = [Stage(3, validate=False), Stage(2, learning_rate=1e-30)]
+    fitted = fit(model, split, stages=stages, patience=1, **QUIET)
+    assert len(fitted.history) == 5 and len(seen) == 2
+    assert fitted.best["epoch"] == 4
+    three = tiny()
+    fit(three, split, epochs=3, validate_every=0, **QUIET)
+    assert weights(three) == seen[0][1]
