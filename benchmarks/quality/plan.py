@@ -1,4 +1,4 @@
-"""What stands in the encoders' table: a row per model, its recipe and flags per data set, its seeds, its tuning."""
+"""What stands in the tables: a row per model, its recipe and flags per data set, its seeds, its tuning."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ class Row:
 
     ``recipe`` is a name in ``configs/``, a path, or one of these per data set; ``flags`` go to it on every data set,
     ``more`` on one of them. ``seeds`` overrides how many there are, ``fewer`` says why, ``unrun`` why a data set has
-    no run at all. Differences are taken from the row ``reference``, and from the row ``base`` where ReaRec is compared
-    with the encoder it wraps (None: no comparison).
+    no run at all. Differences are taken from the row ``reference`` (None: no comparison), from the row ``base`` where
+    ReaRec is compared with the encoder it wraps, and from the rows in ``against``, which make the table of further
+    comparisons.
     """
 
     name: str
@@ -36,6 +37,12 @@ class Row:
     tuning: str = AS_WRITTEN
     reference: str | None = REFERENCE
     base: str | None = None
+    against: tuple[str, ...] = ()
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The rows that this one is compared with."""
+        return tuple(dict.fromkeys(filter(None, (self.reference, self.base, *self.against))))
 
     def recipe_for(self, data: str) -> str:
         """The recipe that trains this row on ``data``."""
@@ -49,6 +56,28 @@ class Row:
     def seeds_for(self, data: str) -> range:
         """The seeds the plan asks for on ``data``."""
         return range(self.seeds.get(data, SEEDS[data]))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows of one driver; ``name`` is that of its script and of its folders of runs and results.
+
+    With ``outside`` it also takes models of RecBole that are no rows.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    outside: bool = False
+
+    @property
+    def script(self) -> str:
+        """The driver, as it is called."""
+        return f"benchmarks/quality/{self.name}.py"
+
+    @property
+    def by_name(self) -> dict[str, Row]:
+        """The rows by name, each once."""
+        return {row.name: row for row in self.rows}
 
 
 def recbole(model: str) -> Row:
@@ -111,4 +140,36 @@ KEPT = (
     ),
 )  # fmt: skip
 
-ROWS = {row.name: row for row in (*PLAN, *REAREC, *KEPT)}
+BACKBONE = "backbone"
+
+
+def augmented(name: str, *flags: str, recipe: str = "", against: tuple[str, ...] = ()) -> Row:
+    """An auxiliary on the backbone, which is the same for all of them, against the backbone without it."""
+    on_ml1m = name in (BACKBONE, "cl4srec", "laclrec")
+    return Row(
+        name,
+        recipe or name,
+        flags,
+        seeds={"ml-100k": 3},
+        unrun={} if on_ml1m else {"ml-1m": f"time; {BACKBONE}, cl4srec and laclrec come first there"},
+        reference=None if name == BACKBONE else BACKBONE,
+        against=against,
+    )
+
+
+# Auxiliaries on SASRec with the full softmax: the method, and what shows whether its idea is what helps.
+AUGMENTED = (
+    augmented(BACKBONE, recipe="sasrec"),
+    augmented("cl4srec"),
+    augmented("coserec"),
+    augmented("duorec", "--mode", "us_x"),
+    augmented("duorec-un", "--mode", "un", recipe="duorec"),
+    augmented("sracl", against=("sracl-shuffled",)),
+    augmented("sracl-shuffled", "--shuffle", recipe="sracl"),
+    augmented("laclrec", against=("cl4srec", "laclrec-augmenter-off", "laclrec-triplet-off")),
+    augmented("laclrec-augmenter-off", "--augmenter", "off", recipe="laclrec"),
+    augmented("laclrec-triplet-off", "--triplet", "0", recipe="laclrec"),
+)
+
+ENCODERS = Plan("encoders", (*PLAN, *REAREC, *KEPT), outside=True)
+AUGMENT = Plan("augment", AUGMENTED)

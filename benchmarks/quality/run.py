@@ -7,7 +7,7 @@ What follows ``--`` goes to the recipe. Each seed is one run folder below ``--ru
 its report is read, not trained again, so an interrupted benchmark goes on where it stopped. The result is written to
 ``benchmarks/quality/results/NAME.json``: mean over seeds, its interval (Student's t over seeds where there are two or
 more; the users' bootstrap interval for one), time and peak memory, command, machine and versions.
-``benchmarks/quality/encoders.py`` runs the whole table of encoders, ``benchmarks/quality/table.py`` makes the tables.
+``benchmarks/quality/encoders.py`` and ``augment.py`` run whole tables, ``benchmarks/quality/table.py`` makes them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
-METRICS = ("ndcg@10", "hr@10", "mrr@10", "coverage@10")
+METRICS = ("ndcg@10", "hr@10", "hr@20", "mrr@10", "coverage@10")
+EDITOR = ("operation_accuracy", "majority", "insertion_top1", "popularity_top1")  # shares in a run's editor.json
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided 95%, by number of seeds
 BUSY = 75  # exit status of a run that another process is at
 LIBRARIES = ("recsys", "torch", "lightning", "numpy", "numba", "recbole")
@@ -89,7 +90,7 @@ def _train(recipe: str, folder: Path, flags: list[str]) -> int:
     if recsys(command):
         return 1
     report = Report.load(folder)
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    records = _records(folder)
     cuda = torch.cuda.is_available()
     result = {
         "metrics": {metric: report.mean(metric) for metric in METRICS},
@@ -114,13 +115,32 @@ def _train(recipe: str, folder: Path, flags: list[str]) -> int:
 
 
 def read(folder: Path, seed: int) -> dict[str, Any]:
-    """The result of one finished seed."""
-    return {"seed": seed, **json.loads((folder / "result.json").read_text())}
+    """The result of one finished seed, with its pace and, if its recipe left one, how good its editor is."""
+    result = json.loads((folder / "result.json").read_text())
+    found = {"seed": seed, **result, **pace(folder, result)}
+    if (folder / "editor.json").is_file():
+        told = json.loads((folder / "editor.json").read_text())
+        found["editor"] = {name: float(told[name]) for name in EDITOR if name in told}
+    return found
+
+
+def pace(folder: Path, result: dict[str, Any]) -> dict[str, float]:
+    """Seconds of an epoch of training (the median of the last stage's) and of all stages before that one.
+
+    The records of a model that trains itself are no epochs: then it is the mean.
+    """
+    records = _records(folder)
+    if len(records) != result["epochs"] or not records:
+        return {"epoch_seconds": result["train_seconds"] / max(result["epochs"], 1), "earlier_seconds": 0.0}
+    last = records[-1].get("stage", 0)
+    seconds = [record["seconds"] for record in records if record.get("stage", 0) == last]
+    earlier = [record["seconds"] for record in records if record.get("stage", 0) != last]
+    return {"epoch_seconds": round(float(np.median(seconds)), 3), "earlier_seconds": round(sum(earlier), 1)}
 
 
 def shown(result: dict[str, Any]) -> str:
     """The metrics of one seed, for the log."""
-    return ", ".join(f"{metric} {result['metrics'][metric]:.4f}" for metric in METRICS)
+    return ", ".join(f"{metric} {value:.4f}" for metric, value in result["metrics"].items())
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
@@ -134,7 +154,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
 def summary(name: str, seeds: list[dict[str, Any]], command: str) -> dict[str, Any]:
     """The result over seeds: each metric's mean with its interval, and the runs themselves."""
     metrics = {}
-    for metric in METRICS:
+    for metric in (name for name in METRICS if all(name in seed["metrics"] for seed in seeds)):
         values = np.array([seed["metrics"][metric] for seed in seeds])
         row = {"mean": float(values.mean()), "seeds": values.tolist()}
         if len(values) > 1:
@@ -161,6 +181,12 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
         return arguments, []
     cut = arguments.index("--")
     return arguments[:cut], arguments[cut + 1 :]
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    """What was written about each epoch."""
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def _epochs(folder: Path, records: list[dict[str, Any]]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ td.text { text-align: left; white-space: normal; }
 svg text { font: 11px system-ui, sans-serif; fill: #5a6572; }
 """
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 360, 200, 56, 26, 10, 12
+_BAR, _LABELS, _BARS, _VALUES = 20, 240, 360, 80  # height of a bar's line, widths of labels, bars and values
+_LETTERS = 38  # of a label; the rest is in its tooltip
 
 
 def write_html(
@@ -44,7 +47,8 @@ def write_html(
         curves: rows as logged in training ({"epoch": 3, "loss": 5.1, "ndcg@10": 0.08}): one chart per number, over
             "epoch", else "step", else the row number. Rows may leave numbers out.
         audit: findings about the split, as plain data or text.
-        extras: further sections by heading: text, a mapping, or a list of mappings (a table).
+        extras: further sections by heading: text, a mapping, a list of mappings (a table), {"bars": {label: number}}
+            (a bar chart), or a list that mixes these.
     """
     sections = [f"<h1>{_text(title)}</h1>"]
     if report is not None:
@@ -148,17 +152,63 @@ def _chart(name: str, axis: str, points: Sequence[tuple[float, float]]) -> str:
     )
 
 
+def _bars(bars: Mapping[str, Any]) -> str:
+    """Horizontal bars as SVG, one line per label, from a common zero; what is not a finite number has no bar."""
+    if not bars:
+        return "<p>Nothing to show.</p>"
+    numbers = {label: float(value) for label, value in bars.items() if _is_number(value)}
+    low, high = min(0.0, *numbers.values(), 0.0), max(0.0, *numbers.values(), 0.0)
+    largest = max(-low, high) or 1.0  # divided by first: differences of numbers near the largest float overflow
+    span = (high / largest - low / largest) or 1.0
+    zero = _LABELS - low / largest / span * _BARS
+    lines = []
+    for at, (label, value) in enumerate(bars.items()):
+        foot, end = _BAR * at + 14, zero
+        if label in numbers:
+            length = numbers[label] / largest / span * _BARS
+            end, left = max(zero, zero + length), min(zero, zero + length)
+            lines.append(
+                f'<rect x="{left:.1f}" y="{_BAR * at + 3}" width="{abs(length):.1f}" height="14" fill="#2f6db3"/>'
+            )
+        lines.append(f'<text x="{_LABELS - 8}" y="{foot}" text-anchor="end">{_label(str(label))}</text>')
+        lines.append(f'<text x="{end + 6:.1f}" y="{foot}">{_text(_plain(value))}</text>')
+    width, height = _LABELS + _BARS + _VALUES, _BAR * len(bars)
+    return (
+        f'<div class="wide"><svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="bar chart">{"".join(lines)}</svg></div>'
+    )
+
+
+def _label(label: str) -> str:
+    if len(label) <= _LETTERS:
+        return _text(label)
+    return f"<title>{_text(label)}</title>{_text(label[: _LETTERS - 1])}…"
+
+
 def _content(content: Any) -> str:
-    """Text, a mapping or a list of mappings as HTML."""
+    """Text, a mapping, a list of mappings, bars or a list of such as HTML."""
+    if _is_bars(content):
+        return _bars(content["bars"])
     if isinstance(content, Mapping):
         return _table(["", ""], [[str(key), _plain(value)] for key, value in content.items()], text=True)
     if isinstance(content, Sequence) and not isinstance(content, str) and content:
-        if all(isinstance(row, Mapping) for row in content):
+        if any(_is_bars(part) or _is_table(part) for part in content):
+            return "\n".join(map(_content, content))
+        if _is_table(content):
             names = list(dict.fromkeys(name for row in content for name in row))
             rows = [[_plain(row.get(name, "")) for name in names] for row in content]
             return _table([str(name) for name in names], rows)
         return "<ul>" + "".join(f"<li>{_text(_plain(line))}</li>" for line in content) + "</ul>"
     return f"<pre>{_text(str(content))}</pre>"
+
+
+def _is_bars(content: Any) -> bool:
+    return isinstance(content, Mapping) and set(content) == {"bars"} and isinstance(content["bars"], Mapping)
+
+
+def _is_table(content: Any) -> bool:
+    rows = content if isinstance(content, Sequence) else ()
+    return bool(rows) and all(isinstance(row, Mapping) for row in rows)
 
 
 def _plain(value: Any) -> str:
@@ -184,7 +234,7 @@ def _split(rows: Sequence[Sequence[str]]) -> tuple[Sequence[str], Sequence[Seque
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _text(value: str) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from recsys.errors import DataWarning
 from recsys.eval.compare import Comparison, compare
 from recsys.eval.evaluate import evaluate
 from recsys.eval.html import write_html
@@ -15,6 +19,7 @@ from recsys.parts import title
 from recsys.train.fit import Fitted, fit
 
 if TYPE_CHECKING:
+    from recsys.data.split import Split
     from recsys.train.run import Run
 
 
@@ -44,11 +49,37 @@ def curves(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: row[key] for key in row if key in ("epoch", "loss") or "@" in key} for row in history]
 
 
+def sections(model: Any, split: Split) -> tuple[dict[str, Any], list[str]]:
+    """What the parts of a trained model have to show in the report: its sections by heading, and what went wrong.
+
+    A part that has a hook ``sections(model, split)`` returns contents by heading, as ``extras`` of
+    :func:`recsys.eval.html.write_html`. It is called once, however often the part stands in the model, in evaluation
+    mode and without gradients. A hook that fails costs its own section, not the run: the section holds the error.
+    """
+    parts = [*model.modules(), getattr(model, "targets", None), *getattr(model, "augmentations", ())]
+    found: dict[str, Any] = {}
+    failures = []
+    model.eval()
+    for part in {id(part): part for part in parts if hasattr(part, "sections")}.values():
+        try:
+            with torch.no_grad():
+                shown = dict(part.sections(model, split))
+        except Exception as error:
+            failures.append(f"{type(part).__name__}.sections failed: {type(error).__name__}: {error}")
+            shown = {type(part).__name__: failures[-1]}
+        for heading, content in shown.items():
+            while heading in found:
+                heading += " (again)"
+            found[heading] = content
+    return found, failures
+
+
 def finish(run: Run, fitted: Fitted) -> Results:
     """Rank the test part with a fitted run's model and with its baselines, compare, and write what was found.
 
-    The run folder, if there is one, gets ``per_user.parquet``, ``report.json`` and ``report.html``. The baselines are
-    fitted on training events only, like the model; none is chosen by its test result.
+    The run folder, if there is one, gets ``per_user.parquet``, ``report.json`` and ``report.html``, the last one with
+    the sections that parts of the model have to show (see :func:`sections`). The baselines are fitted on training
+    events only, like the model; none is chosen by its test result.
     """
     name = run.name or type(getattr(run.model, "encoder", run.model)).__name__
     reports = [evaluate(fitted.model, run.split.test, name=name, users=run.split.users, **run.evaluate)]
@@ -64,5 +95,8 @@ def finish(run: Run, fitted: Fitted) -> Results:
     comparison = compare(*reports, metrics=metric) if len(reports) > 1 else None
     if fitted.folder is not None:
         audit = None if run.split.audit is None else str(run.split.audit)
-        write_html(fitted.folder / "report.html", name, reports[0], comparison, curves(fitted.history), audit)
+        extras, failures = sections(fitted.model, run.split)
+        write_html(fitted.folder / "report.html", name, reports[0], comparison, curves(fitted.history), audit, extras)
+        for failure in failures:  # last, since a warning may be an error
+            warnings.warn(f"{failure}; the report says so in its place", DataWarning, stacklevel=2)
     return Results(tuple(reports), comparison)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from recsys.eval.compare import compare
 from recsys.eval.evaluate import evaluate
 from recsys.eval.html import write_html
 
-VOID = {"meta", "br", "line", "circle", "polyline"}
+VOID = {"meta", "br", "line", "circle", "polyline", "rect"}
 
 
 class Checker(HTMLParser):
@@ -103,3 +104,45 @@ def test_a_full_disk_keeps_the_old_page(tmp_path, monkeypatch):
         write_html(tmp_path / "report.html", "New")
     assert (tmp_path / "report.html").read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def bars(tmp_path, content) -> tuple[Checker, list[tuple[float, float]]]:
+    """The page with one section, and (left, width) of its bars."""
+    write_html(tmp_path / "bars.html", "Bars", extras={"Edits": content})
+    source = (tmp_path / "bars.html").read_text(encoding="utf-8")
+    found = re.findall(r'<rect x="([^"]*)" y="[^"]*" width="([^"]*)"', source)
+    return read(tmp_path / "bars.html"), [(float(left), float(width)) for left, width in found]
+
+
+def test_bars_are_as_long_as_their_numbers(tmp_path):
+    checker, found = bars(tmp_path, {"bars": {"keep": 0.5, "delete": 0.25, "insert <b>": 0, "swap": np.int64(1)}})
+    (zero, longest), widths = found[3], [width for _, width in found]
+    assert widths == [longest / 2, longest / 4, 0, longest] and all(left == zero for left, _ in found)
+    assert "insert <b>" in checker.text and "0.25" in checker.text
+    assert "b" not in checker.tags and "script" not in checker.tags
+
+
+@pytest.mark.parametrize("value", [0, 0.0, float("nan"), float("inf"), None, "many", True])
+def test_a_bar_without_a_length_is_safe(tmp_path, value):
+    checker, found = bars(tmp_path, {"bars": {"only": value}})
+    assert {"only", "0" if value == 0 else str(value)} <= set(checker.text)
+    assert all(width == 0 for _, width in found)
+
+
+def test_bars_below_zero_start_at_the_same_place(tmp_path):
+    _, found = bars(tmp_path, {"bars": {"up": 3.0, "down": -1.0, "huge": 0.0}})
+    (up_left, up), (down_left, down), _ = found
+    assert up == pytest.approx(3 * down) and down_left + down == pytest.approx(up_left)
+
+
+def test_no_bars_and_several_with_text_and_tables(tmp_path):
+    assert bars(tmp_path, {"bars": {}})[1] == []
+    mixed = ["by operation", {"bars": {"keep": 1}}, [{"title": "A & B"}], {"bars": {"x" * 300: 2}}, {"share": 0.5}]
+    checker, found = bars(tmp_path, mixed)
+    assert len(found) == 2 and checker.tags.count("svg") == 2 and checker.tags.count("table") == 2
+    assert "by operation" in checker.text and "A & B" in checker.text and "x" * 300 in checker.text
+
+
+def test_a_mapping_that_only_mentions_bars_stays_a_table(tmp_path):
+    assert "svg" not in bars(tmp_path, {"bars": 3})[0].tags
+    assert "svg" not in bars(tmp_path, {"bars": {"a": 1}, "more": 2})[0].tags
