@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from scipy.linalg import lapack
 from torch import Tensor
 
-from recsys.baselines.cooccurrence import cooccurrence, distinct, interactions, require_memory
 from recsys.data.batch import Batch
+from recsys.data.cooccurrence import cooccurrence, distinct, interactions, require_memory
 from recsys.progress import Progress
 from recsys.ranker import Ranker
 from recsys.seams import Context

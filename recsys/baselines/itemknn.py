@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.baselines.cooccurrence import cooccurrence, distinct, interactions, require_memory
 from recsys.data.batch import Batch
+from recsys.data.cooccurrence import cooccurrence, distinct, interactions, require_memory
 from recsys.progress import Progress
 from recsys.ranker import Ranker
 from recsys.seams import Context

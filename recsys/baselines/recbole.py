@@ -30,8 +30,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.baselines.cooccurrence import require_memory
 from recsys.data.batch import Batch
+from recsys.data.cooccurrence import require_memory
 from recsys.data.split import Training
 from recsys.errors import DataWarning
 from recsys.progress import Progress

@@ -19,7 +19,7 @@ def test_weights_equal_the_closed_form(
     context: Context, matrix: np.ndarray, precision: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("recsys.baselines.ease.ROWS", 7)
-    monkeypatch.setattr("recsys.baselines.cooccurrence.PAIRS", 60)
+    monkeypatch.setattr("recsys.data.cooccurrence.PAIRS", 60)
     model = EASE(l2=2.5, precision=precision)
     model.learn(context)
     expected = oracle(matrix, 2.5)

@@ -40,7 +40,7 @@ def test_scores_equal_a_brute_force(context: Context, matrix: np.ndarray, k: int
 def test_blocks_change_nothing(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, parts = ItemKNN(4), ItemKNN(4)
     whole.learn(context)
-    monkeypatch.setattr("recsys.baselines.cooccurrence.PAIRS", 50)
+    monkeypatch.setattr("recsys.data.cooccurrence.PAIRS", 50)
     parts.learn(context)
     assert torch.equal(whole.neighbours, parts.neighbours)
     assert torch.equal(whole.similarities, parts.similarities)
@@ -55,6 +55,6 @@ def test_too_many_neighbours_for_memory_say_so_first() -> None:
 
 
 def test_too_many_events_for_memory_say_so_first(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recsys.baselines.cooccurrence.EVENT_BYTES", 1e15)
+    monkeypatch.setattr("recsys.data.cooccurrence.EVENT_BYTES", 1e15)
     with pytest.raises(MemoryError, match="max_history"):
         ItemKNN(4).learn(context)

@@ -38,8 +38,11 @@ def interactions(training: Training) -> Any:
     return matrix
 
 
-def cooccurrence(matrix: Any) -> Iterator[tuple[slice, Any]]:
-    """Blocks of consecutive rows of the (N, N) matrix of shared users, as (rows, CSR block), each bounded in size."""
+def cooccurrence(matrix: Any, weighted: Any = None) -> Iterator[tuple[slice, Any]]:
+    """Blocks of consecutive rows of the (N, N) matrix of shared users, as (rows, CSR block), each bounded in size.
+
+    ``weighted`` (U, N) stands for ``matrix`` on the side of the other item, so that users or items may count less.
+    """
     columns = matrix.T.tocsr()
     cost = columns @ np.diff(matrix.indptr).astype(np.float64)  # multiplications per item
     ends = np.cumsum(cost)
@@ -47,7 +50,7 @@ def cooccurrence(matrix: Any) -> Iterator[tuple[slice, Any]]:
     while first < matrix.shape[1]:
         done = ends[first - 1] if first else 0.0
         last = max(first + 1, int(np.searchsorted(ends, done + PAIRS, side="right")))
-        yield slice(first, last), columns[first:last] @ matrix
+        yield slice(first, last), columns[first:last] @ (matrix if weighted is None else weighted)
         first = last
 
 

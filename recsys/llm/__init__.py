@@ -1,0 +1,1 @@
+"""Texts, and what language models make of them: vectors and profiles."""

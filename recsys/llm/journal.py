@@ -1,0 +1,88 @@
+"""Answers that were paid for, kept as they arrive, so that no interruption loses one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from recsys.errors import DataWarning
+from recsys.llm.chat import Answer, Prompt
+
+FLUSH = 1.0  # seconds between two fsyncs
+
+
+def key_of(settings: dict[str, Any], prompt: Prompt) -> str:
+    """The key of an answer: what it depends on, hashed."""
+    return hashlib.sha256(json.dumps([settings, prompt.system, prompt.user], sort_keys=True).encode()).hexdigest()
+
+
+class Journal:
+    """Answers by key in a file that only grows: a line each, written at once, so that a killed process loses none.
+
+    ``spent`` sums what this process added.
+
+    Raises:
+        BlockingIOError: another process writes the same profiles.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from filelock import FileLock
+
+        self.path = folder.with_name(folder.name + ".answers.jsonl")
+        self.answers: dict[str, Answer] = {}
+        self.spent = {"prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0}
+        self._lock = FileLock(self.path.with_name(self.path.name + ".lock"))
+        self._synced = 0.0
+
+    def __enter__(self) -> Journal:
+        from filelock import Timeout
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise BlockingIOError(f"another process is writing to {self.path}: wait for it, or end it") from None
+        self._file = self.path.open("ab", buffering=0)
+        self._read()
+        return self
+
+    def _read(self) -> None:
+        lines = self.path.read_bytes().split(b"\n")
+        torn = lines.pop()
+        damaged = 1 if torn else 0
+        if torn:
+            os.ftruncate(self._file.fileno(), self._file.seek(0, os.SEEK_END) - len(torn))
+        for line in lines:
+            try:
+                entry = json.loads(line)
+                key = entry.pop("key")
+                self.answers[key] = Answer(**entry)
+            except (ValueError, LookupError, TypeError, AttributeError):
+                damaged += 1
+        if damaged:
+            warnings.warn(
+                f"{damaged:,} lines of {self.path} are cut off or damaged: what they held is asked for again",
+                DataWarning, stacklevel=4,
+            )  # fmt: skip
+
+    def add(self, key: str, answer: Answer) -> None:
+        """Keep an answer: it survives the process at once, and a power cut a second later."""
+        self._file.write(json.dumps({"key": key, **asdict(answer)}).encode() + b"\n")
+        self.answers[key] = answer
+        self.spent["prompt_tokens"] += answer.prompt_tokens
+        self.spent["completion_tokens"] += answer.completion_tokens
+        self.spent["cost"] += answer.cost or 0.0
+        if time.monotonic() - self._synced > FLUSH:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._lock.release()

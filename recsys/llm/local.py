@@ -1,0 +1,166 @@
+"""A causal language model in this process as a writer, through transformers (extra ``llm``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recsys.llm.chat import Answer, Prompt, without_thoughts
+
+
+class LocalWriter:
+    """Batched greedy generation by any causal model of transformers, with its chat template where it has one.
+
+    The model is loaded at the first prompt. A template without a system role gets both messages as one. What reads
+    like a special token of the model inside a prompt (``<|im_end|>`` in a title) is broken up, so that it stays text.
+
+    Args:
+        model: name on the hub, a local folder, or a model that is there already (then with ``tokenizer`` and ``name``).
+        tokenizer: of a model that is there already.
+        name: of a model that is there already; answers are kept under it, so another model needs another name.
+        revision: of the hub.
+        batch_size: prompts generated for at once; prompts of similar length go together.
+        max_tokens: longest answer.
+        device: "cpu", "cuda:1" ...; None: the first GPU, if there is one. A model that is there already stays put.
+        dtype: of the weights, such as "bfloat16"; None: as the model was saved.
+
+    Raises:
+        ValueError: a model that is there already without tokenizer or name, no such dtype, or numbers that are not
+            positive.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Any,
+        tokenizer: Any = None,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        batch_size: int = 8,
+        max_tokens: int = 300,
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        if min(batch_size, max_tokens) < 1:
+            raise ValueError(f"batch_size and max_tokens must be positive, found {batch_size} and {max_tokens}")
+        if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f'dtype must be the name of a torch type, such as "bfloat16", found {dtype!r}')
+        ready = not isinstance(model, (str, Path))
+        if ready and (tokenizer is None or name is None):
+            raise ValueError("a model object needs tokenizer= and name= as well: answers are kept under its name")
+        self.model, self.tokenizer, self.revision = model, tokenizer, revision
+        self.name = str(model) if name is None else name
+        self.batch_size, self.max_tokens, self.device, self.dtype = batch_size, max_tokens, device, dtype
+        self._loaded: tuple[Any, Any] | None = (model, tokenizer) if ready else None
+
+    def __repr__(self) -> str:
+        return f"LocalWriter({self.name!r})"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Model, revision, number format and longest answer; decoding is greedy."""
+        return {"model": self.name, "revision": self.revision, "dtype": self.dtype, "max_tokens": self.max_tokens}
+
+    def write(self, prompts: Sequence[Prompt], done: Callable[[int, Answer], None]) -> None:
+        """See ``recsys.llm.chat.Writer``; a prompt that leaves no room for the answer is refused, not cut.
+
+        Raises:
+            ImportError: transformers is not installed.
+            OSError: the model is not on this machine and cannot be downloaded.
+        """
+        if not prompts:
+            return
+        model, tokenizer = self._loaded = self._loaded or self._load()
+        room = _window(model) - self.max_tokens
+        special = {str(token) for token in tokenizer.all_special_tokens}
+        special |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        ids = [self._encode(tokenizer, _defused(prompt, special)) for prompt in prompts]
+        fits = [index for index, row in enumerate(ids) if len(row) <= room]
+        for index in sorted(set(range(len(ids))) - set(fits)):
+            done(index, Answer(None, refused=f"a prompt of {len(ids[index])} tokens, the model has room for {room}"))
+        fits.sort(key=lambda index: len(ids[index]), reverse=True)  # what does not fit into memory fails at once
+        for start in range(0, len(fits), self.batch_size):
+            batch = fits[start : start + self.batch_size]
+            for index, answer in zip(batch, self._generate(model, tokenizer, [ids[i] for i in batch]), strict=True):
+                done(index, answer)
+
+    @torch.inference_mode()
+    def _generate(self, model: Any, tokenizer: Any, rows: list[list[int]]) -> list[Answer]:
+        stops = _stops(model, tokenizer)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(stops), 0)
+        width = max(map(len, rows))
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=model.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
+        greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+        written = model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=self.max_tokens, pad_token_id=pad, **greedy
+        )[:, width:].tolist()
+        answers = []
+        for row, new in zip(rows, written, strict=True):
+            end = next((place for place, token in enumerate(new) if token in stops), None)
+            text = without_thoughts(tokenizer.decode(new[:end], skip_special_tokens=True))
+            answers.append(Answer(text, len(row), len(new) if end is None else end + 1, cut=end is None))
+        return answers
+
+    def _encode(self, tokenizer: Any, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, up to where the answer begins."""
+        if not tokenizer.chat_template:
+            return tokenizer(f"{prompt.system}\n\n{prompt.user}\n\nAnswer:")["input_ids"]
+        from jinja2 import TemplateError
+
+        system, user = {"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}
+        both = {"role": "user", "content": f"{prompt.system}\n\n{prompt.user}"}
+        options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False, "enable_thinking": False}
+        try:
+            text = tokenizer.apply_chat_template([system, user], **options)
+        except TemplateError:  # the template has no system role
+            text = tokenizer.apply_chat_template([both], **options)
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _load(self) -> tuple[Any, Any]:
+        try:
+            from transformers import AutoModelForCausalLM, AutoTokenizer, __version__
+        except ImportError as error:
+            raise ImportError("LocalWriter needs transformers: pip install 'recsys[llm]'") from error
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = "auto" if self.dtype is None else getattr(torch, self.dtype)
+        options: dict[str, Any] = {"dtype" if int(__version__.split(".")[0]) >= 5 else "torch_dtype": dtype}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.model, revision=self.revision)
+            model: Any = AutoModelForCausalLM.from_pretrained(self.model, revision=self.revision, **options)
+        except OSError as error:
+            reason = str(error).strip().split("\n")[0]
+            raise OSError(
+                f"the language model {self.model} cannot be loaded ({reason}). Without a network give a local folder "
+                "that holds it, or download it once where there is one; writer=None makes offline profiles without any"
+            ) from error
+        return model.to(device).eval(), tokenizer
+
+
+def _defused(prompt: Prompt, special: set[str]) -> Prompt:
+    """The prompt with a space inside everything that the tokenizer would read as a special token."""
+
+    def plain(text: str) -> str:
+        for token in special:
+            if len(token) > 1:
+                text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+    return Prompt(plain(prompt.system), plain(prompt.user))
+
+
+def _window(model: Any) -> int:
+    """Tokens that fit into the model, or a very large number where it does not say."""
+    config = model.config
+    found = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return found or 2**30
+
+
+def _stops(model: Any, tokenizer: Any) -> set[int]:
+    """Tokens that end an answer."""
+    ends = model.generation_config.eos_token_id
+    several = ends if isinstance(ends, list) else [ends]
+    return {token for token in (*several, tokenizer.eos_token_id) if token is not None}
