@@ -1,0 +1,1 @@
+"""Augmentations and auxiliary losses on views of a batch, one file per idea."""
