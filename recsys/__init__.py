@@ -16,6 +16,8 @@ _HOMES = {
     "LeaveLast": "recsys.data.split",
     "GlobalTime": "recsys.data.split",
     "Given": "recsys.data.split",
+    "Split": "recsys.data.split",
+    "Vectors": "recsys.data.vectors",
     "NextItem": "recsys.data.targets",
     "LastItem": "recsys.data.targets",
     "MaskedItems": "recsys.data.targets",
@@ -31,6 +33,12 @@ _HOMES = {
     "SampledSoftmax": "recsys.objectives.sampled",
     "BCE": "recsys.objectives.bce",
     "GBCE": "recsys.objectives.gbce",
+    "CL4SRec": "recsys.augment.pairs",
+    "CoSeRec": "recsys.augment.pairs",
+    "DuoRec": "recsys.augment.pairs",
+    "IntentContrast": "recsys.augment.intents",
+    "TripletContrast": "recsys.augment.triplet",
+    "SemanticContrast": "recsys.augment.semantic",
     "UniformNegatives": "recsys.data.negatives",
     "InBatchNegatives": "recsys.data.negatives",
     "History": "recsys.ranker",
@@ -39,7 +47,10 @@ _HOMES = {
     "ItemKNN": "recsys.baselines.itemknn",
     "EASE": "recsys.baselines.ease",
     "Markov": "recsys.baselines.markov",
+    "embed": "recsys.llm.embed",
+    "profiles": "recsys.llm.profiles",
     "Run": "recsys.train.run",
+    "Stage": "recsys.train.settings",
     "fit": "recsys.train.fit",
     "load_run": "recsys.train.run",
     "evaluate": "recsys.eval.evaluate",
@@ -54,6 +65,12 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
+    from recsys.augment.intents import IntentContrast as IntentContrast
+    from recsys.augment.pairs import CL4SRec as CL4SRec
+    from recsys.augment.pairs import CoSeRec as CoSeRec
+    from recsys.augment.pairs import DuoRec as DuoRec
+    from recsys.augment.semantic import SemanticContrast as SemanticContrast
+    from recsys.augment.triplet import TripletContrast as TripletContrast
     from recsys.baselines.ease import EASE as EASE
     from recsys.baselines.itemknn import ItemKNN as ItemKNN
     from recsys.baselines.markov import Markov as Markov
@@ -65,9 +82,11 @@ if TYPE_CHECKING:
     from recsys.data.split import Given as Given
     from recsys.data.split import GlobalTime as GlobalTime
     from recsys.data.split import LeaveLast as LeaveLast
+    from recsys.data.split import Split as Split
     from recsys.data.targets import LastItem as LastItem
     from recsys.data.targets import MaskedItems as MaskedItems
     from recsys.data.targets import NextItem as NextItem
+    from recsys.data.vectors import Vectors as Vectors
     from recsys.encoders.bert4rec import BERT4Rec as BERT4Rec
     from recsys.encoders.gru4rec import GRU4Rec as GRU4Rec
     from recsys.encoders.mamba4rec import Mamba4Rec as Mamba4Rec
@@ -81,6 +100,8 @@ if TYPE_CHECKING:
     from recsys.eval.evaluate import evaluate as evaluate
     from recsys.index import Index as Index
     from recsys.items import IdItems as IdItems
+    from recsys.llm.embed import embed as embed
+    from recsys.llm.profiles import profiles as profiles
     from recsys.objectives.bce import BCE as BCE
     from recsys.objectives.gbce import GBCE as GBCE
     from recsys.objectives.sampled import SampledSoftmax as SampledSoftmax
@@ -92,6 +113,7 @@ if TYPE_CHECKING:
     from recsys.train.fit import fit as fit
     from recsys.train.run import Run as Run
     from recsys.train.run import load_run as load_run
+    from recsys.train.settings import Stage as Stage
 
 
 def __getattr__(name: str) -> Any:

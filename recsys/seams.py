@@ -39,6 +39,7 @@ class Context:
     training: Training | None = None
     item_text: dict[str, Any] | None = None  # column -> array aligned with item rows, entry 0 for padding
     seed: int = 0
+    users: Vocabulary | None = None  # raw user id <-> row
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def toy_split(num_users: int = 40, num_items: int = NUM_ITEMS, seed: int = 0, lo
 def toy_context(num_items: int = NUM_ITEMS, seed: int = 0) -> Context:
     """What :func:`toy_split` lets a part know before training."""
     split = toy_split(num_items=num_items, seed=seed)
-    return Context(num_items, split.items, split.train, split.item_text, seed)
+    return Context(num_items, split.items, split.train, split.item_text, seed, split.users)
 
 
 def toy_batch(

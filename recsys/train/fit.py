@@ -148,7 +148,7 @@ class _Request:
 
     def context(self) -> Context:
         split = self.split
-        return Context(split.num_items, split.items, split.train, split.item_text, self.settings.seed)
+        return Context(split.num_items, split.items, split.train, split.item_text, self.settings.seed, split.users)
 
     def identity(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Everything that decides the numbers, as it looks after a round through JSON."""

@@ -1,0 +1,49 @@
+"""DuoRec (Qiu et al. 2022, arXiv 2110.05730) on SASRec: MovieLens-100K, MovieLens-1M or Amazon Beauty.
+
+Run: ``recsys fit configs/duorec.py`` (others: ``--data ml-1m``, ``--data amazon-beauty``, which need
+``RECSYS_MIRROR``). One term is added to the loss of ``configs/sasrec.py``: NT-Xent between a history read under another
+dropout and another training history with the same target (``--mode us_x``; "un" and "su" contrast the state that ranks
+with one of them, "us" with both). ``--weight 0`` is that backbone, bit for bit.
+
+Weight, temperature and mode are the authors'. Deviations: batch size, learning rate, width of the window and early
+stopping are the backbone's, the history is taken out when items are ranked, and by default all positions of a history
+are trained at once, so that a row is a window of a user and its target the newest (``--train last`` is the authors'
+row per prefix). ``--hide target`` spares the false negatives, which they do not.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from sasrec import KNOBS, backbone
+
+import recsys as rs
+from recsys.augment.pairs import DuoRec
+
+
+def run(
+    data: Literal["ml-100k", "ml-1m", "amazon-beauty"] = "ml-100k",
+    weight: float = 0.1,
+    mode: Literal["us_x", "un", "su", "us"] = "us_x",
+    temperature: float = 1.0,
+    cosine: bool = False,
+    hide: tuple[Literal["target", "user"], ...] = (),
+    keep: float = 0.0,
+    train: Literal["all", "last"] = "all",
+    dim: int = 64,
+    dropout: float | None = None,
+    max_length: int | None = None,
+    exclude: Literal["history", "none"] = "history",
+    epochs: int = 60,
+    patience: int = 8,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    seed: int = 0,
+) -> rs.Run:
+    """A knob that is None takes the data set's value."""
+    longest = KNOBS[data]["max_length"] if max_length is None else max_length
+    return backbone(
+        data, [DuoRec(weight, mode, temperature, cosine, hide, keep, longest)], train=train, dim=dim, dropout=dropout,
+        max_length=max_length, exclude=exclude, epochs=epochs, patience=patience, batch_size=batch_size,
+        learning_rate=learning_rate, seed=seed,
+    )  # fmt: skip
