@@ -29,7 +29,8 @@ import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 METRICS = ("ndcg@10", "hr@10", "hr@20", "mrr@10", "coverage@10")
-EDITOR = ("operation_accuracy", "majority", "insertion_top1", "popularity_top1")  # shares in a run's editor.json
+EDITOR = ("operation_accuracy", "majority_accuracy", "generator_top1", "popularity_top1")
+EDITOR_SECTION = "Editor quality on fresh corruption"  # in a run's sections.json
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided 95%, by number of seeds
 BUSY = 75  # exit status of a run that another process is at
 LIBRARIES = ("recsys", "torch", "lightning", "numpy", "numba", "recbole")
@@ -115,11 +116,11 @@ def _train(recipe: str, folder: Path, flags: list[str]) -> int:
 
 
 def read(folder: Path, seed: int) -> dict[str, Any]:
-    """The result of one finished seed, with its pace and, if its recipe left one, how good its editor is."""
+    """The result of one finished seed, with its pace and, if it has an editor, how good that is."""
     result = json.loads((folder / "result.json").read_text())
     found = {"seed": seed, **result, **pace(folder, result)}
-    if (folder / "editor.json").is_file():
-        told = json.loads((folder / "editor.json").read_text())
+    if (folder / "sections.json").is_file():
+        told = json.loads((folder / "sections.json").read_text()).get(EDITOR_SECTION, {})
         found["editor"] = {name: float(told[name]) for name in EDITOR if name in told}
     return found
 

@@ -115,8 +115,8 @@ class Section:
             yield "\n".join(["Further comparisons:", "", head, "|---" * 6 + "|", *lines])
 
     def editors(self) -> Iterator[str]:
-        """A line per row whose recipe told how well its editor does."""
-        for name, result in self.found.items():
+        """A line per result, shown as a row or not, that told how well its editor does."""
+        for name, result in self.stored.items():
             told = [run["editor"] for run in result["runs"] if set(run.get("editor", ())) == set(EDITOR)]
             if told:
                 right, majority, inserted, popular = (np.mean([one[key] for one in told]) for key in EDITOR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 import warnings
@@ -15,6 +16,7 @@ from recsys.eval.compare import Comparison, compare
 from recsys.eval.evaluate import evaluate
 from recsys.eval.html import write_html
 from recsys.eval.report import Report, align, number
+from recsys.eval.storage import write_text
 from recsys.parts import title
 from recsys.train.fit import Fitted, fit
 
@@ -78,7 +80,8 @@ def finish(run: Run, fitted: Fitted) -> Results:
     """Rank the test part with a fitted run's model and with its baselines, compare, and write what was found.
 
     The run folder, if there is one, gets ``per_user.parquet``, ``report.json`` and ``report.html``, the last one with
-    the sections that parts of the model have to show (see :func:`sections`). The baselines are fitted on training
+    the sections that parts of the model have to show (see :func:`sections`), which ``sections.json`` holds as well. The
+    baselines are fitted on training
     events only, like the model; none is chosen by its test result.
     """
     name = run.name or type(getattr(run.model, "encoder", run.model)).__name__
@@ -96,6 +99,8 @@ def finish(run: Run, fitted: Fitted) -> Results:
     if fitted.folder is not None:
         audit = None if run.split.audit is None else str(run.split.audit)
         extras, failures = sections(fitted.model, run.split)
+        if extras:
+            write_text(fitted.folder / "sections.json", json.dumps(extras, indent=1, default=str, ensure_ascii=False))
         write_html(fitted.folder / "report.html", name, reports[0], comparison, curves(fitted.history), audit, extras)
         for failure in failures:  # last, since a warning may be an error
             warnings.warn(f"{failure}; the report says so in its place", DataWarning, stacklevel=2)

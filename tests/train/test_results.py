@@ -1,3 +1,4 @@
+import json
 import warnings
 
 import pytest
@@ -44,6 +45,8 @@ def test_parts_show_their_sections_in_the_report(split, tmp_path):
     assert shared.calls == [(False, False, True)]
     assert "<rect" in page and "keep &lt;all&gt;" in page and page.count("<h2>Edits") == 2
     assert (tmp_path / "run" / "per_user.parquet").is_file()
+    kept = json.loads((tmp_path / "run" / "sections.json").read_text(encoding="utf-8"))
+    assert len(kept) == 2 and all("bars" in content for content in kept.values())
 
 
 def test_a_section_that_fails_does_not_lose_the_run(split, tmp_path):

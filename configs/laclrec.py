@@ -1,0 +1,85 @@
+"""LACLRec (arXiv 2503.20232) on MovieLens-100K, MovieLens-1M or Amazon Beauty: views by a learned editor of histories.
+
+Run: ``recsys fit configs/laclrec.py`` (others: ``--data ml-1m``, ``--data amazon-beauty``, which need
+``RECSYS_MIRROR``). First the editor learns, with the encoder and the item table, to undo random corruption; then it is
+frozen, and the backbone of ``configs/sasrec.py`` is trained with the contrast of a random and an edited view and with
+the triplet loss. Without the editor: ``--augmenter off``; without the triplet loss: ``--triplet 0``.
+
+Deviations: the factors are those of the released code of TCLARec, its successor, where alpha and beta are not said per
+data set; all positions of a history are trained at once (``--train last`` trains one row per prefix, as the code does);
+the backbone, its dropout and its optimizer are those of our table, with a fresh optimizer in the second stage; views
+hold ``max_length`` items, not ten more; decisions are not noisy, duplicates are removed in order; and the recommender
+reads the states that the editor reads unless ``--rec-layers 1`` puts a layer between.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from sasrec import KNOBS, backbone
+
+import recsys as rs
+from recsys.augment.editor import Editor
+from recsys.augment.triplet import Topped, TripletContrast
+from recsys.train.settings import Stage
+
+
+def run(
+    data: Literal["ml-100k", "ml-1m", "amazon-beauty"] = "ml-100k",
+    augmenter: Literal["learned", "off"] = "learned",
+    contrast: float = 0.1,
+    triplet: float = 0.001,
+    pretrain_epochs: int = 20,
+    editor_encoder: Literal["shared", "bidirectional"] = "shared",
+    rec_layers: int = 0,
+    max_inserted: int = 5,
+    keep: float = 0.4,
+    delete: float = 0.45,
+    insert: float = 0.15,
+    decision: Literal["argmax", "released_noise", "gumbel"] = "argmax",
+    dedup: Literal["none", "first", "released_set_order"] = "first",
+    reduction: Literal["sum", "mean"] = "sum",
+    temperature: float = 1.0,
+    keep_learning: float = 0.0,
+    train: Literal["all", "last"] = "all",
+    dim: int = 64,
+    dropout: float | None = None,
+    max_length: int | None = None,
+    exclude: Literal["history", "none"] = "history",
+    epochs: int = 60,
+    patience: int = 8,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    seed: int = 0,
+) -> rs.Run:
+    """The backbone with LACLRec's losses; without an editor to learn and with both factors 0, the backbone alone.
+
+    ``augmenter="off"`` contrasts two random views, which leaves nothing for a triplet loss or a first stage.
+    """
+    if augmenter == "off":
+        triplet, pretrain_epochs, keep_learning = 0.0, 0, 0.0
+    sizes: dict[str, Any] = {"dropout": dropout, "max_length": max_length}
+    sizes = {name: KNOBS[data][name] if value is None else value for name, value in sizes.items()}
+    editor = None
+    if augmenter == "learned":
+        own = rs.BERT4Rec(dim, head=False, **sizes) if editor_encoder == "bidirectional" else None
+        editor = Editor(dim, max_inserted=max_inserted, decision=decision, dedup=dedup, encoder=own, **sizes)
+    loss = TripletContrast(
+        weight=float(any((contrast, triplet, keep_learning, pretrain_epochs))),
+        editor=editor, contrast=contrast, triplet=triplet, reduction=reduction, temperature=temperature,
+        second="edited" if augmenter == "learned" else "random", keep_learning=keep_learning,
+        keep=keep, delete=delete, insert=insert,
+    )  # fmt: skip
+    stages = [
+        Stage(pretrain_epochs, losses=["TripletContrast0"], name="pretrain", validate=False),
+        Stage(epochs, freeze=[] if keep_learning else ["auxiliaries.0.editor"], start="last"),
+    ]
+    made = backbone(
+        data, auxiliaries=[loss], extra=2, stages=stages if pretrain_epochs else None, train=train, dim=dim,
+        exclude=exclude, epochs=epochs, patience=patience, batch_size=batch_size, learning_rate=learning_rate,
+        seed=seed, **sizes,
+    )  # fmt: skip
+    if rec_layers:
+        model: Any = made.model
+        model.encoder = Topped(model.encoder, rec_layers, num_heads=1, dropout=sizes["dropout"])
+    return made
