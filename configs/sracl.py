@@ -4,7 +4,8 @@ Run: ``recsys fit configs/sracl.py`` (others: ``--data ml-1m``, ``--data amazon-
 ``RECSYS_MIRROR``). Two terms are added to the loss of ``configs/sasrec.py``: a history against a learned mixture of its
 semantic neighbours, and two views of it in which items are exchanged for items of near text. ``--cross 0 --intra 0`` is
 that backbone, bit for bit, and ``--shuffle`` deals the text vectors out anew among the items: the control that has as
-many views and neighbours, but no meaning in them.
+many views and neighbours, but no meaning in the views, and in the neighbours no more than the items they share (the
+vector of a history is pooled from its items').
 
 Texts need no language model: titles and attributes with the titles most often bought after (training part only), made
 into vectors by a small sentence transformer; ``--text tfidf`` needs no transformer either. This is the paper's row
@@ -49,6 +50,7 @@ def run(
     cross_loss: Literal["ntxent", "infonce"] = "ntxent",
     attention_dropout: float = 0.5,
     temperature: float = 1.0,
+    hide: tuple[Literal["target", "user"], ...] = (),
     train: Literal["all", "last"] = "all",
     dim: int = 64,
     dropout: float | None = None,
@@ -71,7 +73,7 @@ def run(
     chosen = PRESETS[preset] | ({} if pool is None else {"pool": pool})
     contrast = SemanticContrast(
         vectors=vectors or "", cross=cross, intra=intra, k=k, share=share, window=window, cross_loss=cross_loss,
-        attention_dropout=attention_dropout, temperature=temperature, shuffle=shuffle,
+        attention_dropout=attention_dropout, temperature=temperature, hide=hide, shuffle=shuffle, dim=dim,
         max_length=KNOBS[data]["max_length"] if max_length is None else max_length, text_dim=width, **chosen,
     )  # fmt: skip
     return backbone(

@@ -23,6 +23,7 @@ from recsys.seams import Encoded, Step
 
 LABELS = ("target", "user")
 POOLS = ("last", "mean", "flat")
+NO_EVENTS = 'gather it with needs={"events"}; augmentations of a recommender drop it, as they change what is predicted'
 
 
 def nt_xent(

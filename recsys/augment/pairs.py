@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.augment.contrast import (
+    NO_EVENTS,
     check_contrast,
     check_labels,
     check_pool,
@@ -278,7 +279,7 @@ class DuoRec(ViewContrast):
         if self._training is None:
             raise ValueError("DuoRec draws partners from the training events, and knows none: bind(context) with them")
         if "events" not in batch.extra:
-            raise ValueError('DuoRec reads extra["events"] of the batch: gather it with needs={"events"}')
+            raise ValueError(f'DuoRec reads extra["events"] of the batch: {NO_EVENTS}')
         events, targets = batch.extra["events"].cpu().numpy(), newest_target(batch).cpu().numpy()
         users, found = self._training.same_item().draw(events, targets, generator)
         length = (batch.ids.shape[1] if self.max_length is None else self.max_length) + 1

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from recsys.data.batch import Batch
+from recsys.data.cooccurrence import require_memory
 from recsys.data.prepared import blocks, spread
 from recsys.data.split import Training
 from recsys.data.targets import LastItem
@@ -85,9 +86,14 @@ class Pool:
 
         Raises:
             ValueError: an unknown ``window``.
+            MemoryError: the vectors do not fit, said before they are made.
         """
         if window not in WINDOWS:
             raise ValueError(f"window must be one of {', '.join(WINDOWS)}, found {window!r}")
+        what = f"Vectors of {len(self):,} histories"
+        require_memory(
+            8.0 * len(self) * items.shape[1], what, 'take pool="user", one row per user, or narrower vectors'
+        )
         items = unit(np.where(known[:, None], items, 0))
         pooled = np.zeros((len(self), items.shape[1]), np.float32)
         for users in blocks(self.training.lengths, max(NUMBERS // items.shape[1], 1)):

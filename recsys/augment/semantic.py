@@ -25,16 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from recsys.artifacts import artifacts_root
-from recsys.augment.contrast import check_contrast, check_labels, false_negatives, info_nce, nt_xent
+from recsys.augment.contrast import NO_EVENTS, check_contrast, check_labels, false_negatives, info_nce, inputs, nt_xent
 from recsys.augment.pool import KINDS, WINDOWS, Pool, unit
-from recsys.augment.retrieval import (
-    Texts,
-    cached,
-    item_neighbours,
-    neighbours_by_title,
-    pool_neighbours,
-    short_rows,
-)
+from recsys.augment.retrieval import Texts, cached, item_neighbours, neighbours_by_title, pool_neighbours, short_rows
 from recsys.augment.synthesiser import Synthesiser
 from recsys.data.batch import PAD, Batch
 from recsys.data.fetch import cache_folder
@@ -59,8 +52,8 @@ class SemanticContrast(nn.Module):
         share: of the items that a view replaces.
         exact_share: exactly that share of each history, at least one item (the paper), instead of each item by itself
             with that probability (the released code).
-        pool: "user" (the newest window of each user) or "prefix" (one row per training event; the anchor is found by
-            its last target).
+        pool: "user" (the newest window of each user, whichever of them is the anchor) or "prefix" (one row per
+            training event; the anchor is found by its last target).
         window: how the vector of a history is made of its items': "mean", or "recent", newer ones counting more.
         users: folder of vectors by raw user id (profiles) instead; for ``pool="user"`` only.
         exclude_same_user, exclude_twins: which rows are no neighbours of each other.
@@ -72,7 +65,8 @@ class SemanticContrast(nn.Module):
         own_pass: encode the anchors once more, with a dropout mask of their own (released code). Needed under
             ``MaskedItems``, where the newest token may have no state.
         shuffle: deal the vectors out anew among those that have one, by the seed: the control that tells what the
-            texts, and not merely more views, bring.
+            texts, and not merely more views, bring. Histories that share items stay near to each other all the same
+            (pooled vectors of equal items are equal), so ``cross`` is then contrast by common items.
         max_length: longest window of the pool; at most the encoder's.
         dim: width of the projected text vectors.
         text_dim: width H of the vectors that describe a history; read from the folder if None.
@@ -124,7 +118,8 @@ class SemanticContrast(nn.Module):
                 f"cross and intra must be at least 0, k at least 1, share in 0..1; found {cross}, {intra}, {k}, {share}"
             )
         check_contrast(temperature, 0.0)
-        check_labels(hide)
+        self.hide = [hide] if isinstance(hide, str) else list(hide)
+        check_labels(self.hide)
         if users is not None and pool != "user":
             raise ValueError("users holds one vector per user, so it needs pool='user': leave one of the two out")
         self.weight = weight if cross or intra else 0.0
@@ -134,7 +129,7 @@ class SemanticContrast(nn.Module):
         self.share, self.exact_share, self.pool, self.window, self.users = share, exact_share, pool, window, users
         self.exclude_same_user, self.exclude_twins = exclude_same_user, exclude_twins
         self.cross_loss, self.attention_dropout, self.temperature = cross_loss, attention_dropout, temperature
-        self.hide, self.neighbours_grad, self.own_pass, self.shuffle = list(hide), neighbours_grad, own_pass, shuffle
+        self.neighbours_grad, self.own_pass, self.shuffle = neighbours_grad, own_pass, shuffle
         self.max_length, self.dim, self.cache = max_length, dim, cache
         self.needs = frozenset({"events"}) if self.weight and cross and pool == "prefix" else frozenset()
         self.synthesiser: Synthesiser | None = None
@@ -173,7 +168,8 @@ class SemanticContrast(nn.Module):
         """The terms "cross" and "intra", each with its weight, as far as that is not 0.
 
         Raises:
-            ValueError: the model was loaded, or bound without training data, and knows no neighbours.
+            ValueError: the model was loaded, or bound without training data, and knows no neighbours; or the batch does
+                not say which events it predicts and ``pool="prefix"``.
         """
         if (self.intra and self.similar is None) or (self.cross and self.nearest is None):
             raise ValueError("this model was loaded for recommending and knows no neighbours: fit it on a split")
@@ -183,11 +179,11 @@ class SemanticContrast(nn.Module):
             parts = [substituted(batch, self.similar, self.share, random, self.exact_share) for _ in range(2)]
         if not self.cross:
             return {"intra": self._intra(step, *_states(step, parts))}
-        own, anchors = self._locate(batch)
+        own, anchors = self._locate(batch if step.share else batch.select(batch.rows[:0]))
         assert self.nearest is not None
         near, index = self.nearest[own].unique(return_inverse=True)  # (R,), (A, k)
         neighbours = self._gather(near, batch)
-        parts += [_inputs(batch)] if self.own_pass else []
+        parts += [inputs(batch)] if self.own_pass else []
         states = _states(step, [*parts, neighbours] if self.neighbours_grad else parts)
         if not self.neighbours_grad:
             with torch.no_grad():
@@ -240,9 +236,12 @@ class SemanticContrast(nn.Module):
     def _locate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Rows of the pool (A,) of the histories (A,) of the batch that have neighbours."""
         assert self.keys is not None and self.nearest is not None
+        if self.pool == "prefix" and "events" not in batch.extra:
+            raise ValueError(f'pool="prefix" finds a history by extra["events"]: {NO_EVENTS}')
         wanted = batch.users if self.pool == "user" else batch.extra["events"]
         rows = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
-        anchors = ((self.keys[rows] == wanted) & (self.nearest[rows, 0] >= 0)).nonzero().squeeze(1)
+        found = (self.keys[rows] == wanted) & (self.nearest[rows, 0] >= 0) & (batch.lengths > 0)
+        anchors = found.nonzero().squeeze(1)
         return rows[anchors], anchors
 
     def _gather(self, rows: Tensor, batch: Batch) -> Batch:
@@ -260,7 +259,10 @@ class SemanticContrast(nn.Module):
         return self.cross * loss(states[anchors], mixed, self.temperature, hide=hidden)
 
     def _intra(self, step: Step, first: Tensor, second: Tensor) -> Tensor:
-        return self.intra * nt_xent(first, second, self.temperature, hide=self._hidden(step.batch))
+        """The term over the histories with any input, without the spare row of a process that has no rows."""
+        rows = ((step.batch.lengths > 0) & (step.share > 0)).nonzero().squeeze(1)
+        hidden = self._hidden(step.batch.select(rows))
+        return self.intra * nt_xent(first[rows], second[rows], self.temperature, hide=hidden)
 
     def _hidden(self, batch: Batch) -> Tensor | None:
         return false_negatives(batch, by=tuple(self.hide)) if self.hide else None
@@ -285,11 +287,7 @@ def substituted(
     chosen = chosen & batch.mask & (ids < len(similar))
     place = torch.randint(similar.shape[1], ids.shape, generator=generator, device=device)
     drawn = similar.flatten()[torch.where(chosen, ids, PAD) * similar.shape[1] + place].long()
-    return _inputs(batch).replace(ids=torch.where(chosen & (drawn > PAD), drawn, ids))
-
-
-def _inputs(batch: Batch) -> Batch:
-    return batch.replace(targets=None, weights=None, extra={})
+    return inputs(batch).replace(ids=torch.where(chosen & (drawn > PAD), drawn, ids))
 
 
 def _states(step: Step, parts: list[Batch]) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import recsys as rs
 from recsys.augment import pairs
 from recsys.augment.contrast import false_negatives, newest_target, nt_xent, pooled
 from recsys.augment.pairs import CL4SRec, CoSeRec, DuoRec, ViewContrast
@@ -25,6 +27,7 @@ from recsys.recommender import Recommender
 from recsys.seams import Context, Encoded, Step
 from recsys.testing import check_auxiliary, toy_context, toy_split
 from recsys.train.fit import fit
+from recsys.train.recipe import find_recipe, load_recipe
 
 SHIPPED = [
     CL4SRec(),
@@ -204,6 +207,19 @@ def test_check_09_weight_zero_trains_the_same_weights() -> None:
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     assert not torch.equal(weights[0]["items.weight"], weights[2]["items.weight"])
     assert set(history[0]["terms"]) == {"loss", "CL4SRec0", "CoSeRec1", "DuoRec2"}
+
+
+@pytest.mark.parametrize("name", ["cl4srec", "coserec", "duorec"])
+def test_check_09_the_recipe_without_weight_is_the_backbone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = toy_split()
+    monkeypatch.setattr(rs, "load", lambda data: SimpleNamespace(split=lambda splitter: split))
+    knobs: dict[str, Any] = {"epochs": 2, "batch_size": 16, "max_length": 5, "dim": 8}
+    made = [load_recipe(find_recipe(recipe)) for recipe in (name, "sasrec")]
+    runs = [made[0](weight=0.0, **knobs), made[1](**knobs)]
+    losses = [[record["loss"] for record in run.fit(progress=False).history] for run in runs]
+    assert losses[0] == losses[1]
+    one, other = (run.model.tensors() for run in runs)
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_check_11_equal_targets_and_users_are_not_told_apart() -> None:

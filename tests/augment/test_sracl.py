@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import recsys as rs
-from recsys.augment import retrieval
+from recsys.augment import retrieval, semantic
 from recsys.augment.retrieval import Pool, item_neighbours, pool_neighbours, short_rows
 from recsys.augment.semantic import SemanticContrast, substituted
 from recsys.augment.synthesiser import Synthesiser
@@ -577,6 +577,45 @@ def test_items_without_text_are_counted_and_left_alone(tmp_path: Path, capsys: p
     terms = part(Step(only, items=model.items, encode=model.encode))
     assert terms["cross"].item() == 0.0
     terms["cross"].backward()
+
+
+@pytest.mark.parametrize("more", [{}, {"own_pass": True}, {"hide": "user"}, {"neighbours_grad": False}])
+def test_the_spare_row_of_a_process_without_rows_is_contrasted_with_nothing(
+    texts: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = contrast(texts, **more)
+    model, split = bound(part)
+    seen: list[int] = []
+    loss = semantic.nt_xent
+    monkeypatch.setattr(
+        semantic, "nt_xent", lambda first, *rest, **by: seen.append(len(first)) or loss(first, *rest, **by)
+    )
+    terms = part(replace(step_of(model, split, 1), share=0.0))
+    assert seen == [0, 0]  # as many terms as in the processes that have rows, which wait for this one
+    sum(terms.values(), torch.zeros(())).backward()
+    assert all(value.item() == 0 for value in terms.values())
+
+
+def test_rows_without_input_take_no_part(texts: str) -> None:
+    part = contrast(texts, share=0.0)  # views that change nothing, so that fewer rows draw the same
+    model, split = bound(part)
+    model.eval()
+    step = step_of(model, split, 6)
+    batch, kept = step.batch, torch.tensor([0, 1, 3, 4, 5])
+    assert batch.targets is not None
+    emptied = (torch.arange(6) != 2).long()
+    less = batch.replace(ids=batch.ids * emptied[:, None], lengths=batch.lengths * emptied)
+    less = less.replace(targets=batch.targets * emptied[:, None])
+    found, expected = (part(Step(one, items=model.items, encode=model.encode)) for one in (less, batch.select(kept)))
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_prefix_pool_needs_to_know_the_events(texts: str) -> None:
+    part = contrast(texts, pool="prefix")
+    model, split = bound(part)
+    step = step_of(model, split)
+    with pytest.raises(ValueError, match="events"):
+        part(Step(step.batch.replace(extra={}), items=model.items, encode=model.encode))
 
 
 def test_report_shows_neighbours_by_title(texts: str) -> None:
