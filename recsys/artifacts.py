@@ -7,6 +7,7 @@ folder as it is. While an artifact is being made its files lie in ``NAME.work`` 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -97,9 +98,19 @@ def differences(was: dict[str, Any], now: dict[str, Any]) -> str:
     """
     names = [*was, *(name for name in now if name not in was)] if isinstance(was, dict) else []
     if not names and was != now:
-        return f"facts: was {_short(was)}, is {_short(now)}"
+        return f"facts: was {_short({'facts': was}, 'facts')}, is {_short({'facts': now}, 'facts')}"
     changed = [name for name in names if name not in was or name not in now or was[name] != now[name]]
-    return "; ".join(f"{name}: was {_short(was.get(name))}, is {_short(now.get(name))}" for name in changed)
+    return "; ".join(f"{name}: was {_short(was, name)}, is {_short(now, name)}" for name in changed)
+
+
+def hash_folder(folder: Path) -> str:
+    """One SHA-256 over the relative names and the contents of all files of a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as stream:
+            digest.update(f"{path.relative_to(folder).as_posix()} ".encode())
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _make(
@@ -172,8 +183,8 @@ def _link(source: Any, target: Any) -> None:
         shutil.copy2(source, target)
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+def _short(facts: dict[str, Any], name: str) -> str:
+    text = json.dumps(facts[name], ensure_ascii=False) if name in facts else "absent"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

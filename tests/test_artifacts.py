@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from recsys.artifacts import artifact, artifacts_root, differences
+from recsys.artifacts import artifact, artifacts_root, differences, hash_folder
 from recsys.folders import read_manifest, write_folder
 
 KIND, FACTS = "test.artifact", {"model": "a", "k": 10, "rule": ["user", None]}
@@ -57,8 +57,9 @@ def test_check_13_misses_when_model_k_or_pool_rule_changes(tmp_path, capsys):
 
 
 def test_differences_name_new_and_lost_facts():
-    assert differences({"a": 1}, {"b": 2}) == "a: was 1, is null; b: was null, is 2"
-    assert differences({"a": None}, {}) and differences({}, {"a": None})
+    assert differences({"a": 1}, {"b": 2}) == "a: was 1, is absent; b: was absent, is 2"
+    assert differences({"a": None}, {}) == "a: was null, is absent"
+    assert differences({}, {"a": None})
     assert differences({"a": 1}, {"a": 1}) == ""
 
 
@@ -203,3 +204,15 @@ def test_of_two_at_once_one_makes_and_the_other_waits(tmp_path, capsys):
     second.join(30)
     assert answers == [False, True] and fill.calls == 0
     assert "waiting" in capsys.readouterr().err
+
+
+def test_hash_of_a_folder_sees_names_and_contents(tmp_path):
+    def made(name, files):
+        for file, text in files.items():
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).write_text(text)
+        return hash_folder(tmp_path / name)
+
+    first = made("a", {"x": "1", "deep/y": "2"})
+    assert made("b", {"deep/y": "2", "x": "1"}) == first
+    assert len({first, made("c", {"x": "2", "deep/y": "1"}), made("d", {"x": "1", "y": "2"})}) == 3

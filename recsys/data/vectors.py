@@ -58,6 +58,8 @@ class Vectors:
         names = _names(ids)
         try:
             matrix = np.asarray(array)
+            if np.iscomplexobj(matrix):
+                raise TypeError("found complex numbers")
             matrix = matrix if matrix.dtype == np.float16 else matrix.astype(np.float32, copy=False)
         except (TypeError, ValueError) as error:
             raise DataError(f"vectors must be a table of numbers, one row per id: {error}") from error
@@ -152,7 +154,7 @@ class Vectors:
             ("missing", "without text, so without vector"),
             ("truncated", "longer than the model takes"),
         ):
-            if name in told:
+            if isinstance(told.get(name), int):
                 lines.append(f"  {name:<10} {told[name]:,} {what}")
         return "\n".join([*lines, f"  folder     {self.path or 'not saved'}"])
 
@@ -170,15 +172,25 @@ class GrowingMatrix:
     def __init__(self, work: Path, rows: int, dtype: np.dtype[Any]) -> None:
         self.path, self.record, self.rows, self.dtype = work / ARRAY, work / _DONE, rows, dtype
         self.done, self.width, self.truncated = 0, 0, 0
-        if self.record.is_file():
-            done, width, truncated = json.loads(self.record.read_text(encoding="utf-8"))
-            if self.path.is_file() and self.path.stat().st_size >= self._end(done, width):
+        if self.record.is_file() and self.path.is_file():
+            try:
+                done, width, truncated = json.loads(self.record.read_text(encoding="utf-8"))
+            except (ValueError, TypeError):  # emptied by a power cut: start over
+                return
+            if self.path.stat().st_size >= self._end(done, width):
                 self.done, self.width, self.truncated = done, width, truncated
 
     def append(self, vectors: np.ndarray, truncated: int) -> None:
         if self.done and vectors.shape[1] != self.width:
             raise ValueError(f"the model gave vectors of width {vectors.shape[1]}, and {self.width} before")
         self.width = vectors.shape[1]
+        try:
+            self._write(vectors, truncated)
+        except OSError as error:
+            kept = f"{self.done:,} of {self.rows:,} rows are kept, and the same call goes on there"
+            raise OSError(error.errno, f"{error.strerror or error}; {kept}", str(self.path)) from error
+
+    def _write(self, vectors: np.ndarray, truncated: int) -> None:
         with self.path.open("r+b" if self.done else "wb") as stream:
             if not self.done:
                 stream.write(self._header(self.width))
@@ -187,10 +199,11 @@ class GrowingMatrix:
             stream.truncate()
             stream.flush()
             os.fsync(stream.fileno())
-        self.done, self.truncated = self.done + len(vectors), self.truncated + truncated
+        done, truncated = self.done + len(vectors), self.truncated + truncated
         beside = self.record.with_name(self.record.name + ".partial")
-        beside.write_text(json.dumps([self.done, self.width, self.truncated]), encoding="utf-8")
+        beside.write_text(json.dumps([done, self.width, truncated]), encoding="utf-8")
         os.replace(beside, self.record)
+        self.done, self.truncated = done, truncated
 
     def _header(self, width: int) -> bytes:
         stream = io.BytesIO()

@@ -234,8 +234,11 @@ def _split(rows: Sequence[Sequence[str]]) -> tuple[Sequence[str], Sequence[Seque
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an int that no float holds
+        return False
 
 
 def _text(value: str) -> str:
-    return html.escape(str(value), quote=True)
+    return html.escape(str(value), quote=True).encode("utf-8", "replace").decode()  # without lone surrogates

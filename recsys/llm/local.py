@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from recsys.artifacts import hash_folder
 from recsys.llm.chat import Answer, Prompt, without_thoughts
 
 
@@ -52,7 +54,8 @@ class LocalWriter:
         if ready and (tokenizer is None or name is None):
             raise ValueError("a model object needs tokenizer= and name= as well: answers are kept under its name")
         self.model, self.tokenizer, self.revision = model, tokenizer, revision
-        self.name = str(model) if name is None else name
+        self._folder = None if ready or not Path(model).is_dir() else Path(model)
+        self.name = name or (str(model) if self._folder is None else self._folder.resolve().name)
         self.batch_size, self.max_tokens, self.device, self.dtype = batch_size, max_tokens, device, dtype
         self._loaded: tuple[Any, Any] | None = (model, tokenizer) if ready else None
 
@@ -61,8 +64,14 @@ class LocalWriter:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Model, revision, number format and longest answer; decoding is greedy."""
-        return {"model": self.name, "revision": self.revision, "dtype": self.dtype, "max_tokens": self.max_tokens}
+        """Model, revision (of a folder the hash of its files), number format, longest answer; decoding is greedy."""
+        revision = self.revision if self._folder is None else self._digest
+        return {"model": self.name, "revision": revision, "dtype": self.dtype, "max_tokens": self.max_tokens}
+
+    @cached_property
+    def _digest(self) -> str:
+        assert self._folder is not None
+        return hash_folder(self._folder)
 
     def write(self, prompts: Sequence[Prompt], done: Callable[[int, Answer], None]) -> None:
         """See ``recsys.llm.chat.Writer``; a prompt that leaves no room for the answer is refused, not cut.
@@ -128,16 +137,40 @@ class LocalWriter:
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = "auto" if self.dtype is None else getattr(torch, self.dtype)
         options: dict[str, Any] = {"dtype" if int(__version__.split(".")[0]) >= 5 else "torch_dtype": dtype}
+
+        def load(offline: bool) -> tuple[Any, Any]:
+            told = {"revision": self.revision, "local_files_only": offline}
+            tokenizer = AutoTokenizer.from_pretrained(self.model, **told)
+            return AutoModelForCausalLM.from_pretrained(self.model, **told, **options), tokenizer
+
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.model, revision=self.revision)
-            model: Any = AutoModelForCausalLM.from_pretrained(self.model, revision=self.revision, **options)
+            try:
+                model, tokenizer = load(offline=True)
+            except OSError:  # not here, or in part
+                if self._folder is not None:
+                    raise
+                _reach(str(self.model), self.revision)
+                model, tokenizer = load(offline=False)
         except OSError as error:
             reason = str(error).strip().split("\n")[0]
             raise OSError(
                 f"the language model {self.model} cannot be loaded ({reason}). Without a network give a local folder "
                 "that holds it, or download it once where there is one; writer=None makes offline profiles without any"
             ) from error
-        return model.to(device).eval(), tokenizer
+        try:
+            return model.to(device).eval(), tokenizer
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"{self.name} cannot be put on device {device!r} ({error}): try device='cpu'") from error
+
+
+def _reach(name: str, revision: str | None) -> None:
+    """Raise OSError at once if the hub cannot be asked for a model; the loader would go on trying for a minute."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(name, revision=revision, timeout=10)
+    except Exception as error:  # the ways in which a network fails are many
+        raise OSError(f"not on this machine, and the hub says: {error}") from error
 
 
 def _defused(prompt: Prompt, special: set[str]) -> Prompt:

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recsys.data.split import Split, Training
-from recsys.errors import DataWarning
-from recsys.folders import read_manifest, refuse_foreign, write_folder
+from recsys.errors import DataError, DataWarning
+from recsys.folders import MANIFEST, read_manifest, refuse_foreign, write_folder
 from recsys.llm.chat import Answer, Prompt, Writer
 from recsys.llm.journal import Journal, key_of
 from recsys.llm.texts import item_texts, text_columns
@@ -136,6 +136,8 @@ class Profiles:
         with (folder / "profiles.jsonl").open(encoding="utf-8") as stream:
             rows = [json.loads(line) for line in stream]
         ids, texts, sources = ([row[name] for row in rows] for name in ("id", "text", "source"))
+        if not isinstance(manifest.get("report"), dict):
+            raise DataError(f"{folder / MANIFEST} has no report: its profiles cannot be named, write the folder again")
         return cls(ids, texts, sources, manifest["report"], folder)
 
 
@@ -184,10 +186,15 @@ def profiles(
     if folder is not None:
         refuse_foreign(folder, KIND)
     if of == "users":
-        rows = list(_user_rows(split, columns, max_history, max_chars))
+        found_rows = _user_rows(split, columns, max_history, max_chars)
     else:
-        rows = list(_item_rows(split, columns, histories, max_chars, seed))
+        found_rows = _item_rows(split, columns, histories, max_chars, seed)
     total = split.num_users if of == "users" else split.num_items
+    rows = []
+    with Progress(total, "profiles: texts", of, enabled=progress) as shown:
+        for row in found_rows:
+            rows.append(row)
+            shown.advance()
     report: dict[str, Any] = {
         "of": of.removesuffix("s"), "data": split.name, "data_hash": split.data_hash, "protocol": split.protocol,
         "columns": list(columns) if columns else None, "max_history": max_history, "max_chars": max_chars,
@@ -239,11 +246,12 @@ def fenced(text: str, mark: str) -> str:
 def _user_rows(split: Split, columns: Sequence[str] | None, max_history: int, max_chars: int) -> Iterator[_Row]:
     """Every user with a training event whose item has text."""
     texts = _titles(split, columns, max_chars)
+    marked = [fenced(text, "item") for text in texts]
     for user, key in enumerate(split.users.ids.tolist()):
-        chosen = [texts[row] for row in split.train.history(user)[-max_history:] if texts[row]]
+        chosen = [row for row in split.train.history(user)[-max_history:].tolist() if texts[row]]
         if chosen:
-            shown = "\n".join(fenced(text, "item") for text in chosen)
-            yield _Row(key, f"Chosen, newest first: {'; '.join(reversed(chosen))}.", shown)
+            newest_first = "; ".join([texts[row] for row in reversed(chosen)])
+            yield _Row(key, f"Chosen, newest first: {newest_first}.", "\n".join([marked[row] for row in chosen]))
 
 
 def _item_rows(
@@ -315,11 +323,13 @@ def _write(
                 writer.write([wanted[key] for key in missing], done)
             if held:
                 refuse()
-        except Exception as error:
+        except BaseException as error:
             there = sum(key in journal.answers for key in keys)
             note = (
                 f"{there:,} of {len(keys):,} profiles are done and kept in {journal.path}: the same call goes on there"
             )
+            if isinstance(error, KeyboardInterrupt):
+                print(f"\nprofiles: stopped; {note}", file=sys.stderr)
             for kind in (ConnectionError, PermissionError, ValueError):
                 if isinstance(error, kind):
                     raise kind(f"{error}\n{note}") from error

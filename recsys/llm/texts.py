@@ -83,10 +83,18 @@ def text_columns(table: Mapping[str, Any], columns: Sequence[str] | None, templa
     Raises:
         DataError: a column is asked for that the item table does not have.
     """
+    if isinstance(columns, str):
+        raise TypeError(f"columns must be a list of names, found one name: pass [{columns!r}]")
     if template is not None:
         if columns is not None:
             raise ValueError("columns and template are two ways to say the same: pass one")
-        columns = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        try:
+            fields = list(string.Formatter().parse(template))
+        except ValueError as error:
+            raise ValueError(f"the template {template!r} cannot be read ({error}): write '{{{{' for a brace") from error
+        if any(form and "{" in form for _, _, form, _ in fields):
+            raise ValueError(f"the template {template!r} has braces within braces: only column names go into them")
+        columns = [name for _, name, _, _ in fields if name is not None]
         if not columns:
             raise ValueError(f"the template {template!r} names no column: write one in braces, as in '{{title}}'")
     if columns is not None:
@@ -135,6 +143,11 @@ def texts_by_row(
 ) -> tuple[list[str], int, dict[str, Any]]:
     """The texts of ``of``, "items" or "users", by row; how many rows have none; and how they were made, as JSON."""
     if texts is not None:
+        if not isinstance(texts, Mapping):
+            raise TypeError(
+                "texts must be a mapping from raw id to text, such as dict(zip(profiles.ids, profiles.texts)); found "
+                f"{type(texts).__name__}"
+            )
         if columns is not None or template is not None or bought_after:
             raise ValueError("texts= are taken as they are: columns, template and bought_after make item texts")
         by_row, missing = given_texts(texts, split.items if of == "items" else split.users, of, stand_in)
@@ -164,7 +177,7 @@ def without_gaps(texts: list[str], vocabulary: Vocabulary, of: str, stand_in: st
         raise DataError(f"none of the {len(gaps):,} {of} has a text: is it the right table, and are columns= filled?")
     if gaps:
         named = vocabulary.raw(np.array(gaps[:3])).tolist()
-        then = f"{stand_in!r} stands in" if stand_in else "they get no vector (stand_in= gives them one)"
+        then = f"{stand_in!r} stands in" if stand_in else "they stay without one (embed(stand_in=...) gives them one)"
         warnings.warn(
             f"{len(gaps):,} of {len(vocabulary):,} {of} have no text, such as {named}: {then}",
             DataWarning,

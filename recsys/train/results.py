@@ -6,9 +6,11 @@ import json
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from recsys.errors import DataWarning
@@ -65,7 +67,7 @@ def sections(model: Any, split: Split) -> tuple[dict[str, Any], list[str]]:
     for part in {id(part): part for part in parts if hasattr(part, "sections")}.values():
         try:
             with torch.no_grad():
-                shown = dict(part.sections(model, split))
+                shown = {str(heading): content for heading, content in dict(part.sections(model, split)).items()}
         except Exception as error:
             failures.append(f"{type(part).__name__}.sections failed: {type(error).__name__}: {error}")
             shown = {type(part).__name__: failures[-1]}
@@ -81,8 +83,7 @@ def finish(run: Run, fitted: Fitted) -> Results:
 
     The run folder, if there is one, gets ``per_user.parquet``, ``report.json`` and ``report.html``, the last one with
     the sections that parts of the model have to show (see :func:`sections`), which ``sections.json`` holds as well. The
-    baselines are fitted on training
-    events only, like the model; none is chosen by its test result.
+    baselines are fitted on training events only, like the model; none is chosen by its test result.
     """
     name = run.name or type(getattr(run.model, "encoder", run.model)).__name__
     reports = [evaluate(fitted.model, run.split.test, name=name, users=run.split.users, **run.evaluate)]
@@ -100,8 +101,18 @@ def finish(run: Run, fitted: Fitted) -> Results:
         audit = None if run.split.audit is None else str(run.split.audit)
         extras, failures = sections(fitted.model, run.split)
         if extras:
-            write_text(fitted.folder / "sections.json", json.dumps(extras, indent=1, default=str, ensure_ascii=False))
+            text = json.dumps(_plain(extras), indent=1, default=str, ensure_ascii=False)
+            write_text(fitted.folder / "sections.json", text.encode("utf-8", "replace").decode())
         write_html(fitted.folder / "report.html", name, reports[0], comparison, curves(fitted.history), audit, extras)
         for failure in failures:  # last, since a warning may be an error
             warnings.warn(f"{failure}; the report says so in its place", DataWarning, stacklevel=2)
     return Results(tuple(reports), comparison)
+
+
+def _plain(content: Any) -> Any:
+    """Contents of a section as JSON has them: every key a string, numpy's numbers numbers."""
+    if isinstance(content, Mapping):
+        return {str(key): _plain(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_plain(value) for value in content]
+    return content.item() if isinstance(content, np.generic) else content

@@ -128,3 +128,34 @@ def test_import_is_light():
     code = f"import sys, recsys.data.vectors; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_growing_matrix_starts_over_where_a_power_cut_emptied_its_record(tmp_path):
+    GrowingMatrix(tmp_path, 4, np.dtype("float32")).append(np.ones((2, 3), np.float32), 0)
+    for record in ("", "[1, 2", "3", "null"):
+        (tmp_path / ".done.json").write_text(record)
+        assert GrowingMatrix(tmp_path, 4, np.dtype("float32")).done == 0
+
+
+def test_full_disk_names_the_file_and_what_is_kept(tmp_path, monkeypatch):
+    matrix = GrowingMatrix(tmp_path, 9, np.dtype("float32"))
+    matrix.append(np.ones((2, 3), np.float32), 0)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match=r"2 of 9 rows are kept.*vectors.npy") as caught:
+            matrix.append(np.ones((2, 3), np.float32), 0)
+    assert caught.value.errno == 28 and matrix.done == GrowingMatrix(tmp_path, 9, np.dtype("float32")).done == 2
+
+
+def test_complex_numbers_are_refused():
+    with pytest.raises(DataError, match="complex"):
+        Vectors.of([1, 2], np.array([[1j, 0], [0, 1]]))
+
+
+@pytest.mark.parametrize("wrong", ["3", None])
+def test_manifest_edited_by_hand_can_be_shown(wrong):
+    assert "mine" in str(Vectors.of([1, 2], np.eye(2), model="mine", missing=wrong))

@@ -122,7 +122,13 @@ def test_bars_are_as_long_as_their_numbers(tmp_path):
     assert "b" not in checker.tags and "script" not in checker.tags
 
 
-@pytest.mark.parametrize("value", [0, 0.0, float("nan"), float("inf"), None, "many", True])
+def test_half_a_surrogate_pair_costs_no_page(tmp_path):
+    assert "a ? b" in bars(tmp_path, ["a \ud800 b"])[0].text
+
+
+@pytest.mark.parametrize(
+    "value", [0, 0.0, float("nan"), float("inf"), None, "many", True, 10**400], ids=lambda value: str(value)[:9]
+)
 def test_a_bar_without_a_length_is_safe(tmp_path, value):
     checker, found = bars(tmp_path, {"bars": {"only": value}})
     assert {"only", "0" if value == 0 else str(value)} <= set(checker.text)

@@ -72,6 +72,8 @@ class Server:
             self.closed.wait(20)
         if fault == "half JSON":
             return 200, {}, b'{"choices": [{"message": {"con'
+        if fault == "deep JSON":
+            return 200, {}, b"[" * 100_000
         if fault == "other JSON":
             return 200, {}, b'{"detail": "busy"}'
         if isinstance(fault, int):
@@ -119,7 +121,9 @@ def test_request_and_answer_follow_the_protocol(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", [408, 409, 429, 500, 503, "cut off", "half JSON", "other JSON", (429, {"Retry-After": "0"}, b"")], ids=str
+    "fault",
+    [408, 409, 429, 500, 503, "cut off", "half JSON", "other JSON", "deep JSON", (429, {"Retry-After": "0"}, b"")],
+    ids=str,
 )
 def test_failures_that_pass_are_tried_again(server: Server, fault: Any) -> None:
     server.faults.extend([fault, fault])
@@ -190,6 +194,26 @@ def test_refused_prompt_is_an_answer_without_text(server: Server) -> None:
     answers = ask(endpoint(server), "one", "two", "three")
     assert [answers[i].text for i in range(3)] == ["About one", None, "About three"]
     assert "HTTP 400" in answers[1].refused
+
+
+def test_hint_fits_the_failure(server: Server) -> None:
+    for fault, hint in (
+        (429, "requests_per_minute"),
+        (503, "server up"),
+        ((302, {"Location": "/x"}, b""), "elsewhere"),
+    ):
+        server.faults.extend([fault] * 2)
+        with pytest.raises((ConnectionError, ValueError), match=hint):
+            ask(endpoint(server, retries=1 if isinstance(fault, int) else 0), "one")
+        server.faults.clear()
+
+
+def test_requests_sent_again_are_told_and_not_every_one(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    server.faults.extend([(503, {}, b"over\x1b[31mloaded")] * 3)
+    ask(endpoint(server), "one")
+    said = capsys.readouterr().err
+    assert said.count("HTTP 503") == 1 and server.url in said and "trying again" in said
+    assert "\x1b" not in said and KEY not in said
 
 
 def test_no_more_requests_at_once_than_allowed(server: Server) -> None:
@@ -347,6 +371,11 @@ def test_local_writer_loads_a_folder(tiny: tuple[Any, Any], tmp_path: Any) -> No
     for part in tiny:
         part.save_pretrained(tmp_path)
     writer = LocalWriter(tmp_path, max_tokens=4, dtype="float32", device="cpu")
+    assert str(tmp_path) not in writer.name + json.dumps(writer.settings), "a folder may move, and is nobody's business"
+    (tmp_path / "generation_config.json").write_text("{}")
+    assert LocalWriter(tmp_path, max_tokens=4, dtype="float32").settings != writer.settings, "another model, same place"
+    with pytest.raises(ValueError, match="device"):
+        ask(LocalWriter(tmp_path, device="nonsense"), "red hat")
     assert ask(writer, "red hat") == ask(LocalWriter(*tiny, name="tiny", max_tokens=4), "red hat")
     with pytest.raises(ValueError, match="dtype"):
         LocalWriter(tmp_path, dtype="float31")

