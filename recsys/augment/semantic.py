@@ -138,7 +138,7 @@ class SemanticContrast(nn.Module):
             self.synthesiser = Synthesiser(text_dim, dim, attention_dropout)
         self.text_dim = text_dim
         self.rows: Pool | None = None
-        self.counts: dict[str, int] = {}
+        self.counts: dict[str, Any] = {}
         for name in ("similar", "texts", "nearest", "keys"):  # what training needs and a saved model does not
             self.register_buffer(name, None, persistent=False)
 

@@ -150,6 +150,7 @@ class Vectors:
             f"vectors of {len(self):,} {told.get('of', 'ids')}, {self.width} wide, {self.array.dtype}",
             f"  model      {told.get('model', 'not stated')}{revision}",
         ]
+        lines += [f"  texts      {told['label']}"] if told.get("label") else []
         for name, what in (
             ("missing", "without text, so without vector"),
             ("truncated", "longer than the model takes"),

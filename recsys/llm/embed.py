@@ -61,6 +61,7 @@ def embed(
     model: str | Path | TextEncoder = PACKAGED,
     *,
     texts: Mapping[Any, str] | None = None,
+    label: str | None = None,
     bought_after: int = 0,
     columns: Sequence[str] | None = None,
     template: str | None = None,
@@ -79,6 +80,7 @@ def embed(
 
     Args:
         texts: raw id -> text, such as profiles; None makes item texts of the item table (:func:`item_texts`).
+        label: what to call ``texts`` wherever a number depends on them (``Profiles.label``); kept in the manifest.
         bought_after, columns, template: of :func:`recsys.llm.texts.item_texts`; only without ``texts``.
         stand_in: text for rows that have none; None leaves them without a vector, counted and named.
         batch_size: texts that are encoded together, of about equal length.
@@ -105,7 +107,7 @@ def embed(
     rows = np.flatnonzero([bool(text) for text in by_row])
     ids, kept = vocabulary.raw(rows), [by_row[row] for row in rows]
     source = _source(model)
-    made_by = {"of": of, "model": source.name, "revision": source.revision}
+    made_by = {"of": of, "model": source.name, "revision": source.revision, **({"label": label} if label else {})}
     stored = {"precision": precision, "normalize": bool(normalize)}
     facts = {**made_by, "texts": text_hash(ids, kept), **settings, **stored}
 
