@@ -17,7 +17,18 @@ from recsys.data.batch import Batch
 from recsys.data.targets import NextItem
 from recsys.randomness import derive_seed
 from recsys.ranker import Ranker
-from recsys.seams import Augmentation, Auxiliary, Context, Encoded, Encoder, ItemTable, Objective, Step, Targets
+from recsys.seams import (
+    Augmentation,
+    Auxiliary,
+    Context,
+    Encoded,
+    Encoder,
+    ItemTable,
+    Objective,
+    Step,
+    Targets,
+    Weighting,
+)
 
 ENCODE_ROWS = 256  # histories encoded at a time when scoring
 
@@ -33,6 +44,7 @@ class Recommender(Ranker):
         targets: what is predicted where (default ``NextItem``).
         auxiliaries: further losses, each with its ``weight``.
         augmentations: applied in order to every training batch, before the targets are set.
+        weightings: how much each target counts, multiplied with the weights that the data may have.
 
     Raises:
         ValueError: widths differ, or the encoder would see its own target.
@@ -46,12 +58,13 @@ class Recommender(Ranker):
         targets: Targets | None = None,
         auxiliaries: Sequence[Auxiliary] = (),
         augmentations: Sequence[Augmentation] = (),
+        weightings: Sequence[Weighting] = (),
     ) -> None:
         super().__init__()
         self.items, self.encoder, self.objective = items, encoder, objective
         self.targets: Targets = NextItem() if targets is None else targets
         self.auxiliaries = nn.ModuleList(auxiliaries)  # type: ignore[arg-type]
-        self.augmentations = list(augmentations)
+        self.augmentations, self.weightings = list(augmentations), list(weightings)
         room = getattr(encoder, "longest", encoder.max_length)  # tokens it reads; targets may append some to a query
         self.max_length = min(encoder.max_length, room - getattr(self.targets, "appends", 0))
         self.needs = getattr(encoder, "needs", frozenset()) | getattr(self.targets, "needs", frozenset())
@@ -67,7 +80,7 @@ class Recommender(Ranker):
     @property
     def train_needs(self) -> frozenset[str]:
         """Optional batch fields that any part reads in training."""
-        parts = [self.encoder, self.targets, self.objective, *self.auxiliaries, *self.augmentations]
+        parts = [self.encoder, self.targets, self.objective, *self.auxiliaries, *self.augmentations, *self.weightings]
         return frozenset().union(*(getattr(part, "needs", frozenset()) for part in parts))
 
     def bind(self, context: Context) -> None:
@@ -75,9 +88,8 @@ class Recommender(Ranker):
         super().bind(context)
         named = [("items", self.items), ("encoder", self.encoder), ("objective", self.objective)]
         named += [("targets", self.targets)]
-        named += [
-            (f"{type(part).__name__}{i}", part) for i, part in enumerate([*self.auxiliaries, *self.augmentations])
-        ]
+        rest = [*self.auxiliaries, *self.augmentations, *self.weightings]
+        named += [(f"{type(part).__name__}{i}", part) for i, part in enumerate(rest)]
         for name, part in named:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive_seed(context.seed, "init", name))
@@ -91,7 +103,16 @@ class Recommender(Ranker):
         """A training batch, augmented, with its targets set."""
         for index, augmentation in enumerate(self.augmentations):
             batch = augmentation(batch, step.generator(f"{type(augmentation).__name__}{index}"))
-        return self.targets.train(batch, step.generator("targets"))
+        batch = self.targets.train(batch, step.generator("targets"))
+        for weighting in self.weightings:
+            batch = _weighted(batch, weighting)
+        return batch
+
+    def on_epoch(self, epoch: int) -> None:
+        """Let a table whose vectors the encoder makes have them made."""
+        refresh: Callable[[Encoder, int], None] | None = getattr(self.items, "refresh", None)
+        if refresh is not None:
+            refresh(self.encoder, epoch)
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         """The scalar terms of one prepared batch, by name; their sum is what is minimised.
@@ -186,6 +207,15 @@ class Recommender(Ranker):
         best = similarity.topk(k, dim=1)
         raw = self.vocabulary.raw(best.indices.numpy() + 1).tolist()
         return [list(zip(ids, values, strict=True)) for ids, values in zip(raw, best.values.tolist(), strict=True)]
+
+
+def _weighted(batch: Batch, weighting: Weighting) -> Batch:
+    """The batch with further weights: among its own, or beside them if they are not to be divided by."""
+    found = weighting(batch).to(torch.float32)
+    if weighting.normalised:
+        return batch.replace(weights=found if batch.weights is None else batch.weights * found)
+    before = batch.extra.get("importance")
+    return batch.replace(extra={**batch.extra, "importance": found if before is None else before * found})
 
 
 def _bind(part: Any, context: Context) -> None:

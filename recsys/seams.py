@@ -3,7 +3,8 @@
 Legend: B histories, L longest history of a batch, T real tokens, D width, N items (rows 1..N, 0 is padding).
 Parts are ``nn.Module``s or plain callables; nothing is registered and no base class is required. A part keeps its
 constructor arguments as attributes of the same name (that is how it is saved) and may have any of these hooks:
-``needs: frozenset[str]`` (optional batch fields it reads), ``bind(context)``, ``on_epoch(epoch)``, and
+``needs: frozenset[str]`` (optional batch fields it reads), ``bind(context)``, ``on_stage(name)`` when a stage begins
+(again, after a resume), ``on_epoch(epoch)`` before each epoch, and
 ``sections(model, split)``, which adds to the run's report: content by heading (text, a mapping, rows of a table, or
 ``{"bars": {label: number}}``).
 """
@@ -72,11 +73,18 @@ class Encoded:
         return state * (self.batch.lengths > 0).unsqueeze(1)
 
     def at_targets(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """States (T', D), target rows (T',) and weights (T',) or None where ``batch`` has a target."""
+        """States (T', D), target rows (T',) and weights (T',) or None where ``batch`` has a target.
+
+        ``extra["importance"]`` (B, L), where there is one, multiplies the weights of the losses, but not those that
+        their sum is divided by.
+        """
         if batch.targets is None:
             raise ValueError("the batch has no targets: apply a Targets part (NextItem, LastItem) before the objective")
         targets = batch.flatten(batch.targets)
         weights = None if batch.weights is None else batch.flatten(batch.weights)
+        if "importance" in batch.extra:
+            importance = batch.flatten(batch.extra["importance"])
+            weights = importance if weights is None else weights * importance
         chosen = targets > 0
         if bool(chosen.all()):
             return self.tokens, targets, weights
@@ -126,6 +134,20 @@ class Targets(Protocol):
 
 
 @runtime_checkable
+class Weighting(Protocol):
+    """How much each target counts, beside the weights that the data may have (propensities, recency).
+
+    ``normalised``: the loss is divided by the sum of the weights (self-normalised), as for weights of the data;
+    otherwise by what it would be divided by without this part.
+    """
+
+    normalised: bool
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """(B, L) float32 multipliers for a prepared batch; what stands where there is no target does not matter."""
+
+
+@runtime_checkable
 class Encoder(Protocol):
     """Histories to states. ``sees`` is "past" if a state depends on no later token, else "all"."""
 
@@ -169,6 +191,8 @@ class ItemTable(Protocol):
 
     def output(self, ids: Tensor) -> Tensor:
         """Output vectors (..., D) of item rows (...): the same numbers that ``blocks`` gives for them."""
+
+    # A table whose vectors an encoder makes may have ``refresh(encoder, epoch)``, called before each epoch.
 
 
 @runtime_checkable

@@ -17,7 +17,8 @@ from recsys.objectives.softmax import FullSoftmax
 from recsys.parts import build, describe
 from recsys.recommender import Recommender
 from recsys.seams import Context, Step
-from recsys.testing import toy_context
+from recsys.testing import toy_batch, toy_context
+from recsys.train.update import target_weight
 
 NUM_ITEMS = 12
 
@@ -145,3 +146,35 @@ def test_check_10_padding_is_not_recommended_and_its_row_stays() -> None:
         optimizer.step()
     assert torch.equal(model.items.weight[0], before)
     assert model.recommend([[100]], k=NUM_ITEMS - 1).rows.min() > 0
+
+
+class Doubled:
+    """Weighs targets by their item row, self-normalised or not."""
+
+    def __init__(self, normalised=True):
+        self.normalised = normalised
+
+    def __call__(self, batch):
+        return batch.targets.float() * 2
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_weightings_multiply_the_losses_and_the_divisor_only_if_normalised(normalised):
+    plain, weighted = (
+        Recommender(IdItems(8), SASRec(8, 1, dropout=0.0, max_length=8), FullSoftmax(), weightings=parts)
+        for parts in ([], [Doubled(normalised)])
+    )
+    rows = toy_batch((4, 2, 5))
+    for model in (plain, weighted):
+        model.bind(toy_context())
+    before, after = (model.prepare(rows, Step(rows)) for model in (plain, weighted))
+    weight = target_weight(after)
+    data = before.flatten(before.weights)[before.flatten(before.targets) > 0]
+    rate = 2.0 * before.flatten(before.targets)[before.flatten(before.targets) > 0]
+    assert weight == pytest.approx(float((data * rate).sum() if normalised else data.sum()), rel=1e-6)
+    losses = plain.objective(plain.encode(before), before, plain.items, torch.Generator())
+    found = weighted.loss(Step(after, total_weight=weight))["loss"]
+    assert found.item() == pytest.approx(float((losses * data * rate).sum() / weight), rel=1e-5)
+    found.backward()
+    (losses * data * rate).sum().div(weight).backward()
+    torch.testing.assert_close(weighted.items.weight.grad, plain.items.weight.grad, rtol=1e-4, atol=1e-6)

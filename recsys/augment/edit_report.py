@@ -133,9 +133,11 @@ def _table(model: Any, split: Any, users: np.ndarray, seed: int) -> list[dict[st
     batch = split.train.gather(users, _part(model).editor.max_length).to(_device(model))
     texts = split.item_text or {}
     column = next(iter([name for name in texts if "title" in name.lower()] or texts), None)
-    rows = batch.ids.flatten().unique().tolist()
+    edited = _edit(model, batch, seed)
+    shown = torch.cat([batch.ids.flatten(), edited.inserted.flatten()]).unique()
+    rows = shown[shown <= model.items.num_items].tolist()
     titles = {} if column is None else {split.items.raw(np.array([row]))[0]: texts[column][row] for row in rows if row}
-    told = _lines(model, batch, _edit(model, batch, seed), {raw: title for raw, title in titles.items() if title})
+    told = _lines(model, batch, edited, {raw: title for raw, title in titles.items() if title})
     rows = []
     for name, lines in zip(split.users.raw(users).tolist(), told, strict=True):
         parts = [line.split(maxsplit=1) for line in lines]

@@ -88,6 +88,7 @@ class Loop:
         if fresh and state.stage:
             self._start_stage(stage, self.settings.plan[state.stage - 1])
         if not self._over(stage):
+            _call(self.model, "on_stage", stage.name)
             self.updater = None  # the hooks of an earlier wrapper go with it
             self.updater = Updater(self.model, self.fabric, self.settings, stage, self._spare)
             if not fresh:
@@ -116,7 +117,7 @@ class Loop:
 
     def _train_epoch(self, stage: Stage) -> None:
         state, size = self.state, self.settings.accumulate
-        _call_on_epoch(self.model, state.epoch)
+        _call(self.model, "on_epoch", state.epoch)
         self.model.train()
         updates = -(-(self.batches.num_batches(state.epoch) - state.consumed) // size)
         label = f"epoch {state.epoch + 1}/{self._epochs(stage)}"
@@ -288,10 +289,11 @@ def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
         yield group
 
 
-def _call_on_epoch(model: Any, epoch: int) -> None:
-    """Call ``on_epoch(epoch)`` of every part that has it, also of those that are no modules."""
-    parts = [*model.modules(), getattr(model, "targets", None), *getattr(model, "augmentations", ())]
+def _call(model: Any, name: str, value: Any) -> None:
+    """Call the hook ``name`` of every part that has it, also of those that are no modules."""
+    parts = [*model.modules(), getattr(model, "targets", None)]
+    parts += [*getattr(model, "augmentations", ()), *getattr(model, "weightings", ())]
     for part in {id(part): part for part in parts}.values():
-        hook = getattr(part, "on_epoch", None)
+        hook = getattr(part, name, None)
         if hook is not None:
-            hook(epoch)
+            hook(value)
