@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recsys.augment.similar import ItemCF
 from recsys.augment.views import Crop, DistinctPair, Insert, Mask, OneOf, Reorder, Substitute
@@ -360,3 +361,31 @@ def test_mask_without_a_row_for_it_is_an_error_of_the_item_table() -> None:
 def test_errors(make: Callable[[], Any], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         make()
+
+
+class Operations(TorchDispatchMode):
+    """Counts the tensor operations that run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_check_13_the_number_of_operations_does_not_grow_with_the_batch() -> None:
+    """What it costs as a share of a step is measured by benchmarks/speed/augment.py."""
+    counted = ItemCF()
+    everything = [Crop(), Mask(), Reorder(), Substitute(0.5, counted), Insert(0.5, counted, 12)]
+    for part in (*everything, OneOf(everything), DistinctPair(everything)):
+        if hasattr(part, "bind"):
+            part.bind(toy_context())
+        counts = []
+        for rows in (4, 256):
+            batch = toy_batch((8, 5, 3, 1) * (rows // 4))
+            with Operations() as run:
+                part(batch, torch.Generator().manual_seed(0))
+            counts.append(run.count)
+        assert counts[0] == counts[1] < 400
