@@ -43,7 +43,7 @@ def main() -> None:
         speed = [path.read_text().strip().replace("# ", "### ", 1) for path in sorted(SPEED.glob("*.md"))]
         speed = [text.replace("\n## ", "\n#### ") for text in speed]
         put(HERE / "README.md", "\n\n".join([quality(), *map(str, sections()), *tuned]))
-        begun = [str(section) for section in sections() if section.found]
+        begun = [section.text(measured=True) for section in sections() if section.found]
         put(HERE.parents[1] / "README.md", "\n\n".join([quality(), *begun, *speed]))
     else:
         print("\n\n".join([quality(), *map(str, sections())]))
