@@ -22,6 +22,10 @@ _HOMES = {
     "LastItem": "recsys.data.targets",
     "MaskedItems": "recsys.data.targets",
     "IdItems": "recsys.items",
+    "TextItems": "recsys.items",
+    "SumItems": "recsys.items",
+    "FrozenItems": "recsys.items",
+    "cold_items": "recsys.data.cold",
     "SASRec": "recsys.encoders.sasrec",
     "GRU4Rec": "recsys.encoders.gru4rec",
     "BERT4Rec": "recsys.encoders.bert4rec",
@@ -76,6 +80,7 @@ if TYPE_CHECKING:
     from recsys.baselines.markov import Markov as Markov
     from recsys.baselines.popularity import Popularity as Popularity
     from recsys.data.cards import load as load
+    from recsys.data.cold import cold_items as cold_items
     from recsys.data.dataset import Dataset as Dataset
     from recsys.data.negatives import InBatchNegatives as InBatchNegatives
     from recsys.data.negatives import UniformNegatives as UniformNegatives
@@ -99,7 +104,10 @@ if TYPE_CHECKING:
     from recsys.eval.compare import compare as compare
     from recsys.eval.evaluate import evaluate as evaluate
     from recsys.index import Index as Index
+    from recsys.items import FrozenItems as FrozenItems
     from recsys.items import IdItems as IdItems
+    from recsys.items import SumItems as SumItems
+    from recsys.items import TextItems as TextItems
     from recsys.llm.embed import embed as embed
     from recsys.llm.profiles import profiles as profiles
     from recsys.objectives.bce import BCE as BCE

@@ -1,6 +1,6 @@
 """``evaluate``: rank the whole catalogue for every held-out user and report one number per user and metric.
 
-Legend: n users of the part, b users of a batch, N items, K longest list.
+Legend: n users of the part, b users of a batch, N items, C candidates (all N, or those asked for), K longest list.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import nn
 
 from recsys.errors import DataError, DataWarning
 from recsys.eval.aggregates import Aggregate
+from recsys.eval.candidates import Pool, choose_pool
 from recsys.eval.choice import Choice, choose
 from recsys.eval.metrics import Catalogue, Metric, Ranked
 from recsys.eval.ranking import Landed, Plan, rank_targets
@@ -46,6 +47,7 @@ def evaluate(
     users: Vocabulary | None = None,
     rank: int = 0,
     world_size: int = 1,
+    candidates: str | Sequence[Any] | np.ndarray = "all",
 ) -> Report:
     """A :class:`Report` of how ``model`` ranks the targets of ``part`` among all items.
 
@@ -67,22 +69,29 @@ def evaluate(
         users: the vocabulary of users, to keep their raw ids in the report.
         rank, world_size: evaluate ``users[rank::world_size]``; put the shares together with :meth:`Report.merge`,
             which gives what one process gives, as far as the scores of a user do not depend on the rest of a batch.
+        candidates: what is ranked: "all" items, the "cold" ones that training never saw, raw item ids (of the model's
+            vocabulary), or a mask (N+1,) bool by item row. ``exclude`` applies to what is left. Targets that are no
+            candidates are left out, and so are users without any other; a warning counts both. Coverage and Gini
+            then are over the candidates, and the protocol of the report names them and what guessing gives.
 
     Raises:
         ValueError: a bad argument, a score that is NaN or infinite, scores of the wrong shape.
-        DataError: the part has no users, or another number of items than the model.
+        DataError: the part has no users or another number of items than the model; no candidate, an unknown one, or
+            no target among them.
     """
     if exclude not in ("history", "none"):
         raise ValueError(f"exclude is 'history' or 'none'; found {exclude!r}")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must lie in 0..world_size-1; found rank={rank} with world_size={world_size}")
     num_items = shared_num_items(model, part)
-    choice = choose(metrics, [cut for cut in CUTS if cut <= num_items] if k is None else k, num_items)
+    pool = choose_pool(candidates, model, part)
+    size = num_items if pool is None else len(pool)
+    choice = choose(metrics, [cut for cut in CUTS if cut <= size] if k is None else k, size)
     own = {title: _labels(title, labels, len(part)) for title, labels in (segments or {}).items()}
     share = np.arange(rank, len(part), world_size)
     lengths = history_lengths(model, part, share)
     plan = Plan.fit(memory, num_items, int(lengths.max(initial=0)), device_of(model))
-    run = _Run(model, part, choice, exclude == "history", plan, num_items)
+    run = _Run(model, part, choice, exclude == "history", plan, num_items, pool)
     bar = Progress(len(share), f"evaluate {part.name}", "users", enabled=progress and rank == 0)
     with evaluating(model), torch.inference_mode(), bar:
         for alike in (lengths > 0, lengths == 0):  # apart, for a mixed batch would hold its scores twice
@@ -97,7 +106,7 @@ def evaluate(
     meta = {
         "model": name or type(model).__name__,
         "part": part.name,
-        "protocol": part.protocol,
+        "protocol": part.protocol if pool is None else part.protocol | pool.protocol(),
         "data_hash": getattr(part, "data_hash", ""),
         "exclude": exclude,
         "num_items": num_items,
@@ -108,9 +117,14 @@ def evaluate(
         "metrics": [column for column, _, _ in choice.metrics],
         "popularity_thresholds": list(popularity_thresholds(part.item_counts)),
     }
+    if pool is not None:
+        meta |= {"num_candidates": len(pool), "targets_outside": pool.outside}
     if run.without_targets:
+        where = f" among the candidates ({pool.outside:,} targets are none)" if pool is not None else ""
         warnings.warn(
-            f"{run.without_targets:,} of {len(part):,} users have no target and are left out", DataWarning, stacklevel=2
+            f"{run.without_targets:,} of {len(part):,} users have no target{where} and are left out",
+            DataWarning,
+            stacklevel=2,
         )
     return Report.make(meta, columns, run.exposure, choice.aggregates)
 
@@ -125,18 +139,24 @@ class _Run:
     hide_history: bool
     plan: Plan
     num_items: int
+    pool: Pool | None
 
     def __post_init__(self) -> None:
         self.device = device_of(self.model)
         self.catalogue = Catalogue(np.asarray(self.part.item_counts))
         self.needs = frozenset(getattr(self.model, "needs", ()))
         self.without_targets = self.fingerprint = 0
-        self.exposure = {k: np.zeros(self.num_items, dtype=np.int64) for k in self.choice.exposure_cuts}
+        self.places = np.arange(self.num_items + 1) if self.pool is None else self.pool.places
+        self.size = self.num_items if self.pool is None else len(self.pool)
+        self.exposure = {k: np.zeros(self.size, dtype=np.int64) for k in self.choice.exposure_cuts}
         self._parts: list[dict[str, np.ndarray]] = []
 
     def add(self, index: np.ndarray) -> None:
         """Rank the users at ``index`` of the part."""
         owner, target = self.part.targets(index)
+        if self.pool is not None:
+            inside = self.places[target] > 0
+            owner, target = owner[inside], target[inside]
         count = np.bincount(owner, minlength=len(index))
         order = np.argsort(-count, kind="stable")[: int(np.count_nonzero(count))]  # more targets first, none left out
         self.without_targets += len(index) - len(order)
@@ -151,12 +171,17 @@ class _Run:
         known, length = self._history(index)
         repeated = _contains(known, owner * (self.num_items + 1) + target)
         scores = self._scores(index)
-        hidden = np.divmod(known, self.num_items + 1) if self.hide_history else None
+        hidden = self._hidden(known) if self.hide_history else None
         landed = rank_targets(
-            scores, (owner, target), hidden, self.plan.chunk, self.choice.list_length, self.part.users[index]
+            scores,
+            (owner, self.places[target]),
+            hidden,
+            self.plan.chunk,
+            self.choice.list_length,
+            self.part.users[index],
         )
         users = len(index)
-        candidates = np.full(users, self.num_items)
+        candidates = np.full(users, self.size)
         if hidden is not None:
             candidates += np.bincount(owner[repeated], minlength=users) - np.bincount(hidden[0], minlength=users)
         self._parts.append(
@@ -182,7 +207,16 @@ class _Run:
         distinct[1:] = keys[1:] != keys[:-1]
         return keys[distinct], np.bincount(owner, minlength=len(index))
 
+    def _hidden(self, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(user position, column from 1) of the history items that are candidates, from their sorted keys."""
+        user, item = np.divmod(known, self.num_items + 1)
+        if self.pool is None:
+            return user, item
+        place = self.places[item]
+        return user[place > 0], place[place > 0]
+
     def _scores(self, index: np.ndarray) -> torch.Tensor:
+        """(b, C) scores of the candidates."""
         batch = self.part.batch(index, self.model.max_length, self.needs).to(self.device)
         scores = self.model.score_safely(batch)
         if tuple(scores.shape) != (len(index), self.num_items):
@@ -190,12 +224,13 @@ class _Run:
                 f"{type(self.model).__name__}.score must give one row per user and one column per item, "
                 f"({len(index)}, {self.num_items}); found {tuple(scores.shape)}"
             )
-        return scores
+        return scores if self.pool is None else scores[:, self.pool.columns(scores.device)]
 
     def _measure(self, landed: Landed, owner: np.ndarray, candidates: np.ndarray) -> dict[str, np.ndarray]:
-        ranked = Ranked.from_pairs(
-            owner, landed.above, landed.size, candidates, lists=landed.lists, catalogue=self.catalogue
-        )
+        lists = landed.lists
+        if lists is not None and self.pool is not None:
+            lists = self.pool.items(lists)
+        ranked = Ranked.from_pairs(owner, landed.above, landed.size, candidates, lists=lists, catalogue=self.catalogue)
         for k, exposure in self.exposure.items():
             assert landed.lists is not None
             shown = landed.lists[:, :k]

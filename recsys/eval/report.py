@@ -203,9 +203,10 @@ class Report:
         """The protocol in two lines: what every number of the report depends on."""
         meta = self.meta
         seen = "history excluded" if meta["exclude"] == "history" else "history not excluded"
+        ranking = "ranked among the candidates only" if "num_candidates" in meta else "full ranking"
         shares = "" if meta["shares"] == [[0, 1]] else f" (shares {meta['shares']} of the users)"
         return (
-            f"{self.name} on {meta['part']}{shares}: {_protocol(meta['protocol'])}, full ranking, {seen}; "
+            f"{self.name} on {meta['part']}{shares}: {_protocol(meta['protocol'])}, {ranking}, {seen}; "
             f"{meta['users']:,} users, {meta['targets']:,} targets, {meta['num_items']:,} items "
             f"({meta['mean_candidates']:,.1f} candidates per user)\n"
             f"ties: {meta['tied_targets']:,} targets tied, counted by their expected value; "

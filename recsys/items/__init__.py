@@ -1,5 +1,8 @@
 """Item tables: what an item looks like to encoders and objectives.
 
+``IdItems`` learns a vector per item, ``TextItems`` projects text vectors, ``FrozenItems`` takes those of another
+trained recommender, ``SumItems`` adds tables up.
+
 Legend: N items (rows 1..N; row 0 is padding and is neither looked up nor scored), D width.
 """
 
@@ -11,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recsys.items.frozen import FrozenItems as FrozenItems
+from recsys.items.sums import SumItems as SumItems
+from recsys.items.text import TextItems as TextItems
 from recsys.nn.initialise import check_scheme, initialise_table
 from recsys.seams import Context
 

@@ -1,0 +1,147 @@
+"""Run the table of cold items: who finds items that training never saw, by id, by text, by both.
+
+    RECSYS_MIRROR=... python benchmarks/quality/cold.py
+    python benchmarks/quality/cold.py --data ml-100k --only ids text --seeds 0 1 --budget-minutes 30
+
+5% of the items are taken out of training and histories (:mod:`recsys.data.cold`), the same ones for all rows and seeds,
+and only items that training never saw are ranked: these, and some that lost all their events with what comes behind a
+test target. A random order finds a target among the first ten of C candidates
+with chance 10 / C, and every bound is also told as a multiple of it. Two intervals are made of each row's HR@10: over
+users (bootstrap, each user's mean over seeds) and over seeds (Student's t); the bounds are the outer ones of the two.
+The table of a data set is written to ``benchmarks/quality/results/cold-DATA.md``, from the run folders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from driver import Work, main
+from plan import HERE, Plan, Row
+from run import RESULTS, T_95, split_arguments
+
+DATA = ("ml-100k", "amazon-beauty")
+METRIC, K = "hr@10", 10
+CONFIGS = HERE.parents[1] / "configs"
+
+
+def cold(name: str, *flags: str, recipe: str = "text_items", reference: str | None = "ids") -> Row:
+    """A row of the table, ranked on cold items. Five seeds: a row at chance moves much with its initial weights."""
+    return Row(name, recipe, ("--cold", *flags), data=DATA, seeds=dict.fromkeys(DATA, 5), reference=reference)
+
+
+def rows() -> tuple[Row, ...]:
+    """The rows; Recformer where its recipe is and knows cold items."""
+    found = [
+        cold("ids", "--table", "ids", reference=None),
+        cold("text", "--table", "text"),
+        cold("text-mlp", "--table", "text", "--project", "mlp"),
+        cold("ids-text", "--table", "ids+text"),
+    ]
+    recformer = CONFIGS / "recformer.py"
+    if recformer.is_file() and "cold: bool" in recformer.read_text(encoding="utf-8"):
+        found.append(cold("recformer", recipe="recformer"))
+    return tuple(found)
+
+
+COLD = Plan("cold", rows())
+
+
+def table(work: Work, data: str) -> str:
+    """The table of one data set, empty if nothing was run."""
+    lines = []
+    for row in COLD.rows:
+        folders = work.finished(row.name, data)
+        if folders:
+            found = measured(list(folders.values()))
+            lines.append(line(work.named(row.name), found, len(folders)))
+    if not lines:
+        return ""
+    head = (
+        f"| items | HR@10 [95% over users] | [95% over seeds] | chance | lower bound / chance | upper bound / chance "
+        f"| NDCG@10 | seeds | users | candidates |\n{'|---' * 10}|"
+    )
+    command = f"python {COLD.script} --data {data}" + (f" -- {' '.join(work.flags)}" if work.flags else "")
+    return "\n".join([f"### Cold items of {data}", "", head, *lines, "", f"`{command}`, {datetime.date.today()}\n"])
+
+
+def measured(folders: list[Path]) -> dict[str, Any]:
+    """HR@10 of the runs in ``folders``, one per seed, with both intervals, and what chance gives these users."""
+    from driver import averaged
+
+    from recsys.eval.report import Report
+    from recsys.eval.statistics import bootstrap_interval
+
+    report = averaged(folders)
+    seeds = np.array([Report.load(folder).mean(METRIC) for folder in folders])
+    candidates = Report.load(folders[0]).columns["candidates"]
+    low, high = bootstrap_interval(report.columns[METRIC][:, None])[0].tolist()
+    users = (low, high)
+    found = {
+        "mean": report.mean(METRIC),
+        "ndcg": report.mean("ndcg@10"),
+        "users": users,
+        "seeds": None,
+        "chance": float(np.minimum(K / candidates, 1).mean()),
+        "num_users": len(candidates),
+        "candidates": float(candidates.mean()),
+    }
+    bounds = list(users)
+    if len(seeds) > 1:
+        reach = T_95.get(len(seeds), 2.0) * seeds.std(ddof=1) / len(seeds) ** 0.5
+        found["seeds"] = (float(seeds.mean() - reach), float(seeds.mean() + reach))
+        bounds += found["seeds"]
+    return found | {"low": max(min(bounds), 0.0), "high": max(bounds)}
+
+
+def line(name: str, found: dict[str, Any], seeds: int) -> str:
+    """A row of the table."""
+
+    def between(bounds: tuple[float, float] | None) -> str:
+        return "" if bounds is None else f"[{bounds[0]:.4f}, {bounds[1]:.4f}]"
+
+    cells = [
+        name,
+        f"{found['mean']:.4f} {between(found['users'])}",
+        between(found["seeds"]),
+        f"{found['chance']:.4f}",
+        f"{found['low'] / found['chance']:.2f}",
+        f"{found['high'] / found['chance']:.2f}",
+        f"{found['ndcg']:.4f}",
+        str(seeds),
+        f"{found['num_users']:,}",
+        f"{found['candidates']:,.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def write_tables(arguments: list[str]) -> None:
+    """Write the table of each data set that has runs, beside the folder of results."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--runs", type=Path, default=Path("runs/quality") / COLD.name)
+    parser.add_argument("--results", type=Path, default=RESULTS / COLD.name)
+    own, flags = split_arguments(arguments)
+    chosen, _ = parser.parse_known_args(own)
+    work = Work(COLD, chosen.runs, chosen.results, flags, 0.0)
+    for data in DATA:
+        text = table(work, data)
+        if text:
+            path = chosen.results.parent / f"{work.named('cold')}-{data}.md"
+            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, path)
+            print(text)
+
+
+if __name__ == "__main__":
+    try:
+        main(COLD, __doc__)
+    except SystemExit as over:  # how it always ends; 2 is a command line that it does not understand
+        if over.code != 2 and not {"-h", "--help"} & set(sys.argv):
+            write_tables(sys.argv[1:])
+        raise

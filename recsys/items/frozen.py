@@ -1,0 +1,149 @@
+"""Items as another trained recommender has them, for models that are built on it (SLMRec's teacher and student).
+
+Legend: N items (rows 1..N, 0 is padding), D width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from torch import Tensor, nn
+
+from recsys.data.vectors import KIND as VECTORS
+from recsys.data.vectors import Vectors
+from recsys.data.vocabulary import Vocabulary
+from recsys.errors import DataError
+from recsys.seams import Context
+
+RUN, BUNDLE = "recsys.run", "recsys.bundle"
+
+
+class FrozenItems(nn.Module):
+    """Item vectors that are not trained, the same at the input and the output, found by raw id.
+
+    They are saved with the model, so a loaded one does not need the folder.
+
+    Args:
+        run: folder of a run whose table is ``IdItems`` or this one, of a bundle with an index, or of
+            :class:`recsys.data.vectors.Vectors` (any other recommender: ``Vectors.of(ids, model.item_vectors())``).
+        dim: width D; read from the folder if None.
+        scale: multiply input vectors by sqrt(D); the vectors of a SASRec were read like that when it was trained.
+        extra: input-only rows behind the items (a mask, an end token): learned, never scored.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        DataError: it holds no item vectors.
+    """
+
+    weight: Tensor
+
+    def __init__(self, run: str = "", dim: int | None = None, scale: bool = False, extra: int = 0) -> None:
+        super().__init__()
+        if not run:
+            raise ValueError("run must name the folder of a trained run, a bundle or vectors")
+        dim = saved_vectors(run).width if dim is None else dim
+        if dim < 1 or extra < 0:
+            raise ValueError(f"dim must be at least 1, extra at least 0; found {dim} and {extra}")
+        self.run, self.dim, self.scale, self.extra = str(run), dim, scale, extra
+        self.num_items = 0
+        self.register_buffer("weight", torch.zeros(0, dim))
+        self.rows = nn.Parameter(torch.empty(extra, dim)) if extra else None
+
+    def bind(self, context: Context) -> None:
+        """Take the vectors of the catalogue (a loaded model: of the saved tensors).
+
+        Raises:
+            DataError: the folder has other items than the data.
+            ValueError: its vectors are not ``dim`` wide.
+        """
+        self.num_items = context.num_items
+        self.weight = torch.zeros(1 + self.num_items, self.dim)
+        if context.training is not None:
+            self.weight = self._aligned(context)
+        if self.rows is not None:
+            nn.init.normal_(self.rows, std=0.02)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input vectors (..., D) of item rows (...).
+
+        Raises:
+            ValueError: there is no such row (on the CPU; a GPU ends with an error of its own).
+        """
+        try:
+            if self.rows is None:
+                vectors = F.embedding(ids, self.weight)
+            else:
+                behind = ids > self.num_items
+                own = F.embedding((ids - self.num_items - 1).clamp(min=0), self.rows)
+                vectors = torch.where(behind[..., None], own, F.embedding(ids.masked_fill(behind, 0), self.weight))
+        except IndexError as error:
+            raise ValueError(
+                f"rows up to {int(ids.max())} are asked for, but the table has {self.num_items} items and {self.extra} "
+                "rows behind them: give it as many as are written, FrozenItems(run, extra=1)"
+            ) from error
+        return vectors * self.dim**0.5 if self.scale else vectors
+
+    def output(self, ids: Tensor) -> Tensor:
+        """Output vectors (..., D) of item rows (...)."""
+        return F.embedding(ids, self.weight)
+
+    def blocks(self, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
+        """(first row, (n, D) output vectors) in blocks of ``size`` rows (default: all at once)."""
+        step = size or max(self.num_items, 1)
+        for first in range(1, self.num_items + 1, step):
+            yield first, self.weight[first : min(first + step, self.num_items + 1)]
+
+    def _aligned(self, context: Context) -> Tensor:
+        if context.vocabulary is None:
+            raise ValueError("vectors are found by raw item id, and these data come without a vocabulary of items")
+        found = saved_vectors(self.run)
+        if found.width != self.dim:
+            raise ValueError(f"dim={self.dim}, but the vectors of {self.run} are {found.width} wide: give that number")
+        matrix, known = found.aligned(context.vocabulary)
+        missing = context.vocabulary.raw((~known[1:]).nonzero()[0][:3] + 1).tolist()
+        if missing or len(found) != self.num_items:
+            sample = f", {int((~known[1:]).sum()):,} of these data, such as {missing}, are missing" if missing else ""
+            raise DataError(
+                f"{self.run} has vectors of {len(found):,} items, the data have {self.num_items:,}{sample}: train "
+                "it on the same data"
+            )
+        return torch.from_numpy(matrix)
+
+
+def saved_vectors(folder: str | Path) -> Vectors:
+    """The item vectors in the folder of a run, a bundle or vectors, by raw id.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        DataError: it holds none that can be read without its model.
+    """
+    path = Path(folder).absolute()
+    if not (path / "manifest.json").is_file():
+        raise FileNotFoundError(f"{path} is no folder of a run, a bundle or vectors: it has no manifest.json")
+    try:
+        kind = json.loads((path / "manifest.json").read_text(encoding="utf-8")).get("kind")
+        if kind == RUN and (path / "model.safetensors").is_file():
+            found = load_file(path / "model.safetensors").get("items.weight")
+            ids = Vocabulary.load(path / "vocabulary", "items").ids
+            matrix = None if found is None else found[1 : len(ids) + 1]
+        elif kind == BUNDLE and (path / "vectors.safetensors").is_file():
+            matrix = load_file(path / "vectors.safetensors")["item_vectors"]
+            ids = Vocabulary.load(path, "items").ids
+        elif kind == VECTORS:
+            return Vectors.load(path)
+        else:
+            matrix = None
+    except (ValueError, KeyError, AttributeError, SafetensorError) as error:
+        raise DataError(f"{path} is damaged ({error!r}): make it again") from error
+    if matrix is None:
+        raise DataError(
+            f"{path} holds no table of item vectors: name a finished run with IdItems, a bundle with an index, or save "
+            "those of its model with recsys.data.vectors.Vectors.of(ids, model.item_vectors()).save(folder)"
+        )
+    return Vectors.of(ids, matrix, of="items", model=str(path))

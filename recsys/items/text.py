@@ -1,0 +1,238 @@
+"""Items by what their texts say: frozen text vectors, projected to the width of the encoder.
+
+    output(i) = P(t_i) + b        P linear, or two layers with a GELU; no biases inside, so P(0) = 0
+
+t_i is the text vector of item i; an item without one has t_i = 0 and a learned row in the place of b, which all such
+items share. The input vector is the same, times sqrt(D) with ``scale``. An item that training never saw is placed by
+its text like any other, which is what these tables are for.
+
+Projected text vectors in the place of ids are the idea of UniSRec (Hou et al., KDD 2022, arXiv 2206.05941) and of much
+since; here it is the plain form: no mixture of experts, no pre-training, input and output tied.
+
+Legend: N items (rows 1..N, 0 is padding), H width of the text vectors, D width.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recsys.data.vectors import Vectors
+from recsys.seams import Context
+
+PROJECTIONS = ("linear", "mlp")
+PRECISIONS = ("float32", "float16")
+STD = 0.02  # of a fresh table: that of IdItems(init="normal")
+GELU_RMS = 0.65  # root mean square of GELU(x), x ~ N(0, 1)
+
+
+class TextItems(nn.Module):
+    """A vector per item, projected from its text vector, tied: one table for the input and the output.
+
+    The text vectors are saved with the model, so a loaded model ranks without the folder they came from. In training
+    the catalogue is projected where an objective asks for :meth:`blocks`, once per call, and the items of the input
+    beside it, each once per batch. Without gradients in eval mode the projected table is kept for as long as the
+    weights stay as they are.
+
+    Args:
+        dim: width D.
+        vectors: folder of :class:`recsys.data.vectors.Vectors` by raw item id, such as ``str(embed(split).path)``.
+        project: "linear", or "mlp" with a hidden layer of 2 D.
+        trainable: train the text vectors too; an item without one then learns its own.
+        scale: multiply input vectors by sqrt(D), as ``IdItems`` does.
+        normalize: subtract the mean of the catalogue's text vectors and scale each to length 1; else as they are.
+        extra: input-only rows behind the items (a mask, an end token): learned, never scored.
+        text_dim: width H; read from the folder if None.
+        precision: "float32" or "float16", of the text vectors in memory and in the saved model.
+
+    Raises:
+        ValueError: an argument is out of range.
+        FileNotFoundError: there is no such folder.
+    """
+
+    text: Tensor
+    known: Tensor
+
+    def __init__(
+        self,
+        dim: int = 64,
+        vectors: str = "",
+        project: Literal["linear", "mlp"] = "linear",
+        trainable: bool = False,
+        scale: bool = True,
+        normalize: bool = True,
+        extra: int = 0,
+        text_dim: int | None = None,
+        precision: Literal["float32", "float16"] = "float32",
+    ) -> None:
+        super().__init__()
+        if not vectors:
+            raise ValueError("vectors must name a folder of text vectors: make one with recsys.llm.embed.embed(split)")
+        if project not in PROJECTIONS or precision not in PRECISIONS:
+            raise ValueError(
+                f"project is one of {PROJECTIONS}, precision of {PRECISIONS}; found {project}, {precision}"
+            )
+        if trainable and precision != "float32":
+            raise ValueError("text vectors that are trained need precision='float32': leave one of the two out")
+        text_dim = Vectors.load(vectors).width if text_dim is None else text_dim
+        if min(dim, text_dim) < 1 or extra < 0:
+            raise ValueError(f"dim and text_dim must be at least 1, extra at least 0; found {dim}, {text_dim}, {extra}")
+        self.dim, self.vectors, self.project, self.trainable = dim, str(vectors), project, trainable
+        self.scale, self.normalize, self.extra = scale, normalize, extra
+        self.text_dim, self.precision = text_dim, precision
+        self.num_items = 0
+        self.hidden = nn.Linear(text_dim, 2 * dim, bias=False) if project == "mlp" else None
+        self.last = nn.Linear(2 * dim if project == "mlp" else text_dim, dim, bias=False)
+        self.rows = nn.Parameter(torch.empty(2 + extra, dim))  # b, the row of items without text, the input-only rows
+        self.register_buffer("known", torch.zeros(0, dtype=torch.bool))  # (N+1,)
+        self._hold(torch.zeros(0, text_dim))
+        self._kept: _Kept | None = None
+
+    def bind(self, context: Context) -> None:
+        """Take the text vectors of the catalogue (a loaded model: of the saved tensors) and initialise the rest.
+
+        Raises:
+            DataError: no item has a vector.
+            ValueError: the vectors are not ``text_dim`` wide.
+        """
+        self.num_items, self._kept = context.num_items, None
+        self.known = torch.zeros(1 + self.num_items, dtype=torch.bool)
+        text = torch.zeros(1 + self.num_items, self.text_dim)
+        if context.training is not None:
+            text, self.known = self._aligned(context)
+        self._hold(text)
+        if self.hidden is not None:
+            nn.init.normal_(self.hidden.weight, std=1.0)
+        nn.init.normal_(self.last.weight, std=STD if self.hidden is None else STD / GELU_RMS / (2 * self.dim) ** 0.5)
+        nn.init.normal_(self.rows, std=STD)
+        nn.init.zeros_(self.rows.data[0])
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input vectors (..., D) of item rows (...), zero for padding.
+
+        Raises:
+            ValueError: there is no such row.
+        """
+        vectors = self._of(ids)
+        return vectors * self.dim**0.5 if self.scale else vectors
+
+    def output(self, ids: Tensor) -> Tensor:
+        """Output vectors (..., D) of item rows (...)."""
+        return self._of(ids)
+
+    def blocks(self, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
+        """(first row, (n, D) output vectors) in blocks of ``size`` rows (default: all at once)."""
+        step = size or max(self.num_items, 1)
+        table = self._table()
+        for first in range(1, self.num_items + 1, step):
+            rows = slice(first, min(first + step, self.num_items + 1))
+            yield first, self._block(rows) if table is None else table[rows]
+
+    def _hold(self, text: Tensor) -> None:
+        if self.trainable:
+            self.text = nn.Parameter(text)
+        else:
+            self.register_buffer("text", text.to(getattr(torch, self.precision)))
+
+    def _aligned(self, context: Context) -> tuple[Tensor, Tensor]:
+        """Text vectors (N+1, H) and which items have one (N+1,), as the folder has them."""
+        if context.vocabulary is None:
+            raise ValueError("text vectors are found by raw item id, and these data come without a vocabulary of items")
+        vectors = Vectors.load(self.vectors)
+        if vectors.width != self.text_dim:
+            raise ValueError(f"text_dim={self.text_dim}, but {self.vectors} is {vectors.width} wide: give that number")
+        matrix, known = vectors.aligned(context.vocabulary)
+        if self.normalize:
+            matrix[known] -= matrix[known].mean(0)
+            matrix /= np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12)
+        if self.precision == "float16" and (largest := float(np.abs(matrix).max())) > float(np.finfo(np.float16).max):
+            raise ValueError(f"float16 does not hold {largest:.4g}: use precision='float32', or normalize=True")
+        missing = self.num_items - int(known.sum())
+        if missing:
+            line = f"text items: {missing:,} of {self.num_items:,} items have no vector in {self.vectors}"
+            doubt = "; are they of other data?" if 2 * missing > self.num_items else ""
+            print(f"{line} and share one learned row{doubt}", file=sys.stderr)
+        return torch.from_numpy(matrix), torch.from_numpy(known)
+
+    def _project(self, text: Tensor) -> Tensor:
+        """(n, D) of text vectors (n, H)."""
+        text = text.to(self.last.weight.dtype)
+        projected: Tensor = self.last(text if self.hidden is None else F.gelu(self.hidden(text)))
+        return projected
+
+    def _block(self, rows: slice) -> Tensor:
+        """(n, D) output vectors of consecutive item rows."""
+        return self._project(self.text[rows]) + torch.where(self.known[rows, None], self.rows[0], self.rows[1])
+
+    def _of(self, ids: Tensor) -> Tensor:
+        """(..., D) of any rows, each row that occurs projected once."""
+        table, index = self._table(), ids
+        if table is None:
+            distinct, index = ids.unique(return_inverse=True)
+            if len(distinct) and int(distinct[-1]) > self.num_items + self.extra:
+                raise self._no_row(ids)
+            table = self._some(distinct)
+        try:
+            return F.embedding(index, table)
+        except IndexError as error:
+            raise self._no_row(ids) from error
+
+    def _some(self, ids: Tensor) -> Tensor:
+        """(n, D) of rows (n,), padding and the rows behind the items included."""
+        item = (ids > 0) & (ids <= self.num_items)
+        inner = ids * item  # what is no item has the text vector of padding, zero
+        slot = torch.where(item, 2 - self.known[inner].long(), (ids - self.num_items + 2).clamp(min=0) * (ids > 0))
+        own = torch.cat([self.rows.new_zeros(1, self.dim), self.rows])
+        return self._project(F.embedding(inner, self.text)) * item[:, None] + F.embedding(slot, own)
+
+    def _table(self) -> Tensor | None:
+        """(1 + N + extra, D), where it may be kept: without gradients, in eval mode; None elsewhere."""
+        if self.training or torch.is_grad_enabled():
+            self._kept = None
+            return None
+        if self._kept is None or not self._kept.holds(self):
+            with torch.inference_mode(False), torch.no_grad():
+                extra = self.rows[2:]
+                whole = [self.rows.new_zeros(1, self.dim), self._block(slice(1, self.num_items + 1)), extra]
+                self._kept = _Kept(self, torch.cat([part.to(extra.dtype) for part in whole]))
+        return self._kept.table
+
+    def _no_row(self, ids: Tensor) -> ValueError:
+        return ValueError(
+            f"rows up to {int(ids.max())} are asked for, but the table has {self.num_items} items and {self.extra} "
+            "rows behind them: targets that write a mask token need one such row, TextItems(..., extra=1)"
+        )
+
+
+class _Kept:
+    """A projected table, and the weights that it was made from.
+
+    Parameters are compared by value: not every way to change them leaves a trace in their version counters. Of the
+    frozen text vectors the object and its version are remembered.
+    """
+
+    def __init__(self, owner: nn.Module, table: Tensor) -> None:
+        self.table = table
+        self.values = [value.detach().clone() for value in owner.parameters()]
+        self.frozen = [(value, _version(value)) for value in owner.buffers()]
+
+    def holds(self, owner: nn.Module) -> bool:
+        """Whether the weights of ``owner`` are still those."""
+        frozen = list(owner.buffers())
+        if any(value is not own or _version(own) != version for (value, version), own in zip(self.frozen, frozen)):
+            return False
+        values = list(owner.parameters())
+        return all(
+            value.device == own.device and torch.equal(value, own)
+            for value, own in zip(self.values, values, strict=True)
+        )
+
+
+def _version(value: Tensor) -> int:
+    return -1 if value.is_inference() else value._version
