@@ -34,6 +34,11 @@ _HOMES = {
     "UniRec": "recsys.encoders.unirec",
     "ReaRec": "recsys.encoders.rearec",
     "FullSoftmax": "recsys.objectives.softmax",
+    "BPR": "recsys.objectives.bpr",
+    "Coupled": "recsys.objectives.coupled",
+    "InversePropensity": "recsys.objectives.propensity",
+    "PopularityPropensity": "recsys.objectives.propensity",
+    "GivenPropensity": "recsys.objectives.propensity",
     "SampledSoftmax": "recsys.objectives.sampled",
     "BCE": "recsys.objectives.bce",
     "GBCE": "recsys.objectives.gbce",
@@ -50,6 +55,7 @@ _HOMES = {
     "Popularity": "recsys.baselines.popularity",
     "ItemKNN": "recsys.baselines.itemknn",
     "EASE": "recsys.baselines.ease",
+    "RelMF": "recsys.baselines.relmf",
     "Markov": "recsys.baselines.markov",
     "embed": "recsys.llm.embed",
     "profiles": "recsys.llm.profiles",
@@ -79,6 +85,7 @@ if TYPE_CHECKING:
     from recsys.baselines.itemknn import ItemKNN as ItemKNN
     from recsys.baselines.markov import Markov as Markov
     from recsys.baselines.popularity import Popularity as Popularity
+    from recsys.baselines.relmf import RelMF as RelMF
     from recsys.data.cards import load as load
     from recsys.data.cold import cold_items as cold_items
     from recsys.data.dataset import Dataset as Dataset
@@ -111,7 +118,12 @@ if TYPE_CHECKING:
     from recsys.llm.embed import embed as embed
     from recsys.llm.profiles import profiles as profiles
     from recsys.objectives.bce import BCE as BCE
+    from recsys.objectives.bpr import BPR as BPR
+    from recsys.objectives.coupled import Coupled as Coupled
     from recsys.objectives.gbce import GBCE as GBCE
+    from recsys.objectives.propensity import GivenPropensity as GivenPropensity
+    from recsys.objectives.propensity import InversePropensity as InversePropensity
+    from recsys.objectives.propensity import PopularityPropensity as PopularityPropensity
     from recsys.objectives.sampled import SampledSoftmax as SampledSoftmax
     from recsys.objectives.softmax import FullSoftmax as FullSoftmax
     from recsys.ranker import History as History

@@ -64,7 +64,8 @@ class Recommender(Ranker):
         self.items, self.encoder, self.objective = items, encoder, objective
         self.targets: Targets = NextItem() if targets is None else targets
         self.auxiliaries = nn.ModuleList(auxiliaries)  # type: ignore[arg-type]
-        self.augmentations, self.weightings = list(augmentations), list(weightings)
+        self.augmentations = list(augmentations)
+        self.weightings = nn.ModuleList(weightings)  # type: ignore[arg-type]
         room = getattr(encoder, "longest", encoder.max_length)  # tokens it reads; targets may append some to a query
         self.max_length = min(encoder.max_length, room - getattr(self.targets, "appends", 0))
         self.needs = getattr(encoder, "needs", frozenset()) | getattr(self.targets, "needs", frozenset())
@@ -105,7 +106,7 @@ class Recommender(Ranker):
             batch = augmentation(batch, step.generator(f"{type(augmentation).__name__}{index}"))
         batch = self.targets.train(batch, step.generator("targets"))
         for weighting in self.weightings:
-            batch = _weighted(batch, weighting)
+            batch = _weighted(batch, weighting)  # type: ignore[arg-type]
         return batch
 
     def on_epoch(self, epoch: int) -> None:

@@ -137,8 +137,8 @@ class Targets(Protocol):
 class Weighting(Protocol):
     """How much each target counts, beside the weights that the data may have (propensities, recency).
 
-    ``normalised``: the loss is divided by the sum of the weights (self-normalised), as for weights of the data;
-    otherwise by what it would be divided by without this part.
+    A module, like an auxiliary. ``normalised``: the loss is divided by the sum of the weights (self-normalised), as for
+    weights of the data; otherwise by what it would be divided by without this part.
     """
 
     normalised: bool

@@ -148,13 +148,14 @@ def test_check_10_padding_is_not_recommended_and_its_row_stays() -> None:
     assert model.recommend([[100]], k=NUM_ITEMS - 1).rows.min() > 0
 
 
-class Doubled:
+class Doubled(nn.Module):
     """Weighs targets by their item row, self-normalised or not."""
 
     def __init__(self, normalised=True):
+        super().__init__()
         self.normalised = normalised
 
-    def __call__(self, batch):
+    def forward(self, batch):
         return batch.targets.float() * 2
 
 

@@ -28,6 +28,7 @@ class Negatives:
     ids: Tensor  # int64 item rows 1..N
     mask: Tensor  # (T, K) bool
     owner: Tensor | None = None  # (T,) int64
+    weights: Tensor | None = None  # (T, K) float32: how much each counts in the loss of its target (1 where None)
 
     def for_targets(self) -> tuple[Tensor, Tensor]:
         """Ids and mask (T, K) by target; ids stay (K,) if they are shared by all, so that one product scores them."""

@@ -3,6 +3,14 @@
 loss_t = softplus(-s_target) + sum_k softplus(s_k), with one uniform negative outside the history by default
 (Kang & McAuley 2018; the two terms are summed, as in the authors' code, not averaged over 1 + K logits).
 
+Under a weighting that is not normalised (``InversePropensity(..., normalised=False)``) a target of weight w gives
+(Saito et al. 2020, arXiv 1909.03601; d1 = softplus(-s_target), d0 = softplus(s_target), n = the negatives' sum)
+
+- "positive": w d1 + n, the default: stable, and the larger w is the more the target is pulled up;
+- "exact": w d1 + (1 - w) d0 + n: with ``scale`` = unlabelled items per sampled one, the unbiased estimate of the
+  pointwise loss over all items. The middle term is negative for w > 1, so scores count only up to ``LARGEST`` here;
+- "all": w (d1 + n), what every other objective does.
+
 Use when: reproducing old tables. Prefer instead: the full or the sampled softmax, or gBCE; BCE with one negative is
 overconfident and clearly worse (Klenitskiy & Vasilev 2023; Petrov & Macdonald 2023).
 """
@@ -15,8 +23,11 @@ from torch import Tensor, nn
 
 from recsys.data.batch import Batch
 from recsys.data.negatives import InBatchNegatives, UniformNegatives
-from recsys.objectives.sampled import positive_and_negative, softplus_sum
+from recsys.objectives.sampled import Scored, scored, softplus_sum
 from recsys.seams import Encoded, ItemTable
+
+IMPORTANCE = ("positive", "exact", "all")
+LARGEST = 15.0  # a score beyond it, either way, has no gradient under importance="exact"
 
 
 class BCE(nn.Module):
@@ -25,17 +36,47 @@ class BCE(nn.Module):
     Args:
         negatives: where they come from (default: one per position, uniform, outside the history).
         mean: average over the 1 + K logits instead of summing (gSASRec's and TD's reduction).
+        importance: what weights that are not normalised multiply; see the top of this file.
+        scale: of the negatives' sum.
+
+    Raises:
+        ValueError: an unknown ``importance``, or a ``scale`` that is not positive.
     """
 
-    def __init__(self, negatives: UniformNegatives | InBatchNegatives | None = None, mean: bool = False) -> None:
+    def __init__(
+        self,
+        negatives: UniformNegatives | InBatchNegatives | None = None,
+        mean: bool = False,
+        importance: str = "positive",
+        scale: float = 1.0,
+    ) -> None:
         super().__init__()
+        if importance not in IMPORTANCE or not scale > 0:
+            raise ValueError(
+                f"importance is one of {', '.join(IMPORTANCE)} and scale positive; found {importance!r}, {scale}"
+            )
         default = UniformNegatives(1, per="position", exclude_history=True)
         self.negatives = default if negatives is None else negatives
-        self.mean = mean
+        self.mean, self.importance, self.scale = mean, importance, scale
 
     def forward(self, encoded: Encoded, batch: Batch, items: ItemTable, generator: torch.Generator) -> Tensor:
         """(T,) losses."""
-        hidden, targets, _ = encoded.at_targets(batch)
-        positive, negative = positive_and_negative(hidden, targets, batch, items, self.negatives, generator)
-        losses = F.softplus(-positive) + softplus_sum(negative)
-        return losses / (1 + negative.shape[1]) if self.mean else losses
+        return self.of_scores(scored(encoded, batch, items, self.negatives, generator), items.num_items)
+
+    def of_scores(self, found: Scored, num_items: int) -> Tensor:
+        """(T,) losses; a sampled item of weight w counts w times."""
+        negative = softplus_sum(found.negative, found.weights)
+        negative = negative if self.scale == 1.0 else negative * self.scale
+        if found.importance is None or self.importance == "all":
+            losses = F.softplus(-found.positive) + negative
+        else:
+            losses = self._importance(found.positive, negative, found.importance)
+        return losses / (1 + found.negative.shape[1]) if self.mean else losses
+
+    def _importance(self, positive: Tensor, negative: Tensor, weight: Tensor) -> Tensor:
+        """What, once multiplied by ``weight`` (T,), is the loss wanted; 0 where that is 0, as nothing else can be."""
+        inverse = torch.where(weight > 0, 1 / weight.clamp(min=torch.finfo(weight.dtype).tiny), 0.0)
+        if self.importance == "positive":
+            return F.softplus(-positive) + negative * inverse
+        positive = positive.clamp(-LARGEST, LARGEST)
+        return F.softplus(-positive) + F.softplus(positive) * (inverse - 1) + negative * inverse

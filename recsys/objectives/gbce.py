@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from recsys.data.batch import Batch
 from recsys.data.negatives import InBatchNegatives, UniformNegatives
-from recsys.objectives.sampled import positive_and_negative, softplus_sum
+from recsys.objectives.sampled import Scored, scored, softplus_sum
 from recsys.seams import Encoded, ItemTable
 
 
@@ -39,10 +39,13 @@ class GBCE(nn.Module):
 
     def forward(self, encoded: Encoded, batch: Batch, items: ItemTable, generator: torch.Generator) -> Tensor:
         """(T,) losses."""
-        hidden, targets, _ = encoded.at_targets(batch)
-        positive, negative = positive_and_negative(hidden, targets, batch, items, self.negatives, generator)
-        count = negative.shape[1]
-        return (beta(self.t, count, items.num_items) * F.softplus(-positive) + softplus_sum(negative)) / (count + 1)
+        return self.of_scores(scored(encoded, batch, items, self.negatives, generator), items.num_items)
+
+    def of_scores(self, found: Scored, num_items: int) -> Tensor:
+        """(T,) losses; a sampled item of weight w counts w times."""
+        count = found.negative.shape[1]
+        positive = beta(self.t, count, num_items) * F.softplus(-found.positive)
+        return (positive + softplus_sum(found.negative, found.weights)) / (count + 1)
 
 
 def beta(t: float, count: int, num_items: int) -> float:

@@ -11,12 +11,14 @@ the full softmax below about (K + 1) D items. Pure in-batch negatives collapsed 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
-from recsys.data.negatives import InBatchNegatives, UniformNegatives
+from recsys.data.negatives import InBatchNegatives, Negatives, UniformNegatives
 from recsys.nn.scoring import score_ids, score_targets
 from recsys.seams import Encoded, ItemTable
 
@@ -38,27 +40,50 @@ class SampledSoftmax(nn.Module):
 
     def forward(self, encoded: Encoded, batch: Batch, items: ItemTable, generator: torch.Generator) -> Tensor:
         """(T,) losses."""
-        hidden, targets, _ = encoded.at_targets(batch)
-        positive, negative = positive_and_negative(hidden, targets, batch, items, self.negatives, generator)
-        scores = torch.cat([positive[:, None], negative], 1) / self.temperature
+        return self.of_scores(scored(encoded, batch, items, self.negatives, generator), items.num_items)
+
+    def of_scores(self, found: Scored, num_items: int) -> Tensor:
+        """(T,) losses; a sampled item of weight w stands in the sum w times."""
+        scores = torch.cat([found.positive[:, None], found.negative], 1) / self.temperature
+        if found.weights is not None:
+            scores = scores + F.pad(found.weights.log(), (1, 0))
         return torch.logsumexp(scores, 1) - scores[:, 0]
 
 
-def positive_and_negative(
-    hidden: Tensor,
-    targets: Tensor,
+@dataclass(frozen=True)
+class Scored:
+    """Scores of the targets and of what was sampled for them: all that a sampled objective is a function of."""
+
+    positive: Tensor  # (T,) float32
+    negative: Tensor  # (T, K) float32, -inf where a sample must not count
+    weights: Tensor | None = None  # (T, K) how much each sample counts (1 where None)
+    importance: Tensor | None = None  # (T,) what the reducer multiplies each loss by without dividing by it
+
+
+def scored(
+    encoded: Encoded,
     batch: Batch,
     items: ItemTable,
     negatives: UniformNegatives | InBatchNegatives,
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Scores of the targets (T,) and of sampled items (T, K), fp32, -inf where a sample must not count."""
-    drawn = negatives.sample(batch, targets, items.num_items, generator)
+) -> Scored:
+    """The targets of the batch and fresh negatives, scored."""
+    hidden, targets, _ = encoded.at_targets(batch)
+    return score_drawn(hidden, targets, batch, items, negatives.sample(batch, targets, items.num_items, generator))
+
+
+def score_drawn(hidden: Tensor, targets: Tensor, batch: Batch, items: ItemTable, drawn: Negatives) -> Scored:
+    """The targets (T,) and the items ``drawn`` for them, scored with the states ``hidden`` (T, D)."""
     ids, mask = drawn.for_targets()
     negative = score_ids(hidden, items, ids).float().masked_fill(mask, -torch.inf)
-    return score_targets(hidden, items, targets).float(), negative
+    importance = batch.extra.get("importance")
+    if importance is not None:
+        assert batch.targets is not None
+        importance = batch.flatten(importance)[batch.flatten(batch.targets) > 0]
+    return Scored(score_targets(hidden, items, targets).float(), negative, drawn.weights, importance)
 
 
-def softplus_sum(negative: Tensor) -> Tensor:
-    """(T,) sum over the sampled items of softplus(score); 0 for those that must not count."""
-    return F.softplus(negative).sum(1)
+def softplus_sum(negative: Tensor, weights: Tensor | None = None) -> Tensor:
+    """(T,) sum over the sampled items of (weight times) softplus(score); 0 for those that must not count."""
+    losses = F.softplus(negative)
+    return (losses if weights is None else losses * weights).sum(1)

@@ -291,8 +291,7 @@ def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
 
 def _call(model: Any, name: str, value: Any) -> None:
     """Call the hook ``name`` of every part that has it, also of those that are no modules."""
-    parts = [*model.modules(), getattr(model, "targets", None)]
-    parts += [*getattr(model, "augmentations", ()), *getattr(model, "weightings", ())]
+    parts = [*model.modules(), getattr(model, "targets", None), *getattr(model, "augmentations", ())]
     for part in {id(part): part for part in parts}.values():
         hook = getattr(part, name, None)
         if hook is not None:
