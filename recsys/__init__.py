@@ -21,6 +21,7 @@ _HOMES = {
     "NextItem": "recsys.data.targets",
     "LastItem": "recsys.data.targets",
     "MaskedItems": "recsys.data.targets",
+    "OneTarget": "recsys.data.targets",
     "IdItems": "recsys.items",
     "TextItems": "recsys.items",
     "SumItems": "recsys.items",
@@ -33,6 +34,8 @@ _HOMES = {
     "SIGMA": "recsys.encoders.sigma",
     "UniRec": "recsys.encoders.unirec",
     "ReaRec": "recsys.encoders.rearec",
+    "Recformer": "recsys.encoders.recformer",
+    "RecformerItems": "recsys.encoders.recformer",
     "FullSoftmax": "recsys.objectives.softmax",
     "BPR": "recsys.objectives.bpr",
     "Coupled": "recsys.objectives.coupled",
@@ -98,11 +101,14 @@ if TYPE_CHECKING:
     from recsys.data.targets import LastItem as LastItem
     from recsys.data.targets import MaskedItems as MaskedItems
     from recsys.data.targets import NextItem as NextItem
+    from recsys.data.targets import OneTarget as OneTarget
     from recsys.data.vectors import Vectors as Vectors
     from recsys.encoders.bert4rec import BERT4Rec as BERT4Rec
     from recsys.encoders.gru4rec import GRU4Rec as GRU4Rec
     from recsys.encoders.mamba4rec import Mamba4Rec as Mamba4Rec
     from recsys.encoders.rearec import ReaRec as ReaRec
+    from recsys.encoders.recformer import Recformer as Recformer
+    from recsys.encoders.recformer import RecformerItems as RecformerItems
     from recsys.encoders.sasrec import SASRec as SASRec
     from recsys.encoders.sigma import SIGMA as SIGMA
     from recsys.encoders.unirec import UniRec as UniRec

@@ -7,6 +7,7 @@ the batch has times, ``extra["target_times"]`` (B, L) holds those of the events 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,6 +53,49 @@ class LastItem:
         last = torch.arange(targets.shape[1], device=targets.device) == inputs[:, None] - 1
         weights = None if batch.weights is None else _tail(batch.weights) * last
         return _inputs(batch, targets * last, weights)
+
+    def query(self, batch: Batch) -> Batch:
+        """The history itself: its last position predicts the next item."""
+        return batch
+
+
+class OneTarget:
+    """One target per row, at a random place, and what precedes it as input: one pair per user and epoch.
+
+    So do Recformer's authors (arXiv 2305.13731, their collators), where ``LastItem`` takes every prefix of every history
+    in every epoch. The place is uniform; in the stages ``late`` it is in the second half of the row. Unlike theirs an
+    input has at least one item: a user without history is never asked for.
+    """
+
+    sees = "all"
+    scheme = "windows"
+
+    def __init__(self, late: Sequence[str] = ("pretrain",)) -> None:
+        self.late, self.stage = list(late), ""
+
+    def on_stage(self, name: str) -> None:
+        """Remember which stage runs."""
+        self.stage = name
+
+    def train(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
+        """The events before a random one as input, and that one as the target of the last position."""
+        draws = torch.rand(len(batch), generator=generator, device=batch.ids.device)
+        lowest = ((batch.lengths - 1) // 2).clamp(min=1) if self.stage in self.late else batch.lengths.clamp(max=1)
+        count = (batch.lengths - lowest).clamp(min=1)
+        inputs = torch.minimum(lowest + (draws * count).long().clamp(max=count - 1), batch.lengths - 1).clamp(min=0)
+        place = torch.arange(max(batch.ids.shape[1] - 1, 1), device=batch.ids.device)
+        keep, last = place < inputs[:, None], place == inputs[:, None] - 1
+
+        def shifted(values: Tensor) -> Tensor:
+            return torch.nn.functional.pad(values, (0, 2))[:, 1 : 1 + len(place)] * last
+
+        ids = torch.nn.functional.pad(batch.ids, (0, 1))[:, : len(place)]
+        changes: dict[str, Any] = {"ids": ids * keep, "lengths": inputs, "targets": shifted(batch.ids)}
+        if batch.weights is not None:
+            changes["weights"] = shifted(batch.weights)
+        if batch.times is not None:
+            changes["times"] = torch.nn.functional.pad(batch.times, (0, 1))[:, : len(place)] * keep
+        return batch.replace(**changes)
 
     def query(self, batch: Batch) -> Batch:
         """The history itself: its last position predicts the next item."""

@@ -62,7 +62,7 @@ def item_texts(
     if bought_after < 0 or max_chars < 1:
         raise ValueError(f"bought_after must be >= 0 and max_chars >= 1, found {bought_after} and {max_chars}")
     chosen = text_columns(table, columns, template)
-    values = {name: [_clean(str(value), max_chars) for value in table[name]] for name in chosen}
+    values = {name: [clean_value(str(value), max_chars) for value in table[name]] for name in chosen}
     rows = zip(*values.values(), strict=True)
     if template is None:
         texts = [_sentences(chosen, row) for row in rows]
@@ -205,7 +205,8 @@ def _ended(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else text + "."
 
 
-def _clean(value: str, max_chars: int) -> str:
+def clean_value(value: str, max_chars: int) -> str:
+    """A value as it stands in a text: a JSON list joined, entities resolved, white space collapsed, cut."""
     if value.startswith("["):
         with contextlib.suppress(ValueError, RecursionError):  # brackets that are no list
             value = ", ".join(dict.fromkeys(_flat(json.loads(value))))

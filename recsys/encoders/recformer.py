@@ -1,0 +1,297 @@
+"""Recformer (Li et al. 2023, arXiv 2305.13731): users and items are texts, and one Longformer reads both.
+
+A history is a document: ``<s>``, then the sentences of its items, the newest first; the state of ``<s>`` is the user.
+An item is a document of one item. Scores are cosines of the two; trained with ``FullSoftmax(temperature=0.05)`` against
+a matrix of all items that is a constant within an epoch (section 3.4). No item has an id: items that nobody bought yet
+are ranked like others.
+
+Two stages (algorithm 1 of the paper), by the names of ``Stage``: in "first", and any other, :class:`RecformerItems` is
+made anew before each epoch; in "second" it stays as it was in the best epoch; in "pretrain" nobody reads it.
+
+What we do differently from the authors' code (AaronHeee/RecFormer): what cannot reach ``<s>`` is not computed in the
+last layer, unless all states are asked for; padding has item position ``max_length`` and token type 3 everywhere; item
+texts are cleaned. Legend: B histories, S tokens, D width, N items.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recsys.data.batch import Batch
+from recsys.errors import DataError
+from recsys.nn.documents import Documents, TokenRows, distinct_rows, documents, newest_first
+from recsys.nn.longformer import Longformer, pretrained_longformer
+from recsys.seams import Context, Encoded, Encoder, ItemTable
+
+EMPTY = ("zero", "start")
+POOLING = ("first", "mean")
+
+
+class ItemSentences(TokenRows, Protocol):
+    """What the encoder asks of ``recsys.llm.tokens.ItemTokens``: tokens by item row, and more for new items."""
+
+    vocab_size: int
+    truncated: int
+    start: int
+    pad: int
+    mask: int
+
+    def bind(self, context: Context) -> None: ...
+    def encode(self, texts: Sequence[Mapping[str, str]]) -> Any: ...
+
+
+class Recformer(nn.Module):
+    """Histories to users by their items' text; needs ``LastItem`` or ``OneTarget``, and :class:`RecformerItems`.
+
+    The numbers of the published model are ``dim=768, num_layers=12, num_heads=12, hidden=3072``;
+    :meth:`from_pretrained` reads them from a checkpoint.
+
+    Args:
+        tokens: ``recsys.llm.tokens.ItemTokens(...)``.
+        hidden: width inside the feed-forward part (default: 4 D).
+        window: tokens that a token sees besides itself, half on each side, and ``<s>``.
+        max_length: items read, the newest.
+        max_tokens: tokens read, ``<s>`` included; the oldest text is cut.
+        pooling: the state of the "first" token, or the "mean" of all (an option of the authors' code).
+        empty: user of a history without items: "zero", as everywhere in this library, or the vector of ``<s>`` alone
+            ("start"), as in the authors' code.
+        pretrained: folder or hub name of a Longformer whose weights training starts from; its tokenizer must be that
+            of ``tokens``. Not read when a saved model is loaded.
+
+    Raises:
+        ValueError: a number or name that makes no sense.
+    """
+
+    sees = "all"
+
+    def __init__(
+        self,
+        tokens: ItemSentences,
+        dim: int = 64,
+        num_layers: int = 2,
+        num_heads: int = 2,
+        hidden: int | None = None,
+        window: int = 64,
+        max_length: int = 50,
+        max_tokens: int = 1024,
+        dropout: float = 0.1,
+        pooling: str = "first",
+        empty: str = "zero",
+        pretrained: str | None = None,
+    ) -> None:
+        super().__init__()
+        if max_length < 1:
+            raise ValueError(f"max_length must be at least 1, found {max_length}")
+        if pooling not in POOLING or empty not in EMPTY:
+            raise ValueError(
+                f"pooling is one of {', '.join(POOLING)} and empty one of {', '.join(EMPTY)}; found {pooling!r}, "
+                f"{empty!r}"
+            )
+        self.tokens, self.dim, self.num_layers, self.num_heads, self.hidden = tokens, dim, num_layers, num_heads, hidden
+        self.window, self.max_length, self.max_tokens, self.dropout = window, max_length, max_tokens, dropout
+        self.pooling, self.empty, self.pretrained = pooling, empty, pretrained
+        self.text = Longformer(
+            tokens.vocab_size,
+            dim,
+            num_layers,
+            num_heads,
+            hidden or 4 * dim,
+            window,
+            max_tokens,
+            max_length + 1,
+            dropout,
+        )
+        self.num_items = 0
+
+    @classmethod
+    def from_pretrained(cls, name: str, tokens: ItemSentences, **more: Any) -> Recformer:
+        """The encoder with the numbers of a checkpoint's config, which training then starts from.
+
+        Raises:
+            ValueError: see :func:`recsys.nn.longformer.pretrained_longformer`.
+        """
+        config, _ = pretrained_longformer(name)
+        windows = config["attention_window"]
+        widest = max(windows) if isinstance(windows, (list, tuple)) else windows
+        given = {
+            "dim": config["hidden_size"],
+            "num_layers": config["num_hidden_layers"],
+            "num_heads": config["num_attention_heads"],
+            "hidden": config["intermediate_size"],
+            "window": min(widest, 64),
+            "max_tokens": min(config["max_position_embeddings"] - 2, 1024),
+        }
+        return cls(tokens, **{**given, **more}, pretrained=name)
+
+    def bind(self, context: Context) -> None:
+        """Tokenise the items and initialise all weights, from ``pretrained`` if that is given."""
+        self.num_items = context.num_items
+        self.tokens.bind(context)
+        self.text.reset()
+        if self.pretrained is not None and context.training is not None:
+            self.text.load_longformer(pretrained_longformer(self.pretrained)[1])
+
+    def forward(self, batch: Batch, items: ItemTable) -> Encoded:
+        """User vectors of unit length, also as the states of the newest tokens; other states are zero.
+
+        ``extra`` holds the documents ("words", "starts", "real", each (B, S)), the token table ("table" (V, D)) and the
+        id of the mask token ("mask"). If ``batch.extra`` has "words" (B, S), these are read in place of the histories'
+        own, and ``extra`` has the states of all tokens, "hidden" (B, S, D).
+        """
+        if isinstance(items, RecformerItems) and not items.made and not torch.is_grad_enabled():
+            items.make(self)  # weights that were never trained here, for a ranking without fine-tuning
+        found = documents(
+            self.tokens, newest_first(batch, self.max_length), self.max_tokens, self.tokens, self.max_length
+        )
+        changed = batch.extra.get("words")
+        if changed is not None:
+            found = Documents(changed, found.types, found.places, found.starts, found.real)
+        hidden = self.text(found, first_only=changed is None and self.pooling == "first")
+        user = self._pool(hidden, found.real)
+        if self.empty == "zero":
+            user = user * (batch.lengths > 0)[:, None]
+        newest = batch.lengths > 0
+        tokens = user.new_zeros(int(batch.lengths.sum()), self.dim).index_copy(0, batch.last[newest], user[newest])
+        extra: dict[str, Any] = {"user": user, "words": found.words, "starts": found.starts, "real": found.real}
+        extra |= {"table": self.text.words.weight, "mask": self.tokens.mask} | (
+            {} if changed is None else {"hidden": hidden}
+        )
+        return Encoded(batch, tokens, extra)
+
+    def encode_items(self, texts: Sequence[Mapping[str, str]], shard: int = 256) -> Tensor:
+        """(n, D) unit vectors of items by their text, column -> value, as ``RecformerItems`` has for the catalogue."""
+        table = self.tokens.encode(texts)
+        device = self.text.words.weight.device
+        return self._encode_rows(type(table)(*(one.to(device) for one in table)), len(texts), shard)
+
+    def encode_catalogue(self, shard: int = 256) -> Tensor:
+        """(N, D) unit vectors of all items, in eval mode and without gradient, ``shard`` items at a time."""
+        return self._encode_rows(self.tokens, self.num_items, shard)
+
+    def sections(self, model: Any, split: Any) -> dict[str, Any]:
+        """What was cut, for the report: attributes, and the training histories whose text is longer than is read."""
+        counts = self.tokens.offsets.diff().cpu().numpy()
+        ends = np.concatenate([[0], counts[split.prepared.items].cumsum()])
+        start = np.maximum(split.train.start, split.train.stop - self.max_length)
+        cut = ends[split.train.stop] - ends[start] > self.max_tokens - 1
+        return {
+            "Item texts": {
+                "tokens per item": round(float(counts[1:].mean()), 1),
+                "items without text": int((counts[1:] == 0).sum()),
+                "attributes cut": self.tokens.truncated,
+                f"training histories of more than {self.max_tokens - 1} tokens, cut": int(cut.sum()),
+                "training histories": len(cut),
+            }
+        }
+
+    @torch.no_grad()
+    def _encode_rows(self, table: TokenRows, count: int, shard: int) -> Tensor:
+        training = self.training
+        self.eval()
+        device = self.text.words.weight.device
+        distinct, index = distinct_rows(table, count)
+        order = table.offsets.diff()[distinct].argsort(stable=True)  # little padding in a shard
+        vectors = torch.zeros(len(distinct), self.dim, device=device)
+        for part in order.split(shard):
+            found = documents(table, distinct[part, None], self.max_tokens, self.tokens, self.max_length)
+            vectors[part] = self._pool(self.text(found, first_only=self.pooling == "first"), found.real).float()
+        self.train(training)
+        return vectors[index]
+
+    def _pool(self, hidden: Tensor, real: Tensor) -> Tensor:
+        if self.pooling == "first":
+            return F.normalize(hidden[:, 0], dim=-1)
+        return F.normalize((hidden * real[..., None]).sum(1), dim=-1)
+
+
+class RecformerItems(nn.Module):
+    """The item matrix that the encoder makes: a constant, saved with the model.
+
+    Args:
+        dim: width D, the encoder's.
+        frozen: names of stages in which it is not made anew.
+        idle: names of stages in which nobody reads it.
+        shard: items encoded at a time.
+    """
+
+    matrix: Tensor
+    epoch: Tensor
+    checksum: Tensor
+
+    def __init__(
+        self,
+        dim: int = 64,
+        frozen: Sequence[str] = ("second",),
+        idle: Sequence[str] = ("pretrain",),
+        shard: int = 256,
+    ) -> None:
+        super().__init__()
+        self.dim, self.frozen, self.idle, self.shard = dim, list(frozen), list(idle), shard
+        self.num_items, self.stage = 0, ""
+        self.register_buffer("matrix", torch.zeros(0, dim))
+        self.register_buffer("epoch", torch.tensor(-2))  # the epoch it was made for; -1 by hand, -2 never
+        self.register_buffer("checksum", torch.zeros(32, dtype=torch.uint8))
+
+    def bind(self, context: Context) -> None:
+        """Room for ``context.num_items`` vectors, to be made by :meth:`refresh`."""
+        self.num_items, self.stage = context.num_items, ""
+        self.matrix = torch.zeros(self.num_items, self.dim)
+        self.epoch, self.checksum = torch.tensor(-2), torch.zeros(32, dtype=torch.uint8)
+
+    @property
+    def made(self) -> bool:
+        """Whether there are vectors."""
+        return int(self.epoch) > -2
+
+    def on_stage(self, name: str) -> None:
+        """Remember which stage runs."""
+        self.stage = name
+
+    def refresh(self, encoder: Encoder, epoch: int) -> None:
+        """Make the matrix for ``epoch``, unless it is that of this epoch already, or the stage keeps it."""
+        if self.stage in self.idle or int(self.epoch) == epoch or (self.stage in self.frozen and self.made):
+            return
+        self.make(encoder, epoch)
+
+    def make(self, encoder: Any, epoch: int = -1) -> None:
+        """Make the matrix of the encoder's weights as they are (to rank without fine-tuning, or after a change)."""
+        if not hasattr(encoder, "encode_catalogue"):
+            raise TypeError(f"RecformerItems are made by a Recformer; {type(encoder).__name__} has no encode_catalogue")
+        self.matrix.copy_(encoder.encode_catalogue(self.shard))
+        self.checksum.copy_(_digest(self.matrix))
+        self.epoch.fill_(epoch)
+
+    def check(self) -> None:
+        """Raise DataError if the rows are not those that the encoder made, in their order."""
+        if not torch.equal(self.checksum.cpu(), _digest(self.matrix)):
+            raise DataError("the item matrix is not the one that was saved (rows changed or shuffled): make it anew")
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """The same vectors (..., D), for encoders that read item vectors; Recformer reads tokens. Zeros at padding."""
+        return self.output(ids.clamp(min=1)) * (ids > 0)[..., None]
+
+    def output(self, ids: Tensor) -> Tensor:
+        """Vectors (..., D) of item rows (...)."""
+        return self._ready()[ids - 1]
+
+    def blocks(self, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
+        """(first row, (n, D) vectors) in blocks of ``size`` rows (default: all at once)."""
+        for start in range(0, self.num_items, size or max(self.num_items, 1)):
+            yield start + 1, self._ready()[start : start + (size or self.num_items)]
+
+    def _ready(self) -> Tensor:
+        if not self.made:
+            raise ValueError("the item matrix is not made yet: fit the model, or call items.make(encoder)")
+        return self.matrix
+
+
+def _digest(matrix: Tensor) -> Tensor:
+    data = hashlib.sha256(matrix.detach().float().cpu().contiguous().numpy().tobytes()).digest()
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
