@@ -61,6 +61,9 @@ _HOMES = {
     "RelMF": "recsys.baselines.relmf",
     "Markov": "recsys.baselines.markov",
     "embed": "recsys.llm.embed",
+    "Backbone": "recsys.llm.backbone",
+    "SLMRec": "recsys.llm.slmrec",
+    "Distillation": "recsys.llm.distil",
     "profiles": "recsys.llm.profiles",
     "Run": "recsys.train.run",
     "Stage": "recsys.train.settings",
@@ -121,8 +124,11 @@ if TYPE_CHECKING:
     from recsys.items import IdItems as IdItems
     from recsys.items import SumItems as SumItems
     from recsys.items import TextItems as TextItems
+    from recsys.llm.backbone import Backbone as Backbone
+    from recsys.llm.distil import Distillation as Distillation
     from recsys.llm.embed import embed as embed
     from recsys.llm.profiles import profiles as profiles
+    from recsys.llm.slmrec import SLMRec as SLMRec
     from recsys.objectives.bce import BCE as BCE
     from recsys.objectives.bpr import BPR as BPR
     from recsys.objectives.coupled import Coupled as Coupled

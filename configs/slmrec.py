@@ -1,0 +1,95 @@
+"""SLMRec (Xu et al., ICLR 2025, arXiv 2405.17890): a language model as recommender, distilled into a shallow one.
+
+Three runs, each into a folder of its own, the later ones naming the earlier::
+
+    recsys fit configs/sasrec.py --out runs/sasrec
+    recsys fit configs/slmrec.py --role teacher --sasrec runs/sasrec --out runs/teacher
+    recsys fit configs/slmrec.py --role student --sasrec runs/sasrec --teacher runs/teacher --out runs/student
+
+``--role ce-only`` is the student without a teacher (E4SRec of that depth), ``--layers`` makes the depth study. The
+items are the frozen vectors of the SASRec run. The language model is a small Llama with random weights, made from a
+fixed seed, so that nothing is downloaded; ``--model`` names another, on the hub or in a local folder.
+
+Presets of the loss: "paper" (means over blocks, squared norm) and "code" (sums over blocks, norm without the square).
+Deviations: the authors train one row per user (``--rows users``); by default it is a row per prefix of each history.
+The learning rate is constant after its warm-up, not a cosine, and the best epoch is chosen by NDCG@10 over all items.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from sasrec import KNOBS
+
+import recsys as rs
+from recsys.items import FrozenItems
+from recsys.llm.backbone import SMALL, Backbone
+from recsys.llm.distil import Distillation
+from recsys.llm.slmrec import LastOfUser, SLMRec
+
+DEPTHS = {"teacher": 8, "student": 4, "ce-only": 4}
+BLOCKS = 4
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"reduction": "mean", "norm_power": 2},
+    "code": {"reduction": "sum", "norm_power": 1},
+}
+
+
+def run(
+    data: Literal["ml-100k", "ml-1m", "amazon-beauty"] = "ml-100k",
+    role: Literal["teacher", "student", "ce-only"] = "teacher",
+    sasrec: str = "",
+    teacher: str = "",
+    layers: int | None = None,
+    model: str | None = None,
+    hidden: int = 64,
+    rank: int = 16,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    cosine: float = 1.0,
+    norm: float = 0.1,
+    supervision: float = 1.0,
+    preset: Literal["paper", "code"] = "paper",
+    norm_reduce: Literal["sum", "mean"] = "sum",
+    cache: bool = False,
+    rows: Literal["prefixes", "users"] = "prefixes",
+    max_length: int = 30,
+    exclude: Literal["history", "none"] = "history",
+    epochs: int = 20,
+    patience: int = 4,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    warmup_steps: int = 50,
+    seed: int = 0,
+) -> rs.Run:
+    """``cosine``, ``norm`` and ``supervision`` are the paper's lambda_1 to lambda_3, and of the student alone.
+
+    ``hidden`` is the width of the language model: of the small one it decides it, of ``model`` it must be told for the
+    student's heads. ``cache`` keeps the teacher's states on disk.
+    """
+    if data not in KNOBS:
+        raise ValueError(f"data must be one of {', '.join(KNOBS)}, found {data!r}")
+    if not sasrec:
+        raise ValueError("sasrec= must name the folder of a SASRec run: recsys fit configs/sasrec.py --out FOLDER")
+    if (role == "student") != bool(teacher):
+        raise ValueError(
+            "a student, and nobody else, has a teacher: give teacher= the folder of a run with role teacher"
+        )
+    small = {**SMALL, "hidden_size": hidden, "intermediate_size": hidden * 43 // 16}
+    backbone = Backbone(model or small, layers=layers or DEPTHS[role], rank=rank, alpha=rank, dtype=dtype)
+    items = FrozenItems(sasrec)
+    distillation = Distillation(
+        teacher, cosine, norm, supervision, BLOCKS, norm_reduce=norm_reduce, dim=items.dim, hidden=hidden,
+        cache=rows if cache else None, **PRESETS[preset],
+    ) if role == "student" else None  # fmt: skip
+    recommender = rs.Recommender(
+        items=items,
+        encoder=SLMRec(backbone, items.dim, max_length, blocks=BLOCKS if distillation else 0),
+        objective=rs.FullSoftmax(),
+        targets=LastOfUser() if rows == "users" else rs.LastItem(),
+        auxiliaries=[distillation] if distillation else [],
+    )
+    settings = {
+        "epochs": epochs, "patience": patience, "batch_size": batch_size, "learning_rate": learning_rate,
+        "warmup_steps": warmup_steps, "clip_norm": 1.0, "exclude": exclude, "seed": seed,
+    }  # fmt: skip
+    return rs.Run(recommender, rs.load(data).split(rs.LeaveLast()), settings, evaluate={"exclude": exclude})

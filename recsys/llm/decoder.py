@@ -1,0 +1,193 @@
+"""Causal decoders of transformers: had by name, folder or config, cut to their first layers, and looked into.
+
+Without a network a local folder or a config dict does; a name on the hub is looked for on this machine first.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SMALL: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 172,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 1024,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+def load_decoder(
+    model: str | dict[str, Any], layers: int | None, drop: str, revision: str | None, dtype: torch.dtype
+) -> Any:
+    """A decoder without language head, cut to ``layers`` (None: all), in evaluation mode.
+
+    A config dict gives random weights from torch's generator; the layers that two depths have in common are equal.
+
+    Raises:
+        ImportError: transformers is not installed.
+        OSError: the model is not on this machine and cannot be downloaded.
+        ValueError: transformers does not know the config, or the model has fewer layers.
+    """
+    transformers = package("transformers")
+    if not isinstance(model, dict):
+
+        def pretrained(name: str, **told: Any) -> Any:
+            config = transformers.AutoConfig.from_pretrained(name, **told)
+            if layers is not None and drop == "last" and layers < config.num_hidden_layers:
+                _shorten(config, range(layers))  # what is dropped is not even read
+            new = int(transformers.__version__.split(".")[0]) >= 5
+            told["dtype" if new else "torch_dtype"] = dtype
+            return transformers.AutoModel.from_pretrained(name, config=config, **told)
+
+        body = _load(model, revision, pretrained)
+    else:
+        try:
+            config = transformers.AutoConfig.for_model(**model)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"transformers cannot make a model of the config {model}: {error}") from error
+        body = transformers.AutoModel.from_config(config).to(dtype)
+    _truncate(body, layers, drop)
+    return body.eval()
+
+
+def load_tokenizer(model: str, revision: str | None) -> Any:
+    """The tokenizer of a model by name or folder.
+
+    Raises:
+        ImportError: transformers is not installed.
+        OSError: it is not on this machine and cannot be downloaded.
+    """
+    return _load(model, revision, package("transformers").AutoTokenizer.from_pretrained)
+
+
+def decoder_layers(body: Any) -> nn.ModuleList:
+    """The list of decoder layers of a model of transformers.
+
+    Raises:
+        ValueError: it has no list of ``num_hidden_layers`` modules.
+    """
+    for module in body.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == body.config.num_hidden_layers:
+            return module
+    raise ValueError(f"{type(body).__name__} has no list of decoder layers, so it cannot be a backbone")
+
+
+def read_prefix(body: Any, prefix: Tensor, size: int) -> Any:
+    """Keys and values of a prefix (P, H), read once and repeated for ``size`` sequences."""
+    cache = body(
+        inputs_embeds=prefix.unsqueeze(0), use_cache=True, past_key_values=package("transformers").DynamicCache()
+    ).past_key_values
+    cache.batch_repeat_interleave(size)
+    return cache
+
+
+@contextmanager
+def watching(layers: nn.ModuleList, ends: Sequence[int], see: Any) -> Iterator[None]:
+    """Hand the output (B, W, H) of the layers ``ends`` (from 1) to ``see`` when it is there."""
+
+    def look(module: nn.Module, given: Any, output: Any) -> None:
+        see(output[0] if isinstance(output, tuple) else output)
+
+    with ExitStack() as stack:
+        for end in ends:
+            stack.callback(layers[end - 1].register_forward_hook(look).remove)
+        yield
+
+
+def count_parameters(
+    config: dict[str, Any], layers: int | None = None, dim: int = 128, rank: int = 16, adapt: Sequence[str] = MLP
+) -> dict[str, int]:
+    """Parameters of a recommender on such a backbone, counted without any weights.
+
+    "base" (kept layers, final norm, token table), "adapters", "projections" (in with bias, out without), their
+    "total", and the adapters as part of what is "trained" besides the projections.
+    """
+    transformers, peft = package("transformers"), package("peft")
+    with torch.device("meta"):
+        cut = transformers.AutoConfig.for_model(**config)
+        _shorten(cut, range(layers or cut.num_hidden_layers))
+        body = transformers.AutoModel.from_config(cut)
+        base = sum(value.numel() for value in body.parameters())
+        if rank:
+            peft.inject_adapter_in_model(peft.LoraConfig(r=rank, target_modules=list(adapt)), body)
+    adapters = sum(value.numel() for name, value in body.named_parameters() if "lora_" in name)
+    projections = 2 * dim * cut.hidden_size + cut.hidden_size
+    trained = adapters + projections
+    return {
+        "base": base, "adapters": adapters, "projections": projections, "trained": trained, "total": base + trained,
+    }  # fmt: skip
+
+
+def _truncate(body: Any, layers: int | None, drop: str) -> None:
+    """Keep ``layers`` decoder layers of a model, in place."""
+    whole = body.config.num_hidden_layers
+    if layers is None or layers == whole:
+        return
+    if layers > whole:
+        raise ValueError(f"layers={layers}, but the model has {whole}: keep at most these")
+    kept = range(layers) if drop == "last" else [(2 * i + 1) * whole // (2 * layers) for i in range(layers)]
+    held = decoder_layers(body)
+    chosen = [held[index] for index in kept]
+    _shorten(body.config, kept)
+    del held[layers:]
+    for place, layer in enumerate(chosen):
+        held[place] = layer
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = place  # type: ignore[assignment]  # where the cache keeps its keys
+
+
+def _shorten(config: Any, kept: Sequence[int]) -> None:
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[index] for index in kept]
+    config.num_hidden_layers = len(kept)
+
+
+def _load(name: str, revision: str | None, load: Any) -> Any:
+    """What ``load`` gives for a local folder, or for a name on the hub, from this machine's cache if it is there."""
+    local = Path(name).is_dir()
+    told = {} if local else {"revision": revision}
+    try:
+        try:
+            return load(name, local_files_only=True, **told)
+        except (OSError, ValueError):
+            if local:
+                raise
+            _reach(name, revision)
+            return load(name, **told)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise OSError(
+            f"the language model {name!r} cannot be loaded ({reason}). Without a network give a local folder that "
+            "holds it, or a config dict, such as recsys.llm.backbone.SMALL, for random weights made from a seed"
+        ) from error
+
+
+def _reach(name: str, revision: str | None) -> None:
+    """Raise OSError at once if the hub cannot be asked for a model; the loader would go on trying for a minute."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(name, revision=revision, timeout=10)
+    except Exception as error:  # the ways in which a network fails are many
+        raise OSError(f"not on this machine, and the hub says: {error}") from error
+
+
+def package(name: str) -> Any:
+    """An optional package, or an ImportError that says how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"a language model as backbone needs {name}: pip install 'recsys[llm]'") from error
