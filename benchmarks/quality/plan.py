@@ -96,12 +96,14 @@ def recbole(model: str) -> Row:
 def rearec(encoder: str, method: str) -> Row:
     """An encoder with ReaRec around it, under the knobs of its own row, which is its base."""
     own = encoder == REFERENCE
+    long = "an hour and more a run on one core"
     return Row(
         f"rearec-{method}" if own else f"rearec-{encoder}-{method}",
         "rearec",
         ("--encoder", encoder, "--method", method),
-        seeds={} if own else {"ml-100k": 3, "amazon-beauty": 1},
-        unrun={} if own else {"ml-1m": "planned around SASRec only"},
+        seeds={"amazon-beauty": 1} if own else {"ml-100k": 1 if encoder == "sigma" else 3},
+        fewer={"amazon-beauty": long} if own else {"ml-100k": long} if encoder == "sigma" else {},
+        unrun={} if own else {"ml-1m": "planned around SASRec only", "amazon-beauty": f"{long}; around SASRec only"},
         reference=REFERENCE if own else None,
         base=encoder,
     )
@@ -118,7 +120,12 @@ PLAN = (
     Row("gru4rec", "gru4rec"),
     Row("bert4rec", "bert4rec", tuning="two learning rates on ml-100k, on validation"),
     Row("mamba4rec", "mamba4rec"),
-    Row("sigma", "sigma"),
+    Row(
+        "sigma",
+        "sigma",
+        seeds={"ml-100k": 1, "amazon-beauty": 1},
+        fewer=dict.fromkeys(("ml-100k", "amazon-beauty"), "a row per prefix: half an hour and more a run on one core"),
+    ),
     Row("unirec", "unirec", unrun=dict.fromkeys(("amazon-beauty", "ml-1m"), "reads times, and these files have none")),
     rearec("sasrec", "erl"),
     rearec("sasrec", "prl"),
