@@ -62,7 +62,7 @@ class LastItem:
 class OneTarget:
     """One target per row, at a random place, and what precedes it as input: one pair per user and epoch.
 
-    So do Recformer's authors (arXiv 2305.13731, their collators), where ``LastItem`` takes every prefix of every history
+    So do Recformer's authors (arXiv 2305.13731, collators), where ``LastItem`` takes every prefix of every history
     in every epoch. The place is uniform; in the stages ``late`` it is in the second half of the row. Unlike theirs an
     input has at least one item: a user without history is never asked for.
     """
