@@ -256,6 +256,15 @@ def test_weights_that_are_not_finite_are_never_written(split, tmp_path, monkeypa
         assert all(bool(torch.isfinite(value).all()) for value in checkpoint.read_tensors(path).values())
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as at a terminal, wherever the tests run: a shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("where", ["update", "validation"])
 def test_interrupted_by_ctrl_c_then_resumed_equals_uninterrupted(split, tmp_path, monkeypatch, capsys, where):
     fit(tiny(), split, epochs=3, folder=tmp_path / "whole", **QUIET)
