@@ -96,7 +96,7 @@ def recbole(model: str) -> Row:
 def rearec(encoder: str, method: str) -> Row:
     """An encoder with ReaRec around it, under the knobs of its own row, which is its base."""
     own = encoder == REFERENCE
-    long = "an hour and more a run on one core"
+    long = "over half an hour a run on one core"
     return Row(
         f"rearec-{method}" if own else f"rearec-{encoder}-{method}",
         "rearec",
