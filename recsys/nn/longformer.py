@@ -14,18 +14,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recsys.hub import from_hub
 from recsys.nn.documents import Documents
 from recsys.nn.dropout import Dropout
 
 FIRST_POSITION = 2  # as in RoBERTa: 1 is the position of padding, 0 is never used
 NUM_TYPES = 4  # the first token, keys, values, padding
+OTHERWISE = (
+    "pass the folder of a downloaded model, or build the encoder from numbers with the tokenizer trained here: "
+    "pretrained=None, ItemTokens(tokenizer=None)"
+)
 _HUB = "pip install 'recsys[llm]'"
 _NAMES = {
     "embeddings.word_embeddings.": "words.",
@@ -212,37 +216,12 @@ def pretrained_longformer(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]
         from transformers import LongformerForMaskedLM
     except ImportError as error:
         raise ImportError(f"the pretrained model {name!r} needs transformers: {_HUB}") from error
-    model = from_hub(LongformerForMaskedLM.from_pretrained, name, "model")
+    load = LongformerForMaskedLM.from_pretrained
+    model: Any = from_hub(lambda offline: load(name, local_files_only=offline), name, "model", OTHERWISE)
     config = model.config.to_dict()
     if config.get("model_type") != "longformer":
         raise ValueError(f"{name!r} is a {config.get('model_type')} model, and a Longformer is expected")
     return config, dict(model.state_dict())
-
-
-def from_hub(load: Any, name: str, what: str) -> Any:
-    """``load(name)`` from a folder or the hub's cache, else from the hub; one error if it is nowhere.
-
-    Raises:
-        ValueError: it cannot be had; the message names the way without a network.
-    """
-    try:
-        return load(name, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason: Exception = error
-    if not Path(name).exists():
-        try:
-            from huggingface_hub import HfApi
-
-            HfApi().model_info(name, timeout=10)  # fails at once without a network, where the loader goes on trying
-            return load(name)
-        except Exception as error:  # the ways in which a network fails are many
-            reason = error
-    text = (str(reason).strip().splitlines() or [type(reason).__name__])[0][:200]
-    raise ValueError(
-        f"the {what} {name!r} is neither a folder that transformers can load, nor in the hub's cache, nor to be had "
-        f"from the hub ({text}). Without a network pass the folder of a downloaded model, or build the encoder from "
-        "numbers with the tokenizer trained here: pretrained=None, ItemTokens(tokenizer=None)"
-    ) from reason
 
 
 def _own_name(name: str) -> str:

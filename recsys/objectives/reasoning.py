@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from recsys.data.batch import Batch
 from recsys.nn.scoring import accumulate, accumulator
-from recsys.objectives.softmax import BUFFER, MAX_CHUNK, MIN_CHUNK, full_softmax
+from recsys.objectives.softmax import MAX_CHUNK, full_softmax
 from recsys.seams import Encoded, ItemTable, Step
 
 REDUCTIONS = ("mean", "sum")
@@ -74,8 +74,7 @@ class ProgressiveSoftmax(nn.Module):
         shares = self._shares(count).to(hidden.device)
         foreseen = (shares if weights is None else weights.unsqueeze(1) * shares).expand(len(targets), -1).flatten()
         firsts, blocks = zip(*items.blocks(), strict=True)
-        chunk = max(MIN_CHUNK, min(MAX_CHUNK, BUFFER // max(items.num_items, 1)))
-        losses = full_softmax(stacked, targets.repeat_interleave(count), foreseen, firsts, blocks, chunk)
+        losses = full_softmax(stacked, targets.repeat_interleave(count), foreseen, firsts, blocks)
         return (losses.view(-1, count) * shares).sum(1)  # no product of matrices: autocast would round the losses
 
     def temperatures(self, count: int) -> list[float]:

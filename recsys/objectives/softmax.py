@@ -45,8 +45,7 @@ class FullSoftmax(nn.Module):
         hidden, targets, weights = encoded.at_targets(batch)
         hidden = hidden / self.temperature if self.temperature != 1.0 else hidden
         firsts, blocks = zip(*items.blocks(), strict=True)
-        chunk = self.chunk or max(MIN_CHUNK, min(MAX_CHUNK, BUFFER // max(items.num_items, 1)))
-        return full_softmax(hidden, targets, weights, firsts, blocks, chunk)
+        return full_softmax(hidden, targets, weights, firsts, blocks, self.chunk)
 
 
 def full_softmax(
@@ -55,13 +54,15 @@ def full_softmax(
     weights: Tensor | None,
     firsts: tuple[int, ...],
     blocks: tuple[Tensor, ...],
-    chunk: int,
+    chunk: int | None = None,
 ) -> Tensor:
     """(T,) losses of ``hidden`` (T, D) against ``blocks`` of output vectors, of which ``firsts`` are the first rows.
 
     ``weights`` (T,) only say what the gradient will be asked for (the weighted sum); if it turns out to be asked for
-    something else, the gradient is computed anew, and stays exact.
+    something else, the gradient is computed anew, and stays exact. ``chunk`` tokens are worked on at a time; None takes
+    as many as keep the logits near 8 MB.
     """
+    chunk = chunk or max(MIN_CHUNK, min(MAX_CHUNK, BUFFER // max(sum(map(len, blocks)), 1)))
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
