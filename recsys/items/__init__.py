@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.items.frozen import FrozenItems as FrozenItems
+from recsys.items.rows import blocks_of, no_row
 from recsys.items.sums import SumItems as SumItems
 from recsys.items.text import TextItems as TextItems
 from recsys.nn.initialise import check_scheme, initialise_table
@@ -55,10 +56,7 @@ class IdItems(nn.Module):
         try:
             vectors = F.embedding(ids, self.weight)
         except IndexError as error:
-            raise ValueError(
-                f"rows up to {int(ids.max())} are asked for, but the table has {self.num_items} items and {self.extra} "
-                "rows behind them: targets that write a mask token need one such row, IdItems(dim, extra=1)"
-            ) from error
+            raise no_row(ids, self.num_items, self.extra, "IdItems(dim, extra=1)") from error
         return vectors * self.dim**0.5 if self.scale else vectors
 
     def output(self, ids: Tensor) -> Tensor:
@@ -67,6 +65,5 @@ class IdItems(nn.Module):
 
     def blocks(self, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
         """(first row, (n, D) output vectors) in blocks of ``size`` rows (default: all at once)."""
-        step = size or max(self.num_items, 1)
-        for first in range(1, self.num_items + 1, step):
-            yield first, self.weight[first : min(first + step, self.num_items + 1)]
+        for rows in blocks_of(self.num_items, size):
+            yield rows.start, self.weight[rows]

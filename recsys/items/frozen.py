@@ -19,6 +19,7 @@ from recsys.data.vectors import KIND as VECTORS
 from recsys.data.vectors import Vectors
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
+from recsys.items.rows import blocks_of, no_row
 from recsys.seams import Context
 
 RUN, BUNDLE = "recsys.run", "recsys.bundle"
@@ -83,10 +84,7 @@ class FrozenItems(nn.Module):
                 own = F.embedding((ids - self.num_items - 1).clamp(min=0), self.rows)
                 vectors = torch.where(behind[..., None], own, F.embedding(ids.masked_fill(behind, 0), self.weight))
         except IndexError as error:
-            raise ValueError(
-                f"rows up to {int(ids.max())} are asked for, but the table has {self.num_items} items and {self.extra} "
-                "rows behind them: give it as many as are written, FrozenItems(run, extra=1)"
-            ) from error
+            raise no_row(ids, self.num_items, self.extra, "FrozenItems(run, extra=1)") from error
         return vectors * self.dim**0.5 if self.scale else vectors
 
     def output(self, ids: Tensor) -> Tensor:
@@ -95,9 +93,8 @@ class FrozenItems(nn.Module):
 
     def blocks(self, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
         """(first row, (n, D) output vectors) in blocks of ``size`` rows (default: all at once)."""
-        step = size or max(self.num_items, 1)
-        for first in range(1, self.num_items + 1, step):
-            yield first, self.weight[first : min(first + step, self.num_items + 1)]
+        for rows in blocks_of(self.num_items, size):
+            yield rows.start, self.weight[rows]
 
     def _aligned(self, context: Context) -> Tensor:
         if context.vocabulary is None:

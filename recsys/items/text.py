@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.data.vectors import Vectors
+from recsys.items.rows import blocks_of, no_row
 from recsys.seams import Context
 
 PROJECTIONS = ("linear", "mlp")
@@ -128,11 +129,9 @@ class TextItems(nn.Module):
 
     def blocks(self, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
         """(first row, (n, D) output vectors) in blocks of ``size`` rows (default: all at once)."""
-        step = size or max(self.num_items, 1)
         table = self._table()
-        for first in range(1, self.num_items + 1, step):
-            rows = slice(first, min(first + step, self.num_items + 1))
-            yield first, self._block(rows) if table is None else table[rows]
+        for rows in blocks_of(self.num_items, size):
+            yield rows.start, self._block(rows) if table is None else table[rows]
 
     def _hold(self, text: Tensor) -> None:
         if self.trainable:
@@ -204,10 +203,7 @@ class TextItems(nn.Module):
         return self._kept.table
 
     def _no_row(self, ids: Tensor) -> ValueError:
-        return ValueError(
-            f"rows up to {int(ids.max())} are asked for, but the table has {self.num_items} items and {self.extra} "
-            "rows behind them: targets that write a mask token need one such row, TextItems(..., extra=1)"
-        )
+        return no_row(ids, self.num_items, self.extra, "TextItems(..., extra=1)")
 
 
 class _Kept:
