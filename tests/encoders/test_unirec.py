@@ -215,9 +215,9 @@ def test_mixing_of_own_branches_uses_the_weights_of_each() -> None:
         torch.testing.assert_close(mixing(maps)[branch], mixing.outer[branch] @ hidden)
 
 
-def weekday_split(num_users: int = 300, length: int = 20) -> Split:
+def weekday_split(num_users: int = 300, length: int = 20, seed: int = 0) -> Split:
     """The group of ten that the next item is from is the weekday of the newest event; every other user is bursty."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     gaps = random.integers(6, 24 * 13, (num_users, length))
     gaps[1::2] = np.clip(random.lognormal(2.0, 2.0, gaps[1::2].shape), 1, 2000)
     times = (random.integers(0, 24 * 365, (num_users, 1)) + np.cumsum(gaps, 1)) * HOUR + 900_000_000_000
@@ -261,10 +261,13 @@ def test_check_16_without_the_calendar_a_weekday_is_not_found() -> None:
 
 @pytest.mark.slow
 def test_check_16_sequence_enhancement_does_not_harm_bursty_users() -> None:
-    """At the end of training; before, it slows the encoder down, which a short run would see."""
-    split = weekday_split()
-    bursty = split.test.subset(np.arange(len(split.test)) % 2 == 1)
-    plain, enhanced = (trained(split, ("calendar", "interval"), on, epochs=45) for on in (False, True))
+    """At the end of training; before, it slows the encoder down, which a short run would see.
+
+    Measured on a thousand users of the same rule, as 150 give or take .03 by chance alone.
+    """
+    split, others = weekday_split(), weekday_split(2000, seed=1).test
+    bursty = others.subset(np.arange(len(others)) % 2 == 1)
+    plain, enhanced = (trained(split, ("calendar", "interval"), on, epochs=30) for on in (False, True))
     assert ndcg(enhanced, bursty) > ndcg(plain, bursty) - 0.03
 
 
