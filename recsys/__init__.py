@@ -68,7 +68,7 @@ _HOMES = {
     "Run": "recsys.train.run",
     "Stage": "recsys.train.settings",
     "fit": "recsys.train.fit",
-    "load_run": "recsys.train.run",
+    "load_run": "recsys.saved",
     "evaluate": "recsys.eval.evaluate",
     "compare": "recsys.eval.compare",
     "Index": "recsys.index",
@@ -140,11 +140,11 @@ if TYPE_CHECKING:
     from recsys.objectives.softmax import FullSoftmax as FullSoftmax
     from recsys.ranker import History as History
     from recsys.recommender import Recommender as Recommender
+    from recsys.saved import load_run as load_run
     from recsys.serve.bundle import Bundle as Bundle
     from recsys.serve.bundle import export as export
     from recsys.train.fit import fit as fit
     from recsys.train.run import Run as Run
-    from recsys.train.run import load_run as load_run
     from recsys.train.settings import Stage as Stage
 
 

@@ -98,8 +98,8 @@ def evaluate(
     """
     from recsys.eval.evaluate import evaluate as rank
     from recsys.eval.html import write_html
+    from recsys.saved import load_run
     from recsys.train.results import curves
-    from recsys.train.run import load_run
     from recsys.train.splits import split_of
 
     model = load_run(run, _importable(trust))
@@ -159,8 +159,8 @@ def export(
         split: folder of a saved split with the same items, instead of the run's own.
         trust: modules outside recsys whose parts may be loaded; their code runs.
     """
+    from recsys.saved import load_run
     from recsys.serve.bundle import export as write
-    from recsys.train.run import load_run
     from recsys.train.splits import split_of
 
     kind = None if index == "none" else index

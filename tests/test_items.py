@@ -22,11 +22,11 @@ from recsys.items import FrozenItems, IdItems, SumItems, TextItems
 from recsys.objectives.sampled import SampledSoftmax
 from recsys.objectives.softmax import FullSoftmax
 from recsys.recommender import Recommender
+from recsys.saved import load_run
 from recsys.seams import Context, Step
 from recsys.serve.bundle import Bundle, export
 from recsys.testing import NUM_ITEMS, check_encoder, check_items, toy_batch, toy_context, toy_split
 from recsys.train.fit import fit
-from recsys.train.run import load_run
 
 DIM, WIDTH = 16, 12
 IDS = [f"i{row}" for row in range(1, NUM_ITEMS + 1)]

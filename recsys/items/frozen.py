@@ -20,9 +20,11 @@ from recsys.data.vectors import Vectors
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
 from recsys.items.rows import blocks_of, no_row
+from recsys.saved import KIND as RUN
+from recsys.saved import VOCABULARY, WEIGHTS
 from recsys.seams import Context
 
-RUN, BUNDLE = "recsys.run", "recsys.bundle"
+BUNDLE = "recsys.bundle"
 
 
 class FrozenItems(nn.Module):
@@ -125,9 +127,9 @@ def saved_vectors(folder: str | Path) -> Vectors:
         raise FileNotFoundError(f"{path} is no folder of a run, a bundle or vectors: it has no manifest.json")
     try:
         kind = json.loads((path / "manifest.json").read_text(encoding="utf-8")).get("kind")
-        if kind == RUN and (path / "model.safetensors").is_file():
-            found = load_file(path / "model.safetensors").get("items.weight")
-            ids = Vocabulary.load(path / "vocabulary", "items").ids
+        if kind == RUN and (path / WEIGHTS).is_file():
+            found = load_file(path / WEIGHTS).get("items.weight")
+            ids = Vocabulary.load(path / VOCABULARY, "items").ids
             matrix = None if found is None else found[1 : len(ids) + 1]
         elif kind == BUNDLE and (path / "vectors.safetensors").is_file():
             matrix = load_file(path / "vectors.safetensors")["item_vectors"]

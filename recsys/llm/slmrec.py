@@ -21,20 +21,14 @@ Legend: B histories, T real tokens, D width of items, H hidden size, P and S tok
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
 from recsys.data.targets import LastItem
-from recsys.data.vocabulary import Vocabulary
-from recsys.errors import DataError
 from recsys.llm.backbone import Backbone, check_blocks
-from recsys.parts import build
-from recsys.ranker import Ranker
 from recsys.seams import Context, Encoded, ItemTable
 
 PREFIX = "What this user took, oldest first:"
@@ -166,33 +160,3 @@ class LastOfUser(LastItem):
     """
 
     scheme = "windows"
-
-
-def read_run(folder: str | Path) -> tuple[Ranker, Vocabulary]:
-    """The model of a run folder with its best weights, and its items. Only parts of this library are constructed.
-
-    What :func:`recsys.load_run` gives, for parts, which stand below the code that trains.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        DataError: it is no run folder, damaged, or stopped before its first epoch was over.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = Path(folder)
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path} does not exist: pass the folder given to fit(..., folder=...)")
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        vocabulary = Vocabulary.load(path / "vocabulary", "items")
-        tensors = load_file(path / "model.safetensors")
-        model: Ranker = build(config["model"])
-        model.bind(Context(config["num_items"], vocabulary))
-        model.load_tensors(tensors)
-    except PermissionError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise DataError(f"{path} is not the folder of a finished run, or it cannot be loaded ({error})") from error
-    model.eval()
-    return model, vocabulary

@@ -19,8 +19,9 @@ from recsys.data.fetch import cache_folder
 from recsys.data.prepared import spread
 from recsys.data.split import Training
 from recsys.errors import DataError
-from recsys.llm.slmrec import SLMRec, read_run
+from recsys.llm.slmrec import SLMRec
 from recsys.progress import Progress
+from recsys.saved import load_run
 from recsys.seams import Context
 
 KIND, FORMAT, STATES = "recsys.teacher-states", 1, "states.npy"
@@ -43,8 +44,9 @@ class TeacherStates:
     """
 
     def __init__(self, run: str, context: Context, blocks: int, cache: str | None = None) -> None:
-        self.model, items = read_run(run)
-        _same_items(run, items.ids, context)
+        self.model = load_run(run)
+        assert self.model.vocabulary is not None  # a run folder has one
+        _same_items(run, self.model.vocabulary.ids, context)
         encoder = getattr(self.model, "encoder", None)
         if not isinstance(encoder, SLMRec):
             raise ValueError(f"the teacher in {run} has the encoder {type(encoder).__name__}, and an SLMRec is needed")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from recsys.errors import DataError
+from recsys.saved import read_tensors
 
 FORMAT = 1
 POINTER = "last.json"
@@ -104,21 +105,6 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
             own[name] = value.clone()
         seen.add(own[name].untyped_storage().data_ptr())
     _replace(path, lambda partial: save_file(own, partial))
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        DataError: the file is missing or damaged.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} cannot be read ({error}): the file is missing or damaged") from error
 
 
 def pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

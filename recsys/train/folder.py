@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.errors import DataError, DataWarning
+from recsys.errors import DataWarning
 from recsys.folders import refuse_foreign
+from recsys.saved import CONFIG, FORMAT, KIND, MANIFEST, VOCABULARY, WEIGHTS, read_config
 from recsys.train.checkpoint import (
     Checkpoint,
     differences,
     read_checkpoint,
-    read_tensors,
     write_checkpoint,
     write_tensors,
     write_text,
@@ -36,9 +36,7 @@ from recsys.train.checkpoint import (
 if TYPE_CHECKING:
     from recsys.data.split import Split
 
-KIND = "recsys.run"
-FORMAT = 1
-MANIFEST, CONFIG, METRICS, WEIGHTS = "manifest.json", "config.json", "metrics.jsonl", "model.safetensors"
+METRICS = "metrics.jsonl"
 RESULTS = (METRICS, WEIGHTS, "per_user.parquet", "report.html")
 
 
@@ -84,7 +82,7 @@ class RunFolder:
         for name in RESULTS:
             (self.path / name).unlink(missing_ok=True)
         write_text(self.path / CONFIG, _json({"format": FORMAT, **config}))
-        split.items.save(self.path / "vocabulary", "items")
+        split.items.save(self.path / VOCABULARY, "items")
         if recipe is not None:
             write_text(self.path / "recipe.py", Path(recipe).read_text(encoding="utf-8"))
 
@@ -114,34 +112,10 @@ class RunFolder:
         """The weights that :func:`recsys.load_run` gives back."""
         write_tensors(self.path / WEIGHTS, tensors)
 
-    def read_weights(self) -> dict[str, Tensor]:
-        """What :meth:`write_weights` wrote."""
-        if not (self.path / WEIGHTS).is_file():
-            raise DataError(f"{self.path} has no {WEIGHTS}: the run stopped before its first epoch was over; resume it")
-        return read_tensors(self.path / WEIGHTS)
-
-    def config(self) -> dict[str, Any]:
-        """``config.json`` of a run that this version can read.
-
-        Raises:
-            DataError: it is missing, damaged or of another format.
-        """
-        try:
-            kind = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))["kind"]
-            config = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
-            form = config["format"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{self.path} is not a run folder, or it is damaged ({error!r})") from error
-        if kind != KIND:
-            raise DataError(f"{self.path} is a folder of kind {kind!r}, and a run ({KIND!r}) was expected")
-        if form != FORMAT:
-            raise DataError(f"{self.path} has run format {form!r}, and this version of recsys reads format {FORMAT}")
-        return dict(config)
-
     def _identity(self) -> dict[str, Any] | None:
         if not (self.path / CONFIG).is_file():
             return None
-        identity: dict[str, Any] = self.config()["identity"]
+        identity: dict[str, Any] = read_config(self.path)["identity"]
         return identity
 
 

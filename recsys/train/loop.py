@@ -16,6 +16,7 @@ from torch import Tensor
 from recsys.data.batch import Batch
 from recsys.data.batches import TrainBatches
 from recsys.progress import Progress
+from recsys.saved import read_weights
 from recsys.train.checkpoint import Checkpoint, pack, random_state, restore_random_state, unpack
 from recsys.train.folder import RunFolder
 from recsys.train.interrupt import Interrupt
@@ -199,7 +200,7 @@ class Loop:
 
     def _restore_best(self) -> None:
         self.fabric.barrier()
-        kept = self._best if self.folder is None else self.folder.read_weights()
+        kept = self._best if self.folder is None else read_weights(self.folder.path)
         assert kept is not None
         self.model.load_tensors(kept)
         self.model.to(self.fabric.device)

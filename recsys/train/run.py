@@ -1,4 +1,4 @@
-"""``Run``: what a recipe returns, a model and how to train it; ``load_run``: the model of a run folder."""
+"""``Run``: what a recipe returns, a model and how to train it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recsys.parts import build
 from recsys.ranker import Ranker
-from recsys.seams import Context
 from recsys.train.fit import Fitted, fit
-from recsys.train.folder import RunFolder
 from recsys.train.settings import Stage, closest
 
 if TYPE_CHECKING:
@@ -67,32 +64,6 @@ class Run:
             chosen["folder"] = folder
         more: dict[str, Any] = {"name": self.name, "recipe": recipe, "arguments": arguments, "stages": self.stages}
         return fit(self.model, self.split, **chosen, **more)
-
-
-def load_run(folder: str | Path, trust: Sequence[str] = ()) -> Ranker:
-    """The model of a run folder with its best weights, ready to recommend. Needs neither the data nor pickle.
-
-    Args:
-        trust: modules (or packages) outside recsys whose parts may be constructed; their code runs.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        PermissionError: a part comes from a module that is neither ours nor trusted.
-        DataError: the folder is damaged, of another version, or stopped before its first epoch was over.
-    """
-    from recsys.data.vocabulary import Vocabulary
-
-    path = Path(folder)
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path} does not exist: pass the folder given to fit(..., folder=...)")
-    run = RunFolder(path)
-    config = run.config()
-    tensors = run.read_weights()
-    model: Ranker = build(config["model"], trust)
-    model.bind(Context(config["num_items"], Vocabulary.load(path / "vocabulary", "items")))
-    model.load_tensors(tensors)
-    model.eval()
-    return model
 
 
 def _check(what: str, given: dict[str, Any], function: Any, taken: Sequence[str]) -> None:

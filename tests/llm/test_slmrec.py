@@ -36,7 +36,7 @@ pytest.importorskip("peft")
 
 from recsys.llm.backbone import SMALL, Backbone, block_ends, count_parameters
 from recsys.llm.distil import Distillation
-from recsys.llm.slmrec import LastOfUser, SLMRec, read_run
+from recsys.llm.slmrec import LastOfUser, SLMRec
 from recsys.llm.teacher import TeacherStates
 
 DIM, HIDDEN = 16, 16
@@ -201,7 +201,7 @@ def test_check_05_a_student_equal_to_its_teacher_has_nothing_to_learn(teacher: s
     for more in ({}, {"norm_power": 1, "reduction": "sum"}, {"norm_reduce": "mean"}):
         model = recommender(4, 2, auxiliaries=[distillation(teacher, supervision=0, **more)])
         model.bind(toy_context())
-        learned = read_run(teacher)[0].tensors()
+        learned = rs.load_run(teacher).tensors()
         model.load_tensors({name: learned.get(name, value) for name, value in model.tensors().items()})
         model.eval()
         found = model.auxiliaries[0](prepared_step(model))
@@ -353,7 +353,6 @@ def test_check_14_a_run_keeps_what_was_trained_and_loads_without_teacher(tmp_pat
     (tmp_path / "student" / "config.json").write_text(json.dumps(moved))
     again, histories = rs.load_run(tmp_path / "student"), [["i1", "i2", "i3"], ["i9"]]
     assert np.array_equal(again.scores(histories), model.scores(histories))
-    assert np.array_equal(read_run(tmp_path / "student")[0].scores(histories), model.scores(histories))
 
 
 def test_a_base_of_half_precision_has_adapters_of_single_precision() -> None:

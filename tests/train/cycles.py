@@ -12,7 +12,7 @@ from recsys.encoders.sasrec import SASRec
 from recsys.items import IdItems
 from recsys.objectives.softmax import FullSoftmax
 from recsys.recommender import Recommender
-from recsys.train.checkpoint import read_tensors
+from recsys.saved import read_tensors
 from recsys.train.state import CLOCK
 
 

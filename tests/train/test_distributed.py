@@ -10,7 +10,7 @@ import pytest
 import torch
 from two_processes import train
 
-from recsys.train.checkpoint import read_tensors
+from recsys.saved import read_tensors
 from recsys.train.state import CLOCK
 
 HERE = Path(__file__).parent

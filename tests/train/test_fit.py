@@ -22,10 +22,10 @@ from recsys.objectives.sampled import SampledSoftmax
 from recsys.objectives.softmax import FullSoftmax
 from recsys.ranker import Ranker
 from recsys.recommender import Recommender
+from recsys.saved import load_run, read_tensors
 from recsys.train import checkpoint, update
 from recsys.train.fit import fit
 from recsys.train.loop import Validation
-from recsys.train.run import load_run
 
 QUIET = {"progress": False, "batch_size": 32}
 
@@ -236,7 +236,7 @@ def test_a_loss_that_is_not_finite_stops_with_what_was_seen(split, tmp_path):
         fit(model, split, epochs=5, folder=tmp_path / "run", **QUIET)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
     for path in (tmp_path / "run").rglob("model.safetensors"):
-        assert all(bool(torch.isfinite(value).all()) for value in checkpoint.read_tensors(path).values())
+        assert all(bool(torch.isfinite(value).all()) for value in read_tensors(path).values())
     assert all(bool(torch.isfinite(value).all()) for value in model.parameters())
 
 
@@ -253,7 +253,7 @@ def test_weights_that_are_not_finite_are_never_written(split, tmp_path, monkeypa
     with pytest.raises(FloatingPointError):
         fit(tiny(), split, epochs=5, folder=tmp_path / "run", checkpoint_every=1, **QUIET)
     for path in (tmp_path / "run").rglob("model.safetensors"):
-        assert all(bool(torch.isfinite(value).all()) for value in checkpoint.read_tensors(path).values())
+        assert all(bool(torch.isfinite(value).all()) for value in read_tensors(path).values())
 
 
 @pytest.fixture
