@@ -27,9 +27,11 @@ def from_hub(
     Raises:
         ModelUnavailableError: it is nowhere.
     """
+    from safetensors import SafetensorError
+
     try:
         return load(True)
-    except (OSError, ValueError) as error:  # not here, or in part
+    except (OSError, ValueError, SafetensorError) as error:  # not here, in part, or damaged
         reason: Exception = error
     if not Path(name).is_dir():
         try:

@@ -47,7 +47,7 @@ class Recommender(Ranker):
         weightings: how much each target counts, multiplied with the weights that the data may have.
 
     Raises:
-        ValueError: widths differ, or the encoder would see its own target.
+        ValueError: widths differ, the encoder would see its own target, or gives no state where the targets are.
     """
 
     def __init__(
@@ -76,6 +76,12 @@ class Recommender(Ranker):
                 f"{type(encoder).__name__} looks at the whole history, so under {type(self.targets).__name__} it would "
                 "see the item it must predict: use LastItem or MaskedItems targets, or an encoder that sees only "
                 "the past"
+            )
+
+        if getattr(encoder, "gives", "all") == "newest" and getattr(self.targets, "places", "all") != "newest":
+            raise ValueError(
+                f"{type(encoder).__name__} gives the state of the newest token alone, and "
+                f"{type(self.targets).__name__} has targets elsewhere: use LastItem or OneTarget"
             )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,6 +72,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not (path / WEIGHTS).is_file():
         raise DataError(f"{path} has no {WEIGHTS}: the run stopped before its first epoch was over; resume it")
     return read_tensors(path / WEIGHTS)
+
+
+def hash_run(folder: str | Path) -> str:
+    """SHA-256 of the model of a run, its config and best weights.
+
+    Raises:
+        FileNotFoundError: it has none.
+    """
+    digest = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        with (Path(folder) / name).open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

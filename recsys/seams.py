@@ -4,9 +4,9 @@ Legend: B histories, L longest history of a batch, T real tokens, D width, N ite
 Parts are ``nn.Module``s or plain callables; nothing is registered and no base class is required. A part keeps its
 constructor arguments as attributes of the same name (that is how it is saved) and may have any of these hooks:
 ``needs: frozenset[str]`` (optional batch fields it reads), ``bind(context)``, ``on_stage(name)`` when a stage begins
-(again, after a resume), ``on_epoch(epoch)`` before each epoch, and
-``sections(model, split)``, which adds to the run's report: content by heading (text, a mapping, rows of a table, or
-``{"bars": {label: number}}``).
+(again, after a resume), ``on_epoch(epoch)`` before each epoch, ``sources()``, a hash of what it reads from elsewhere
+(a run is not resumed with another one), and ``sections(model, split)``, which adds to the run's report: content by
+heading (text, a mapping, rows of a table, or ``{"bars": {label: number}}``).
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Step:
 
 @runtime_checkable
 class Targets(Protocol):
-    """What is predicted where."""
+    """What is predicted where. ``places = "newest"`` says that all targets are at the newest token of a row."""
 
     sees: str  # what an encoder may see without leaking the target: "past" or "all"
 
@@ -149,7 +149,10 @@ class Weighting(Protocol):
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Histories to states. ``sees`` is "past" if a state depends on no later token, else "all"."""
+    """Histories to states. ``sees`` is "past" if a state depends on no later token, else "all".
+
+    ``gives = "newest"`` says that the newest token alone gets a state, so targets cannot be anywhere else.
+    """
 
     sees: str
     dim: int

@@ -44,6 +44,7 @@ class LastItem:
     """
 
     sees = "all"
+    places = "newest"
     scheme = "prefixes"
 
     def train(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
@@ -68,6 +69,7 @@ class OneTarget:
     """
 
     sees = "all"
+    places = "newest"
     scheme = "windows"
 
     def __init__(self, late: Sequence[str] = ("pretrain",)) -> None:

@@ -8,6 +8,7 @@ vectors from anywhere else.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -119,6 +120,13 @@ class Vectors:
     def width(self) -> int:
         """D."""
         return int(self.array.shape[1])
+
+    def digest(self) -> str:
+        """SHA-256 of ids and numbers."""
+        found = hashlib.sha256(repr((self.ids.tolist(), self.array.shape, str(self.array.dtype))).encode())
+        for start in range(0, len(self), _BLOCK):
+            found.update(np.ascontiguousarray(self.array[start : start + _BLOCK]).data)
+        return found.hexdigest()
 
     def aligned(self, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
         """The vectors by the rows of ``vocabulary``: (first + N, D) float32, and (first + N,) bool where there is one.

@@ -70,6 +70,7 @@ class Recformer(nn.Module):
     """
 
     sees = "all"
+    gives = "newest"
 
     def __init__(
         self,

@@ -72,6 +72,10 @@ class FrozenItems(nn.Module):
         if self.rows is not None:
             nn.init.normal_(self.rows, std=0.02)
 
+    def sources(self) -> str:
+        """Hash of the vectors: after another training of their run this is another run."""
+        return saved_vectors(self.run).digest()
+
     def embed(self, ids: Tensor) -> Tensor:
         """Input vectors (..., D) of item rows (...).
 

@@ -114,6 +114,10 @@ class TextItems(nn.Module):
         nn.init.normal_(self.rows, std=STD)
         nn.init.zeros_(self.rows.data[0])
 
+    def sources(self) -> str:
+        """Hash of the text vectors: with others this is another run."""
+        return Vectors.load(self.vectors).digest()
+
     def embed(self, ids: Tensor) -> Tensor:
         """Input vectors (..., D) of item rows (...), zero for padding.
 

@@ -28,6 +28,7 @@ from recsys.seams import Context
 
 DROPS = ("last", "interval")
 DTYPES = ("float32", "bfloat16", "float16")
+SAMPLES = 16  # numbers of each tensor in the fingerprint
 
 
 class Backbone(nn.Module):
@@ -82,7 +83,7 @@ class Backbone(nn.Module):
         self.dtype, self.seed, self.merged = dtype, seed, merged
         self.body: Any = None  # the decoder of transformers, once bound
         self._frozen: list[tuple[nn.Module, str]] = []  # weights of the base: their modules and names
-        self._own = torch.zeros(0, 3)  # fingerprint of the base as it was made
+        self._own = torch.zeros(0, 3 + SAMPLES)  # fingerprint of the base as it was made
         self._checked: Tensor | None = None
 
     @property
@@ -105,8 +106,14 @@ class Backbone(nn.Module):
         Raises:
             ImportError: transformers or peft is not installed.
             OSError: the model is not on this machine and cannot be downloaded.
-            ValueError: it has fewer layers than are to be kept, or none that ``adapt`` names.
+            ValueError: it has fewer layers than are to be kept, or none that ``adapt`` names; it looks ahead; or it is
+                to be trained after its adapters were merged.
         """
+        if self.merged and context is not None and context.training is not None:
+            raise ValueError(
+                "a merged backbone cannot be trained again, as its adapters are gone: begin with the model by name, "
+                "folder or config"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             dtype = getattr(torch, self.dtype)
@@ -117,8 +124,8 @@ class Backbone(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """The base's vectors (..., H) of its own tokens (...)."""
-        body = self._bound()
-        return nn.functional.embedding(ids, body.get_input_embeddings().weight)
+        vectors: Tensor = self._bound().get_input_embeddings()(ids)
+        return vectors
 
     def tokens(self, text: str) -> list[int]:
         """A text as tokens, without special ones: of the model's tokenizer, or its UTF-8 bytes for a config dict.
@@ -218,7 +225,7 @@ class Backbone(nn.Module):
             self.register_buffer("fingerprint", self._own.clone())
 
     def _measure(self) -> Tensor:
-        """(tensors, 3) float32: mean size, mean and slope along its numbers of each tensor of the base.
+        """(tensors, 3 + 16) float32: of each tensor of the base its mean size, mean, slope, and 16 of its numbers.
 
         No hash of the bytes, as random numbers of one seed may differ in the last bit from processor to processor.
         """
@@ -226,7 +233,8 @@ class Backbone(nn.Module):
         for module, name in self._frozen:
             value = getattr(module, name).detach().float().flatten()
             slope = (value * torch.linspace(-1, 1, len(value))).mean(dtype=torch.float64)
-            rows.append([float(value.abs().mean(dtype=torch.float64)), float(value.mean(dtype=torch.float64)), slope])
+            means = [float(value.abs().mean(dtype=torch.float64)), float(value.mean(dtype=torch.float64)), float(slope)]
+            rows.append(means + value[torch.linspace(0, len(value) - 1, SAMPLES, dtype=torch.float64).long()].tolist())
         return torch.tensor(rows, dtype=torch.float32)
 
     def _check_base(self) -> None:

@@ -6,6 +6,7 @@ Without a network a local folder or a config dict does; a name on the hub is loo
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -40,7 +41,8 @@ def load_decoder(
     Raises:
         ImportError: transformers is not installed.
         OSError: the model is not on this machine and cannot be downloaded.
-        ValueError: transformers does not know the config, or the model has fewer layers.
+        ValueError: transformers does not know the config, the model has fewer layers, its weights are incomplete, or
+            it looks ahead.
     """
     transformers = package("transformers")
     if not isinstance(model, dict):
@@ -51,17 +53,26 @@ def load_decoder(
                 _shorten(config, range(layers))  # what is dropped is not even read
             new = int(transformers.__version__.split(".")[0]) >= 5
             told["dtype" if new else "torch_dtype"] = dtype
-            return transformers.AutoModel.from_pretrained(name, config=config, **told)
+            return transformers.AutoModel.from_pretrained(name, config=config, output_loading_info=True, **told)
 
-        body = _load(model, revision, pretrained)
+        body, loaded = _load(model, revision, pretrained)
+        if loaded["missing_keys"]:
+            names = sorted(loaded["missing_keys"])
+            raise ValueError(
+                f"{model!r} lacks {len(names)} tensors that its config asks for, such as {names[0]!r}: its weights are "
+                "incomplete, or of another kind of model; get it again"
+            )
     else:
         try:
             config = transformers.AutoConfig.for_model(**model)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"transformers cannot make a model of the config {model}: {error}") from error
-        body = transformers.AutoModel.from_config(config).to(dtype)
+        body = transformers.AutoModel.from_config(config)
+        for value in body.parameters():
+            value.data = value.data.to(dtype)  # not the buffers: the angles of rotary positions need all their digits
     _truncate(body, layers, drop)
-    return body.eval()
+    _check_causal(body.eval(), dtype)
+    return body
 
 
 def load_tokenizer(model: str, revision: str | None) -> Any:
@@ -99,8 +110,11 @@ def read_prefix(body: Any, prefix: Tensor, size: int) -> Any:
 def watching(layers: nn.ModuleList, ends: Sequence[int], see: Any) -> Iterator[None]:
     """Hand the output (B, W, H) of the layers ``ends`` (from 1) to ``see`` when it is there."""
 
+    mine = threading.get_ident()
+
     def look(module: nn.Module, given: Any, output: Any) -> None:
-        see(output[0] if isinstance(output, tuple) else output)
+        if threading.get_ident() == mine:  # another thread may read through the same layers
+            see(output[0] if isinstance(output, tuple) else output)
 
     with ExitStack() as stack:
         for end in ends:
@@ -130,6 +144,16 @@ def count_parameters(
     return {
         "base": base, "adapters": adapters, "projections": projections, "trained": trained, "total": base + trained,
     }  # fmt: skip
+
+
+def _check_causal(body: Any, dtype: torch.dtype) -> None:
+    """Raise ValueError if a later token changes an earlier state."""
+    probe = torch.randn(1, 2, body.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(dtype)
+    other = probe * torch.tensor([1, -1]).to(dtype)[:, None]
+    with torch.no_grad():
+        first, second = (body(inputs_embeds=x, use_cache=False).last_hidden_state[:, 0] for x in (probe, other))
+    if not torch.allclose(first, second, atol=1e-3):
+        raise ValueError(f"{type(body).__name__} looks ahead, and a backbone must be causal: choose a decoder")
 
 
 def _truncate(body: Any, layers: int | None, drop: str) -> None:

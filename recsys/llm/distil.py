@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from recsys.llm.teacher import CACHES, TeacherStates
 from recsys.objectives.softmax import full_softmax
+from recsys.saved import hash_run
 from recsys.seams import Context, Encoded, Step
 
 REDUCTIONS = ("mean", "sum")
@@ -104,6 +105,10 @@ class Distillation(nn.Module):
         if context.training is not None and (self.cosine or self.norm):
             self._source = [TeacherStates(self.teacher, context, self.blocks, self.cache)]
 
+    def sources(self) -> str:
+        """Hash of the teacher: after another training of it this is another run."""
+        return hash_run(self.teacher) if self.cosine or self.norm else ""
+
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The terms that have a weight.
 
@@ -163,15 +168,16 @@ class Distillation(nn.Module):
             )
         _, targets, weights = encoded.at_targets(batch)
         assert batch.targets is not None
-        rows = (batch.flatten(batch.targets) > 0).nonzero().squeeze(1)
-        rows = (batch.flat // batch.ids.shape[1])[rows]
+        chosen = batch.flatten(batch.targets) > 0
+        rows = (batch.flat // batch.ids.shape[1])[chosen]
         states = torch.einsum("nkh,kdh->nkd", student[rows, :-1], self.heads).flatten(0, 1)
         heads = self.blocks - 1
         weights = states.new_ones(len(rows)) if weights is None else weights
+        own = states.new_ones(len(rows)) if batch.weights is None else batch.flatten(batch.weights)[chosen]
         firsts, blocks = zip(*step.items.blocks(), strict=True)
         many = weights.repeat_interleave(heads)
         losses = full_softmax(states, targets.repeat_interleave(heads), many, firsts, blocks)
-        total = (losses * many).sum() / weights.sum().clamp(min=1e-12)
+        total = (losses * many).sum() / own.sum().clamp(min=1e-12)
         return total / heads if self.reduction == "mean" else total
 
     def _student(self, encoded: Encoded) -> Tensor:

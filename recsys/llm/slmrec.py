@@ -55,6 +55,7 @@ class SLMRec(nn.Module):
     """
 
     sees = "all"
+    gives = "newest"
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from recsys.data.split import Training
 from recsys.errors import DataError
 from recsys.llm.slmrec import SLMRec
 from recsys.progress import Progress
-from recsys.saved import load_run
+from recsys.saved import hash_run, load_run
 from recsys.seams import Context
 
 KIND, FORMAT, STATES = "recsys.teacher-states", 1, "states.npy"
@@ -103,10 +103,11 @@ class TeacherStates:
         """Events and states of all training rows, computed where they are not on disk yet."""
         users, events = self._rows()
         facts = {
-            "run": _hash(self.run),
+            "run": hash_run(self.run),
             "rows": hashlib.sha256(np.stack([users, events]).tobytes()).hexdigest(),
             "inputs": self._hash_inputs(),
             "blocks": self.blocks,
+            "precision": _precision(device),
         }
         key = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:16]
         folder = artifacts_root(cache_folder()) / "teacher-states" / key
@@ -159,9 +160,7 @@ def _same_items(run: str, theirs: np.ndarray, context: Context) -> None:
         )
 
 
-def _hash(run: Path) -> str:
-    digest = hashlib.sha256()
-    for name in ("config.json", "model.safetensors"):
-        with (run / name).open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+def _precision(device: torch.device) -> str:
+    """The type that the surrounding training computes in."""
+    mixed = torch.is_autocast_enabled(device.type)
+    return str(torch.get_autocast_dtype(device.type)) if mixed else "full"

@@ -154,7 +154,9 @@ class _Request:
         """Everything that decides the numbers, as it looks after a round through JSON."""
         if self.folder is None:
             return {}
-        whole = {"model": describe(self.model), "data": data_facts(self.split), **facts}
+        parts = {name: part for name, part in self.model.named_modules() if hasattr(part, "sources")}
+        read = {"sources": {name: part.sources() for name, part in parts.items()}} if parts else {}
+        whole = {"model": describe(self.model), "data": data_facts(self.split), **read, **facts}
         return dict(json.loads(json.dumps(whole, default=str)))
 
     def begin(self, identity: dict[str, Any], device: torch.device, processes: int, resumed: bool) -> None:

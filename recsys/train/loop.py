@@ -178,7 +178,7 @@ class Loop:
     def _spare(self) -> Batch:
         training = self.batches.training
         user = np.flatnonzero(training.lengths > 1)[:1]
-        return training.gather(user, 2, needs=self.batches.needs)
+        return training.gather(user, self.batches.max_length + 1, needs=self.batches.needs)
 
     def _agree(self, weight: float, stop: bool) -> tuple[float, bool]:
         """Sum of target weights over the processes, and whether any of them is asked to stop."""

@@ -143,6 +143,11 @@ class _Losses(nn.Module):
     def __init__(self, model: Any, losses: Sequence[str] | None) -> None:
         super().__init__()
         self.model, self.losses = model, losses
+        kept = set(model.state_dict())
+        # What is not saved is made by bind, alike in every process (a frozen language model): nothing to broadcast.
+        self._ddp_params_and_buffers_to_ignore = [
+            f"model.{name}" for name, _ in model.named_buffers() if name not in kept
+        ]
 
     def forward(self, step: Callable[[], Step]) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = self.model.loss(step())

@@ -6,7 +6,10 @@ import copy
 import importlib
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ import pytest
 import torch
 
 import recsys as rs
+from recsys.data.batches import TrainBatches
 from recsys.data.prepared import Prepared
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
@@ -30,6 +34,8 @@ from recsys.testing import (
     toy_context,
     toy_split,
 )
+from recsys.train.loop import Loop
+from recsys.train.update import _Losses
 
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
@@ -575,3 +581,138 @@ def test_the_recipe_makes_teacher_student_and_the_one_alone(tmp_path: Path, monk
     for wrong in ({"role": "student"}, {"role": "ce-only", "teacher": "x"}, {"sasrec": ""}):
         with pytest.raises(ValueError, match=r"teacher|sasrec"):
             recipe.run(**{**common, **wrong})
+
+
+def test_half_precision_keeps_the_angles_of_positions_in_full() -> None:
+    made = Backbone(TINY, layers=1, dtype="bfloat16")
+    made.bind()
+    angles = [value for name, value in made.body.named_buffers() if name.endswith("inv_freq")]
+    assert angles and all(value.dtype == torch.float32 for value in angles)
+
+
+@pytest.mark.parametrize(("cache", "targets"), [("prefixes", rs.LastItem()), ("users", LastOfUser())])
+def test_the_row_of_a_process_without_rows_is_cached(teacher: str, cache: str, targets: Any) -> None:
+    context = toy_context()
+    assert context.training is not None
+    needs = frozenset({"events"})
+    batches = TrainBatches(context.training, scheme=targets.scheme, max_length=8, batch_size=8, needs=needs)
+    spare = targets.train(Loop._spare(SimpleNamespace(batches=batches)))  # type: ignore[arg-type]
+    assert TeacherStates(teacher, context, 2, cache)(spare).shape == (1, 2, HIDDEN)
+
+
+def test_a_student_of_a_teacher_trained_again_is_another_run(tmp_path: Path) -> None:
+    first = save_run(recommender(4), tmp_path / "teacher", epochs=1)
+    save_run(recommender(2, 2, auxiliaries=[distillation(first)]), tmp_path / "student", epochs=1)
+    save_run(recommender(4), tmp_path / "teacher", epochs=1, seed=5, resume=False)
+    with pytest.raises(ValueError, match="another run"):
+        save_run(recommender(2, 2, auxiliaries=[distillation(first)]), tmp_path / "student", epochs=1)
+
+
+def test_a_run_on_vectors_that_were_trained_again_is_another_run(tmp_path: Path) -> None:
+    def train(seed: int, **more: Any) -> None:
+        ids = rs.Recommender(rs.IdItems(DIM), rs.GRU4Rec(DIM, max_length=8), FullSoftmax())
+        save_run(ids, tmp_path / "ids", epochs=1, seed=seed, **more)
+
+    train(0)
+    frozen = str(tmp_path / "ids")
+    save_run(recommender(items=FrozenItems(frozen)), tmp_path / "run", epochs=1)
+    train(5, resume=False)
+    with pytest.raises(ValueError, match="another run"):
+        save_run(recommender(items=FrozenItems(frozen)), tmp_path / "run", epochs=1)
+
+
+def test_states_computed_in_another_precision_are_not_reused(teacher: str) -> None:
+    context = toy_context()
+    assert context.training is not None
+    rows = LastOfUser().train(context.training.gather(np.array([0, 1]), 9, needs=frozenset({"events"})))
+    with torch.autocast("cpu", torch.bfloat16):
+        TeacherStates(teacher, context, 2, "users")(rows)
+    found, fresh = (TeacherStates(teacher, context, 2, cache)(rows) for cache in ("users", None))
+    torch.testing.assert_close(found, fresh, rtol=0, atol=1e-6)
+
+
+def test_a_merged_model_is_not_trained_again_from_random_weights() -> None:
+    model = recommender()
+    rs.fit(model, toy_split(), epochs=0, **QUIET)
+    model.encoder.merge()  # type: ignore[operator]
+    with pytest.raises(ValueError, match="merged"):
+        rs.fit(model, toy_split(), epochs=1, **QUIET)
+
+
+def test_processes_do_not_exchange_the_base() -> None:
+    model = recommender()
+    model.bind(toy_context())
+    ignored = _Losses(model, None)._ddp_params_and_buffers_to_ignore
+    assert any("embed_tokens" in name for name in ignored)
+    assert not any("lora" in name or "project" in name for name in ignored)
+
+
+def test_targets_at_other_places_than_the_newest_are_refused() -> None:
+    with pytest.raises(ValueError, match="newest"):
+        rs.Recommender(rs.IdItems(DIM, extra=1), encoder(), FullSoftmax(), targets=rs.MaskedItems())
+
+
+def test_a_base_that_was_tuned_a_little_is_another_base() -> None:
+    made = bound(jitter=0.0)
+    generator = torch.Generator().manual_seed(0)
+    for module, name in made.backbone._frozen:
+        value = getattr(module, name)
+        value.add_(torch.randn(value.shape, generator=generator) * value.abs().mean() * 1e-3)
+    made.backbone._own, made.backbone._checked = made.backbone._measure(), None
+    with pytest.raises(ValueError, match="another base"):
+        made(toy_batch(), table())
+
+
+def test_tokens_enter_as_the_model_itself_reads_them() -> None:
+    gemma = {**TINY, "model_type": "gemma", "head_dim": 8, "num_key_value_heads": 2, "pad_token_id": 0}
+    made = Backbone(gemma, layers=1)
+    made.bind()
+    ids = torch.tensor([3, 4])
+    assert torch.equal(made.embed(ids), made.body.get_input_embeddings()(ids))
+    torch.testing.assert_close(made.embed(ids), made.body.get_input_embeddings().weight[ids] * HIDDEN**0.5)
+
+
+def test_weights_that_are_incomplete_damaged_or_look_ahead_are_errors(tmp_path: Path) -> None:
+    import transformers
+
+    whole = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**{**TINY, "num_hidden_layers": 2}))
+    whole.save_pretrained(tmp_path / "lacking")
+    config = json.loads((tmp_path / "lacking" / "config.json").read_text())
+    (tmp_path / "lacking" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    with pytest.raises(ValueError, match="incomplete"):
+        Backbone(str(tmp_path / "lacking")).bind()
+
+    whole.save_pretrained(tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(OSError, match="cannot be loaded"):
+        Backbone(str(tmp_path / "cut")).bind()
+
+    bert = {**TINY, "model_type": "bert"}
+    with pytest.raises(ValueError, match="looks ahead"):
+        Backbone(bert, adapt=["query"]).bind()
+
+
+def test_a_model_with_block_ends_serves_several_threads() -> None:
+    model = recommender(4, 4)
+    model.bind(toy_context())
+    model.eval()
+    histories = [[["i1", "i2"]], [["i3"]] * 7, [["i4", "i5", "i6"]] * 30]
+    alone = [model.user_vectors(rows) for rows in histories]
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(20):
+            for mine, found in zip(alone, pool.map(model.user_vectors, histories), strict=True):
+                np.testing.assert_allclose(found, mine, atol=1e-6)
+
+
+def test_heads_weigh_targets_as_the_objective_does(teacher: str) -> None:
+    model = recommender(4, 2, auxiliaries=[distillation(teacher)])
+    model.bind(toy_context())
+    model.eval()
+    step = prepared_step(model)
+    found = []
+    for factor in (1.0, 3.0):
+        importance = torch.full(step.batch.ids.shape, factor)
+        batch = step.batch.replace(extra={**step.batch.extra, "importance": importance})
+        found.append(model.auxiliaries[0](replace(step, batch=batch))["supervision"])
+    torch.testing.assert_close(found[1], 3 * found[0])
