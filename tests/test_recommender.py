@@ -175,7 +175,7 @@ def test_weightings_multiply_the_losses_and_the_divisor_only_if_normalised(norma
     assert weight == pytest.approx(float((data * rate).sum() if normalised else data.sum()), rel=1e-6)
     losses = plain.objective(plain.encode(before), before, plain.items, torch.Generator())
     found = weighted.loss(Step(after, total_weight=weight))["loss"]
-    assert found.item() == pytest.approx(float((losses * data * rate).sum() / weight), rel=1e-5)
+    assert found.item() == pytest.approx(float((losses * data * rate).sum().detach() / weight), rel=1e-5)
     found.backward()
     (losses * data * rate).sum().div(weight).backward()
     torch.testing.assert_close(weighted.items.weight.grad, plain.items.weight.grad, rtol=1e-4, atol=1e-6)

@@ -9,8 +9,11 @@ and exposure theta are made from the data, clicks are drawn from them, and logis
 .1 on 2^12 pairs, 1,000 steps) are trained on gamma (oracle), on clicks (naive), and on clicks / theta (unbiased, and
 clipped, which the paper's part does not have). Shown is the log loss against true relevance on pairs that were not
 clicked (made-up world: on all pairs, against gamma), at the best validation loss of each method's own kind, divided by
-the oracle's. What we do differently: validation and test losses are taken every ``--every`` steps instead of each; all
-methods and seeds are trained side by side, on the same mini-batches (as in the code, which seeds them alike).
+the oracle's; and DCG@5 after the last step among what a user finds relevant but did not click and 100 items that are
+not relevant to him. What we do differently: a seed is a start *and a draw of clicks* (the paper draws once, and its
+seeds only differ in the start, which hardly matters); validation losses are taken every ``--every`` steps; all methods
+and seeds are trained side by side, on the same mini-batches (as in the code, which seeds them alike). Exposure is made
+as by the code of the paper's figures, whose loss lacks a sigmoid; ``--exposure logistic`` is what the text describes.
 
 Legend: G models trained side by side, U users, I items, K width, B pairs of a mini-batch.
 """
@@ -20,13 +23,16 @@ from __future__ import annotations
 import argparse
 import datetime
 import platform
+import sys
+from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from worlds import Clicks, World, draw, from_ratings, made_up
+from worlds import EXPOSURES, Clicks, World, draw, from_ratings, made_up
 
 import recsys as rs
 
@@ -47,25 +53,27 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--clip", type=float, default=0.05)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--every", type=int, default=25)
+    parser.add_argument("--every", type=int, default=10, help="steps between two looks at the validation loss")
+    parser.add_argument("--exposure", choices=list(EXPOSURES), default="published")
     asked = parser.parse_args()
     if asked.data == "simulation-unbiased":
         lines = simulation(asked.seeds)
     else:
-        world = made_up() if asked.data == "made-up" else movielens()
+        world = made_up() if asked.data == "made-up" else movielens(asked.exposure)
         lines = table(world, asked.seeds, asked.clip, asked.steps, asked.every, asked.data == "made-up")
     stamp = f"{datetime.date.today().isoformat()}, Python {platform.python_version()}, recsys {rs.__version__}"
-    told = f"`python benchmarks/unbiased/semisynthetic.py --data {asked.data} --seeds {asked.seeds}`, {stamp}."
+    told = f"`python {' '.join(['benchmarks/unbiased/semisynthetic.py', *sys.argv[1:]])}`, {stamp}."
+    name = asked.data if asked.exposure == "published" else f"{asked.data}-{asked.exposure}"
     print("\n".join(lines))
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{asked.data}.md").write_text(told + "\n\n" + "\n".join(lines) + "\n")
+    (RESULTS / f"{name}.md").write_text(told + "\n\n" + "\n".join(lines) + "\n")
 
 
-def movielens() -> World:
+def movielens(exposure: str) -> World:
     """The world made from the ratings of MovieLens-100K."""
     events, _ = rs.load("ml-100k").source.read()
     users, items = (np.unique(ids, return_inverse=True)[1] for ids in (events.user, events.item))
-    return from_ratings(users, items, events.rating)
+    return from_ratings(users, items, events.rating, exposure)
 
 
 def table(world: World, seeds: int, clip: float, steps: int, every: int, toy: bool) -> list[str]:
@@ -75,9 +83,8 @@ def table(world: World, seeds: int, clip: float, steps: int, every: int, toy: bo
         "|" + "---|" * 10,
     ]
     for power in POWERS:
-        losses, gains = compare(
-            world, draw(world, power, 12345), power, range(seeds), clip, steps, every, everywhere=toy
-        )
+        draws = [draw(world, power, 12345 + seed) for seed in range(seeds)]
+        losses, gains = compare(world, draws, power, clip, steps, every, everywhere=toy)
         relative = {name: losses[name] / losses["oracle"] for name in METHODS}
         cells = [f"{power:g}"]
         for name in METHODS[1:]:
@@ -92,65 +99,68 @@ def table(world: World, seeds: int, clip: float, steps: int, every: int, toy: bo
 
 def compare(
     world: World,
-    clicks: Clicks,
+    draws: Sequence[Clicks],
     power: float,
-    seeds: range,
     clip: float,
     steps: int = STEPS,
-    every: int = 25,
+    every: int = 10,
     rate: float = RATE,
     everywhere: bool = False,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Test log loss, and DCG@5 after the last step, of each method: (seeds,) by name.
+    """Test log loss, and DCG@5 after the last step, of each method on each of ``draws``: (draws,) by name.
 
     The test is on the pairs without a click against drawn relevance, as in the paper; these are less relevant than
     the rest, which favours the naive method where much is shown. ``everywhere`` is on all pairs against gamma.
     """
-    theta = world.theta(power)
+    theta, seeds = world.theta(power), len(draws)
+    clicked = torch.stack([drawn.clicked for drawn in draws])  # (S, U, I)
     labels = {
-        "oracle": world.gamma,
-        "naive": clicks.clicked,
-        "unbiased": clicks.clicked / theta,
-        "clipped": clicks.clicked / theta.clamp(min=clip),
+        "oracle": world.gamma.expand_as(clicked),
+        "naive": clicked,
+        "unbiased": clicked / theta,
+        "clipped": clicked / theta.clamp(min=clip),
     }
-    stacked = torch.stack([labels[name] for name in METHODS]).flatten(1)  # (methods, U I)
-    truth = (world.gamma if everywhere else clicks.relevant).flatten()
-    asked = torch.ones_like(truth, dtype=torch.bool) if everywhere else clicks.clicked.flatten() == 0
+    stacked = torch.cat([labels[name] for name in METHODS]).flatten(1)  # (G, U I)
     models = Models(world.gamma.shape, seeds, len(METHODS), rate)
     generator = torch.Generator().manual_seed(12345)
     pairs = torch.randperm(stacked.shape[1], generator=generator)
     held, train = pairs[: len(pairs) // 10], pairs[len(pairs) // 10 :]
-    best = torch.full((len(METHODS), len(seeds)), torch.inf)
-    test, gains = torch.full_like(best, torch.nan), torch.zeros_like(best)
+    held_labels = stacked[:, held]
+    best, kept = torch.full((len(stacked),), torch.inf), models.copy()
     for step in range(1, steps + 1):
         batch = train[torch.randint(len(train), (BATCH,), generator=generator)]
         models.update(batch, stacked[:, batch])
         if step % every == 0 or step == steps:
-            for m, s, scores in models.scores():
-                valid = pointwise(scores[held], stacked[m, held]).mean()
-                if valid < best[m, s]:
-                    best[m, s], test[m, s] = valid, pointwise(scores, truth)[asked].mean()
-    for m, s, scores in models.scores():
-        gains[m, s] = dcg(scores.view(world.gamma.shape), clicks)
-    by_name = [{name: found[m].numpy() for m, name in enumerate(METHODS)} for found in (test, gains)]
-    return by_name[0], by_name[1]
+            for index in range(len(stacked)):
+                valid = pointwise(models.scores(index)[held], held_labels[index]).mean()
+                if valid < best[index]:
+                    best[index] = valid
+                    kept.take(models, index)
+    test, gains = np.zeros((len(METHODS), seeds)), np.zeros((len(METHODS), seeds))
+    for index in range(len(stacked)):
+        drawn, at = draws[index % seeds], (index // seeds, index % seeds)
+        truth = (world.gamma if everywhere else drawn.relevant).flatten()
+        asked = slice(None) if everywhere else drawn.clicked.flatten() == 0
+        test[at] = pointwise(kept.scores(index), truth)[asked].mean()
+        gains[at] = dcg(models.scores(index).view(theta.shape), drawn)
+    return dict(zip(METHODS, test, strict=True)), dict(zip(METHODS, gains, strict=True))
 
 
 class Models:
     """Logistic factorisations with biases, one per method and seed; gradients by hand, all models at once."""
 
-    def __init__(self, shape: torch.Size, seeds: range, methods: int, rate: float = RATE) -> None:
-        starts = [self._start(shape, seed) for seed in seeds]  # equal for all methods
-        self.methods, self.seeds, self.shape, self.rate = methods, len(seeds), shape, rate
+    def __init__(self, shape: torch.Size, seeds: int, methods: int, rate: float = RATE) -> None:
+        starts = [self._start(shape, seed) for seed in range(seeds)]  # equal for all methods
+        self.shape, self.rate = shape, rate
         self.values = [torch.stack(parts).repeat(methods, *[1] * parts[0].dim()) for parts in zip(*starts, strict=True)]
 
     def update(self, pairs: Tensor, labels: Tensor) -> None:
-        """A step of SGD on the mean over ``pairs`` (B,) of softplus(s) - label s; labels (methods, B)."""
+        """A step of SGD on the mean over ``pairs`` (B,) of softplus(s) - label s; labels (G, B)."""
         users, items, user_bias, item_bias, bias = self.values
         u, i = pairs // self.shape[1], pairs % self.shape[1]
         p, q = users[:, u], items[:, i]
         scores = (p * q).sum(2) + user_bias[:, u] + item_bias[:, i] + bias
-        slopes = (scores.sigmoid() - labels.repeat_interleave(self.seeds, 0)) * (self.rate / len(pairs))  # (G, B)
+        slopes = (scores.sigmoid() - labels) * (self.rate / len(pairs))  # (G, B)
         for value in (users, items, user_bias, item_bias):
             value.mul_(1 - self.rate * L2)
         users.index_add_(1, u, slopes[:, :, None] * q, alpha=-1)
@@ -159,12 +169,21 @@ class Models:
         item_bias.index_add_(1, i, slopes, alpha=-1)
         bias.sub_(slopes.sum(1, keepdim=True))
 
-    def scores(self):  # type: ignore[no-untyped-def]
-        """(method, seed, scores (U I,)) of each model."""
-        for index in range(self.methods * self.seeds):
-            users, items, user_bias, item_bias, bias = (value[index] for value in self.values)
-            scores = torch.addmm(user_bias[:, None] + item_bias + bias, users, items.T)
-            yield index // self.seeds, index % self.seeds, scores.flatten()
+    def scores(self, index: int) -> Tensor:
+        """(U I,) scores of one model."""
+        users, items, user_bias, item_bias, bias = (value[index] for value in self.values)
+        return torch.addmm(user_bias[:, None] + item_bias + bias, users, items.T).flatten()
+
+    def copy(self) -> Models:
+        """The same models, which ``update`` of these leaves alone."""
+        other = copy(self)
+        other.values = [value.clone() for value in self.values]
+        return other
+
+    def take(self, other: Models, index: int) -> None:
+        """One model from ``other``."""
+        for mine, theirs in zip(self.values, other.values, strict=True):
+            mine[index] = theirs[index]
 
     @staticmethod
     def _start(shape: torch.Size, seed: int) -> list[Tensor]:
@@ -181,12 +200,18 @@ def pointwise(scores: Tensor, labels: Tensor) -> Tensor:
     return F.softplus(scores) - labels * scores
 
 
-def dcg(scores: Tensor, clicks: Clicks, k: int = 5) -> Tensor:
-    """Mean over users of the paper's DCG over pairs not clicked, ranks 1 and 2 alike, over the number of relevant."""
-    left = clicks.clicked == 0
-    best = scores.masked_fill(~left, -torch.inf).topk(k, dim=1).indices
+def dcg(scores: Tensor, clicks: Clicks, k: int = 5, negatives: int = 100) -> Tensor:
+    """Mean over users of the paper's DCG, ranks 1 and 2 alike, over the number of relevant.
+
+    Ranked are the pairs that are relevant and not clicked, and ``negatives`` drawn from those not relevant.
+    """
+    relevant = clicks.relevant * (clicks.clicked == 0)
+    noise = torch.rand(scores.shape, generator=torch.Generator().manual_seed(12345))
+    drawn = noise.masked_fill(clicks.relevant > 0, -1).topk(min(negatives, noise.shape[1]), dim=1).indices
+    unwanted = torch.zeros_like(noise).scatter_(1, drawn, 1.0) * (clicks.relevant == 0)
+    candidates = relevant + unwanted > 0
+    best = scores.masked_fill(~candidates, -torch.inf).topk(k, dim=1).indices
     discount = 1 / torch.arange(1, k + 1).log2().clamp(min=1)
-    relevant = clicks.relevant * left
     found = (relevant.gather(1, best) * discount).sum(1)
     return (found / relevant.sum(1).clamp(min=1)).mean()
 

@@ -52,9 +52,26 @@ def made_up(users: int = 500, items: int = 300, rank: int = 4, seed: int = 0) ->
     return World(torch.tensor(gamma, dtype=torch.float32), torch.tensor(shown, dtype=torch.float32).repeat(users, 1))
 
 
-def from_ratings(users: np.ndarray, items: np.ndarray, ratings: np.ndarray, seed: int = 12345) -> World:
-    """The paper's generation: gamma = sigmoid(predicted rating - 5), and exposure by logistic factorisation of who
-    rated what. Ids (E,) count from 0."""
+def bent(scores: Tensor, labels: Tensor) -> Tensor:
+    """Mean of -y log sigmoid(s) - (1 - y) log(1 - s): what the authors' first code trains exposure with.
+
+    Its second term lacks the sigmoid. Scores therefore fall much lower than those of a logistic factorisation; later
+    commits put the sigmoid in, but the figures are those of the first.
+    """
+    return -(labels * F.logsigmoid(scores) + (1 - labels) * (1 - scores).clamp(min=1e-6).log()).mean()
+
+
+EXPOSURES = {"published": bent, "logistic": F.binary_cross_entropy_with_logits}
+
+
+def from_ratings(
+    users: np.ndarray, items: np.ndarray, ratings: np.ndarray, exposure: str = "published", seed: int = 12345
+) -> World:
+    """The paper's generation: gamma = sigmoid(predicted rating - 5), and exposure by a factorisation of who rated what.
+
+    Ids (E,) count from 0. ``exposure`` names the loss of the second factorisation: ``published`` (``bent``) gives the
+    paper's figures, ``logistic`` what its text describes.
+    """
     shape = (int(users.max()) + 1, int(items.max()) + 1)
     generator = torch.Generator().manual_seed(seed)
     pairs = torch.tensor(users * shape[1] + items)
@@ -62,7 +79,7 @@ def from_ratings(users: np.ndarray, items: np.ndarray, ratings: np.ndarray, seed
     predicted = _factorise(shape, pairs, stars, nn.functional.mse_loss, generator)
     rated = torch.zeros(shape).view(-1).index_fill_(0, pairs, 1.0)
     everything = torch.arange(len(rated))
-    exposed = _factorise(shape, everything, rated, F.binary_cross_entropy_with_logits, generator)
+    exposed = _factorise(shape, everything, rated, EXPOSURES[exposure], generator)
     return World(torch.sigmoid(predicted.clamp(1, 5) - SHIFT), torch.sigmoid(exposed))
 
 

@@ -161,13 +161,9 @@ def test_check_12_relative_log_loss_in_a_made_up_world(monkeypatch: pytest.Monke
     world = made_up(100, 60)
     relative: dict[float, dict[str, float]] = {}
     for power in (0.5, 1.0, 2.0, 4.0):
-        runs = []
-        for seed in range(5):
-            losses, _ = compare(
-                world, draw(world, power, seed), power, range(1), 0.05, steps=80, every=20, rate=4.0, everywhere=True
-            )
-            runs.append([float(losses[name][0] / losses["oracle"][0]) for name in METHODS])
-        relative[power] = dict(zip(METHODS, np.mean(runs, 0), strict=True))
+        draws = [draw(world, power, seed) for seed in range(5)]
+        losses, _ = compare(world, draws, power, 0.05, steps=80, every=20, rate=4.0, everywhere=True)
+        relative[power] = {name: float(np.mean(losses[name] / losses["oracle"])) for name in METHODS}
     for power in (0.5, 1.0, 2.0):
         assert relative[power]["naive"] > relative[power]["unbiased"] > 1
     assert relative[0.5]["unbiased"] < relative[1.0]["unbiased"] < relative[2.0]["unbiased"]
