@@ -22,7 +22,7 @@ from recsys.objectives.propensity import PopularityPropensity
 def run(
     data: Literal["ml-100k", "ml-1m", "amazon-beauty"] = "ml-100k",
     dim: int = 64,
-    l2: float = 50.0,
+    l2: float | None = None,
     power: float = 0.5,
     clip: float = 0.01,
     loss: Literal["squared", "logistic", "squared-sigmoid"] = "squared",
@@ -30,6 +30,9 @@ def run(
     exclude: Literal["history", "none"] = "history",
     seed: int = 0,
 ) -> rs.Run:
-    """``l2`` is of a loss summed over all pairs; ``steps`` are alternations (30), or steps of Adam (300)."""
+    """``l2`` is of a loss summed over all pairs (None: as ``RelMF`` has it for the loss).
+
+    ``steps`` are alternations (30), or steps of Adam (300).
+    """
     model = RelMF(dim, l2, PopularityPropensity(power), clip, loss, steps)
     return rs.Run(model, rs.load(data).split(rs.LeaveLast()), {"seed": seed}, evaluate={"exclude": exclude})

@@ -162,7 +162,8 @@ class Ranker(nn.Module):
                     f"{name} is {tuple(value.shape)} in the file and {tuple(own[name].shape)} in the model"
                 )
             else:
-                parameters[name].data.copy_(value)
+                with torch.no_grad():
+                    parameters[name].copy_(value)
 
     def _check(self, k: int, exclude: str) -> None:
         if self.vocabulary is None:

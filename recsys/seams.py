@@ -5,8 +5,9 @@ Parts are ``nn.Module``s or plain callables; nothing is registered and no base c
 constructor arguments as attributes of the same name (that is how it is saved) and may have any of these hooks:
 ``needs: frozenset[str]`` (optional batch fields it reads), ``bind(context)``, ``on_stage(name)`` when a stage begins
 (again, after a resume), ``on_epoch(epoch)`` before each epoch, ``sources()``, a hash of what it reads from elsewhere
-(a run is not resumed with another one), and ``sections(model, split)``, which adds to the run's report: content by
-heading (text, a mapping, rows of a table, or ``{"bars": {label: number}}``).
+(a run is not resumed with another one), ``check_split(split)``, which refuses a split that does not fit what was
+learned (for ``recsys evaluate`` and ``export``), and ``sections(model, split)``, which adds to the run's report:
+content by heading (text, a mapping, rows of a table, or ``{"bars": {label: number}}``).
 """
 
 from __future__ import annotations

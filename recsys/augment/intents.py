@@ -21,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recsys.augment.contrast import alike, check_contrast, check_pool, from_all, halves, nt_xent, pooled, together
+from recsys.augment.contrast import alike, check_contrast, check_pool, halves, nt_xent, pooled, together
 from recsys.augment.pairs import ViewContrast
 from recsys.errors import DataWarning
 from recsys.index import kmeans
+from recsys.nn.processes import from_all
 from recsys.seams import Context, Step
 
 POINTS = 64  # states remembered per centroid

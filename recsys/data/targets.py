@@ -97,6 +97,7 @@ class OneTarget:
             changes["weights"] = shifted(batch.weights)
         if batch.times is not None:
             changes["times"] = torch.nn.functional.pad(batch.times, (0, 1))[:, : len(place)] * keep
+            changes["extra"] = {**batch.extra, "target_times": shifted(batch.times)}
         return batch.replace(**changes)
 
     def query(self, batch: Batch) -> Batch:

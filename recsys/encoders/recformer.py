@@ -269,7 +269,7 @@ class RecformerItems(nn.Module):
         self.checksum.copy_(_digest(self.matrix))
         self.epoch.fill_(epoch)
 
-    def check(self) -> None:
+    def check_split(self, split: Any) -> None:
         """Raise DataError if the rows are not those that the encoder made, in their order."""
         if not torch.equal(self.checksum.cpu(), _digest(self.matrix)):
             raise DataError("the item matrix is not the one that was saved (rows changed or shuffled): make it anew")

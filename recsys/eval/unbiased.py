@@ -100,6 +100,8 @@ def unbiased(
         raise DataError("the report has no users, or others than this part has: pass the part that was evaluated")
     owner, target = part.targets(position)
     count = np.bincount(owner, minlength=len(position))
+    if not np.array_equal(count, report.columns["num_targets"]):
+        raise DataError("the report ranked some of a user's targets only (candidates=): weigh a report of all items")
     inverse = 1 / np.maximum(theta[target], clip) if clip else 1 / theta[target]
     weights = np.bincount(owner, weights=inverse, minlength=len(position)) / np.maximum(count, 1)
     values = np.stack([report.per_user(name) for name in names], axis=1) if names else np.zeros((len(position), 0))
@@ -195,7 +197,10 @@ def evaluate_uniform(
         ValueError: columns of different lengths, a cut-off below 1, a score that is not finite.
         DataError: no rating is of a known user and item, or a pair occurs twice.
     """
-    labels = np.asarray(ratings, np.float64) >= threshold
+    values = np.asarray(ratings, np.float64)
+    if np.isnan(values).any():
+        raise DataError(f"{int(np.isnan(values).sum()):,} ratings are NaN, neither liked nor disliked: leave them out")
+    labels = values >= threshold
     if not len(users) == len(items) == len(labels) or not k or min(k) < 1 or not 0 <= floor < 1:
         raise ValueError(
             f"as many users as items and ratings, cut-offs >= 1 and 0 <= floor < 1 are needed; found {len(users)}, "

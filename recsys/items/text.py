@@ -213,26 +213,32 @@ class TextItems(nn.Module):
 class _Kept:
     """A projected table, and the weights that it was made from.
 
-    Parameters are compared by value: not every way to change them leaves a trace in their version counters. Of the
-    frozen text vectors the object and its version are remembered.
+    The weights of the projection are compared by value: not every way to change them leaves a trace in their version
+    counters. Of what has a row per item the object, its place in memory and its version are remembered.
     """
 
     def __init__(self, owner: nn.Module, table: Tensor) -> None:
         self.table = table
-        self.values = [value.detach().clone() for value in owner.parameters()]
-        self.frozen = [(value, _version(value)) for value in owner.buffers()]
+        self.large = [_marks(value) for value in _large(owner)]
+        self.small = [value.detach().clone() for value in _small(owner)]
 
     def holds(self, owner: nn.Module) -> bool:
         """Whether the weights of ``owner`` are still those."""
-        frozen = list(owner.buffers())
-        if any(value is not own or _version(own) != version for (value, version), own in zip(self.frozen, frozen)):
+        if any(_marks(own)[1:] != marks[1:] or own is not marks[0] for own, marks in zip(_large(owner), self.large)):
             return False
-        values = list(owner.parameters())
         return all(
             value.device == own.device and torch.equal(value, own)
-            for value, own in zip(self.values, values, strict=True)
+            for value, own in zip(self.small, _small(owner), strict=True)
         )
 
 
-def _version(value: Tensor) -> int:
-    return -1 if value.is_inference() else value._version
+def _large(owner: nn.Module) -> list[Tensor]:
+    return [*owner.buffers(), *(value for name, value in owner.named_parameters() if name == "text")]
+
+
+def _small(owner: nn.Module) -> list[Tensor]:
+    return [value for name, value in owner.named_parameters() if name != "text"]
+
+
+def _marks(value: Tensor) -> tuple[Tensor, int, int]:
+    return value, value.data_ptr(), -1 if value.is_inference() else value._version

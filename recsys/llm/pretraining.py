@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from recsys.data.batch import Batch
 from recsys.nn.longformer import pretrained_longformer
+from recsys.nn.processes import from_all
 from recsys.seams import Context, Encoded, Step
 
 IGNORED = -100  # label of a token that is not to be predicted
@@ -79,7 +80,9 @@ class RecformerPretraining(nn.Module):
         if any("words" not in one.extra for one in encoded):
             raise ValueError("RecformerPretraining reads the documents of a Recformer encoder: this encoder has none")
         same = target.ids if self.mask_same else None
-        terms = {"contrast": in_batch(encoded[0].user, encoded[1].user, self.temperature, same)}
+        own = slice(0 if step.share == 0 else None)  # a process without rows waits for the others, and brings nothing
+        users, items = (one.user[own] for one in encoded)
+        terms = {"contrast": in_batch(users, items, self.temperature, None if same is None else same[own])}
         if self.mlm:
             generator = step.generator("RecformerPretraining")
             views = zip((history, target), encoded, strict=True)
@@ -105,9 +108,13 @@ def in_batch(users: Tensor, items: Tensor, temperature: float, same: Tensor | No
     Args:
         same: (B, 1) item rows; equal ones are no negatives of each other. None to keep them.
     """
-    scores = (users @ items.T).float() / temperature
+    users, items = from_all(users.float()), from_all(items.float())  # every process computes the loss over all pairs
+    if len(users) == 0:
+        return users.sum()
+    scores = users @ items.T / temperature
     own = torch.arange(len(users), device=users.device)
     if same is not None:
+        same = from_all(same)
         scores = scores.masked_fill((same == same.T) & (own[:, None] != own), -torch.inf)
     return F.cross_entropy(scores, own)
 

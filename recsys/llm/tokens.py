@@ -32,6 +32,7 @@ KEY, VALUE = 1, 2  # token types
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # rows 0..4 of a tokenizer trained here
 _INSTALL = "pip install 'recsys[llm]'"
 _MAX_CHARS = 2000
+_CHUNK = 4096  # items tokenised at a time
 
 
 class Sentences(NamedTuple):
@@ -79,6 +80,8 @@ class ItemTokens(nn.Module):
             raise ValueError(
                 f"max_attributes and attribute_tokens must be at least 1, found {max_attributes}, {attribute_tokens}"
             )
+        if columns is not None and len(columns) > max_attributes:
+            raise ValueError(f"{len(columns)} columns are named, max_attributes={max_attributes} are read: raise it")
         least = len(SPECIAL) + 256
         if tokenizer is None and vocab_size is not None and vocab_size < least:
             raise ValueError(f"a byte-level tokenizer needs a vocab_size of at least {least}, found {vocab_size}")
@@ -144,8 +147,9 @@ class ItemTokens(nn.Module):
             raise DataError(f"an item has the columns {', '.join(nothing[0])}; the model reads {', '.join(names)}")
         return self._sentences([[], *(self._attributes(item) for item in known)])[0]
 
-    def check(self, vocabulary: Vocabulary, item_text: Mapping[str, Any]) -> None:
-        """Raise DataError unless these are the items, the texts and the order that the tokens were made of."""
+    def check_split(self, split: Any) -> None:
+        """Raise DataError unless a split has the items, the texts and the order that the tokens were made of."""
+        vocabulary, item_text = split.items, split.item_text
         names = self._facts["columns"]
         if not set(names) <= set(item_text):
             raise DataError(f"the item table lacks the columns {sorted(set(names) - set(item_text))}")
@@ -158,11 +162,20 @@ class ItemTokens(nn.Module):
             )
 
     def _attributes(self, item: Mapping[str, Any]) -> list[tuple[str, str]]:
-        cleaned = ((name, clean_value(str(value), _MAX_CHARS)) for name, value in item.items())
+        present = ((name, value) for name, value in item.items() if value is not None and value == value)  # NaN
+        cleaned = ((name, clean_value(str(value), _MAX_CHARS)) for name, value in present)
         return [(name.replace("_", " "), value) for name, value in cleaned if value][: self.max_attributes]
 
     def _sentences(self, items: Sequence[Sequence[tuple[str, str]]]) -> tuple[Sentences, int]:
-        """Ragged tokens of the attributes of each row, and how many were cut; each distinct text is tokenised once."""
+        """Ragged tokens of the attributes of each row, and how many were cut."""
+        made = [self._chunk(items[first : first + _CHUNK]) for first in range(0, max(len(items), 1), _CHUNK)]
+        ids, types, starts = (torch.cat([getattr(part, name) for part, _ in made]) for name in Sentences._fields[:3])
+        counts = torch.cat([part.offsets.diff() for part, _ in made])
+        offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        return Sentences(ids, types, starts, offsets), sum(cut for _, cut in made)
+
+    def _chunk(self, items: Sequence[Sequence[tuple[str, str]]]) -> tuple[Sentences, int]:
+        """The same of a few rows: a Python token takes some hundred bytes; each distinct text is tokenised once."""
         texts = list(dict.fromkeys(text for item in items for pair in item for text in pair))
         tokenizer = self._tokenizer
         found = tokenizer.encode_batch(texts, add_special_tokens=False)

@@ -80,9 +80,9 @@ def documents(table: TokenRows, items: Tensor, max_tokens: int, special: _Specia
 
 def distinct_rows(table: TokenRows, count: int) -> tuple[Tensor, Tensor]:
     """One row of each distinct sentence, and for each of rows 1..count which of them is its own: equal texts tie."""
-    ids, offsets = table.ids.cpu().numpy(), table.offsets.tolist()
+    both, offsets = torch.stack([table.ids, table.types], 1).cpu().numpy(), table.offsets.tolist()
     seen: dict[bytes, int] = {}
-    index = [seen.setdefault(ids[offsets[row] : offsets[row + 1]].tobytes(), len(seen)) for row in range(1, count + 1)]
+    index = [seen.setdefault(both[offsets[row] : offsets[row + 1]].tobytes(), len(seen)) for row in range(1, count + 1)]
     first = {place: row for row, place in reversed(list(enumerate(index, 1)))}
     rows = torch.tensor([first[place] for place in range(len(seen))], dtype=torch.int64, device=table.offsets.device)
     return rows, torch.tensor(index, dtype=torch.int64, device=table.offsets.device)

@@ -213,15 +213,16 @@ def pretrained_longformer(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]
         ValueError: it is no Longformer, or neither here nor to be had.
     """
     try:
-        from transformers import LongformerForMaskedLM
+        from transformers import AutoConfig, LongformerForMaskedLM
     except ImportError as error:
         raise ImportError(f"the pretrained model {name!r} needs transformers: {_HUB}") from error
+    kind = AutoConfig.from_pretrained  # LongformerConfig would call any model a Longformer, and draw what it lacks
+    found: Any = from_hub(lambda offline: kind(name, local_files_only=offline), name, "model", OTHERWISE)
+    if found.model_type != "longformer":
+        raise ValueError(f"{name!r} is a {found.model_type} model, and a Longformer is expected")
     load = LongformerForMaskedLM.from_pretrained
     model: Any = from_hub(lambda offline: load(name, local_files_only=offline), name, "model", OTHERWISE)
-    config = model.config.to_dict()
-    if config.get("model_type") != "longformer":
-        raise ValueError(f"{name!r} is a {config.get('model_type')} model, and a Longformer is expected")
-    return config, dict(model.state_dict())
+    return model.config.to_dict(), dict(model.state_dict())
 
 
 def _own_name(name: str) -> str:

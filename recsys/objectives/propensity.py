@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
+from recsys.data.cooccurrence import require_memory
 from recsys.data.vectors import Vectors
 from recsys.errors import DataError
 from recsys.seams import Context
@@ -85,6 +86,7 @@ class PopularityPropensity(nn.Module):
         period = (times - int(self.start)) // int(self.period_days * DAY)
         size = training.num_items + 1
         count = int(period.max(initial=0)) + 1
+        require_memory(28.0 * count * size, f"A table of {count:,} periods by {size:,} items", "raise period_days")
         counts = np.bincount(period * size + items, minlength=count * size).reshape(count, size)
         self.theta = self._theta(counts)
 

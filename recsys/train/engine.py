@@ -22,6 +22,7 @@ def start(settings: Settings) -> Fabric:
     """
     accelerator = resolve_accelerator(settings.accelerator)
     from lightning.fabric import Fabric
+    from lightning.fabric.strategies import DDPStrategy
 
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     options: dict[str, Any] = {"strategy": settings.strategy, "num_nodes": settings.num_nodes}
@@ -36,6 +37,8 @@ def start(settings: Settings) -> Fabric:
             **options,
         )
     _check_strategy(fabric)
+    if isinstance(fabric.strategy, DDPStrategy):  # a stage, or a last layer, may leave parameters without gradient
+        fabric.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
     fabric.launch()
     return fabric
 

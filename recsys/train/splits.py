@@ -49,4 +49,8 @@ def split_of(run: Path, model: Ranker, given: Path | None = None) -> Split:
     known = model.vocabulary
     if known is None or split.items.kind != known.kind or split.items.ids.tolist() != known.ids.tolist():
         raise DataError(f"{place} holds a split with other items than {run} was trained on: pass one of the same data")
+    for part in model.modules():
+        check = getattr(part, "check_split", None)
+        if callable(check):
+            check(split)
     return split

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from two_ranks import SHARES, TEMPERATURE, problem, shared
 
-from recsys.augment import contrast
 from recsys.augment.contrast import alike, false_negatives, info_nce, newest, newest_target, nt_xent, pooled
 from recsys.data.targets import NextItem
 from recsys.encoders.sasrec import SASRec
 from recsys.items import IdItems
+from recsys.nn.processes import from_all
 from recsys.seams import Encoded
 from recsys.testing import toy_batch, toy_context
 
@@ -204,4 +204,4 @@ def test_two_processes_compute_the_loss_and_gradient_of_one(tmp_path: Path) -> N
 
 def test_one_process_collects_nothing() -> None:
     own = torch.randn(3, 2)
-    assert contrast.from_all(own) is own
+    assert from_all(own) is own

@@ -20,7 +20,7 @@ from recsys.eval.evaluate import evaluate
 from recsys.eval.unbiased import evaluate_uniform, unbiased
 from recsys.objectives.propensity import GivenPropensity, PopularityPropensity
 from recsys.seams import Context
-from recsys.testing import check_ranker
+from recsys.testing import check_ranker, toy_context
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "unbiased"))
 LOSSES = ("squared", "logistic", "squared-sigmoid")
@@ -224,3 +224,33 @@ def test_bad_settings_and_tables(context: Context) -> None:
         RelMF(2, propensity=PopularityPropensity(period_days=0.1), steps=1).learn(context)
     with pytest.raises(ValueError, match="training"):
         RelMF(2).learn(Context(30))
+
+
+@pytest.mark.parametrize("loss", ["logistic", "squared-sigmoid"])
+def test_the_default_fold_reaches_the_minimum_of_uneven_factors(loss: str) -> None:
+    context = toy_context()
+    model = RelMF(5, 0.05, loss=loss, steps=1)
+    model.learn(context)
+    sizes = torch.tensor([4.0, 2.0, 1.0, 0.5, 0.25])
+    model.factors = torch.randn(context.num_items, 5, generator=torch.Generator().manual_seed(0)) * sizes
+    model.inverse = model._inverse(model.factors)
+    assert context.training is not None
+    batch = context.training.gather(np.arange(8))
+    found, model.fold_steps = model.fold(batch), 20_000
+    best = model.fold(batch)
+    assert (found - best).norm() < 0.02 * best.norm()
+
+
+def test_a_large_catalogue_shares_the_room_for_scores(monkeypatch: pytest.MonkeyPatch, context: Context) -> None:
+    from recsys.baselines import relmf
+
+    monkeypatch.setattr(relmf, "SCORES", 2 * context.num_items)
+    sizes, slopes = [], relmf._slopes
+
+    def recorded(scores: torch.Tensor, *given: object) -> object:
+        sizes.append(scores.numel())
+        return slopes(scores, *given)
+
+    monkeypatch.setattr(relmf, "_slopes", recorded)
+    RelMF(3, 1.0, loss="squared-sigmoid", steps=1).learn(context)
+    assert sizes and max(sizes) <= 2 * context.num_items

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from recsys.data.batch import Batch
-from recsys.data.targets import LastItem, MaskedItems, NextItem
+from recsys.data.targets import LastItem, MaskedItems, NextItem, OneTarget
 from recsys.seams import Context
 from recsys.testing import check_targets
 
@@ -165,3 +165,12 @@ def test_masked_items_refuse(settings, word):
 def test_masked_items_must_know_the_items():
     with pytest.raises(ValueError, match="bind"):
         MaskedItems().query(batch_of([[1]]))
+
+
+def test_one_target_has_the_time_of_its_target():
+    rows = batch_of([[1, 2, 3, 4], [5, 6]], times=[[7, 8, 9, 10], [5, 6]])
+    for seed in range(5):
+        found = OneTarget().train(rows, torch.Generator().manual_seed(seed))
+        last = (found.lengths - 1)[:, None]
+        assert torch.equal(found.extra["target_times"].gather(1, last), rows.times.gather(1, last + 1))
+        assert torch.equal(found.targets.gather(1, last), rows.ids.gather(1, last + 1))

@@ -1,5 +1,10 @@
+import json
 import math
+import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +26,7 @@ from recsys.items import IdItems
 from recsys.llm.pretraining import RecformerPretraining, in_batch, mask_words
 from recsys.llm.tokens import ItemTokens
 from recsys.nn.documents import Documents, documents, newest_first
-from recsys.nn.longformer import Longformer, band
+from recsys.nn.longformer import Longformer, band, pretrained_longformer
 from recsys.objectives.sampled import SampledSoftmax
 from recsys.objectives.softmax import FullSoftmax
 from recsys.parts import build, describe
@@ -377,7 +382,7 @@ def test_check_14_the_second_stage_ends_no_worse_than_the_first(monkeypatch):
     assert fitted.best["value"] == max(values) >= max(values[:3])
     report = evaluate(one, split.valid, metrics=["ndcg@10"], exclude="none", progress=False)
     assert report.mean("ndcg@10") == pytest.approx(fitted.best["value"])
-    one.items.check()
+    one.items.check_split(split)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(monkeypatch, tmp_path):
@@ -426,11 +431,11 @@ def test_check_15_the_rows_of_the_matrix_survive_saving_and_a_shuffle_is_detecte
     again.load_tensors(one.tensors())
     assert torch.equal(again.items.matrix, one.items.matrix)
     assert np.array_equal(again.scores([["a1", "a2"]]), one.scores([["a1", "a2"]]))
-    again.items.check()
+    again.items.check_split(None)
     again.items.refresh(again.encoder, 3)  # that of this epoch already
     again.items.matrix = again.items.matrix[[1, 0, 2, 3, 4]]
     with pytest.raises(DataError, match="shuffled"):
-        again.items.check()
+        again.items.check_split(None)
 
 
 def branded(seed=0, brands=10, each=12, users=240):
@@ -598,3 +603,45 @@ def test_the_recipe_trains_its_stages_and_takes_local_weights(monkeypatch, tmp_p
     assert [stage.name for stage in local.stages] == ["first", "second"]
     local.model.bind(context(split))
     assert local.model.encoder.dim == local.model.items.dim == DIM
+
+
+@pytest.mark.parametrize("kind", ["Roberta", "Bert"])
+def test_another_kind_of_model_is_refused(kind, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    getattr(transformers, f"{kind}ForMaskedLM")(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a Longformer is expected"):
+        pretrained_longformer(str(tmp_path))
+
+
+def test_sentences_with_the_same_words_and_other_keys_are_two():
+    part, table = bound(shelf(["lamp brand Acme", "lamp", "x", "y"], brand=["", "Acme", "", ""]))
+    table.make(part)
+    alone = part.encode_items([{"title": "lamp", "brand": "Acme"}])[0]
+    torch.testing.assert_close(table.matrix[1], alone, atol=1e-6, rtol=0)
+
+
+def test_a_table_of_other_texts_is_refused_with_its_split():
+    one, other = shelf(["a", "b", "c", "d"]), shelf(["a", "c", "b", "d"])
+    part, table = bound(one)
+    table.make(part)
+    for module in (part.tokens, table):
+        module.check_split(one)
+    with pytest.raises(DataError, match="order"):
+        part.tokens.check_split(other)
+    table.matrix = table.matrix.flip(0)
+    with pytest.raises(DataError, match="shuffled"):
+        table.check_split(one)
+
+
+def test_two_processes_compute_what_one_does(tmp_path):
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    for devices in (1, 2):
+        command = [sys.executable, "-m", "two_recformers", str(devices), str(tmp_path / f"{devices}.json")]
+        subprocess.run(command, env=environment, check=True, timeout=100)
+    one, two = (json.loads((tmp_path / f"{devices}.json").read_text()) for devices in (1, 2))
+    assert [*one] == [*two] == ["RecformerPretraining0.contrast", "loss"]
+    assert all(two[term] == pytest.approx(value, rel=1e-3) for term, value in one.items())

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from recsys.data.prepared import Prepared
-from recsys.data.split import LeaveLast, Split
+from recsys.data.split import HeldOut, LeaveLast, Split
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
 from recsys.eval.evaluate import evaluate
@@ -203,3 +203,29 @@ def test_rare_items_alone_and_bad_ratings() -> None:
         evaluate_uniform(model, split, [7, 7], [10, 10], [5, 1])
     with pytest.raises(ValueError, match="NaN"):
         evaluate_uniform(Table(np.full((3, 5), np.nan)), split, [7], [10], [5])  # type: ignore[arg-type]
+
+
+class Fixed:
+    """Scores of three items by user."""
+
+    num_items, max_length, needs, vocabulary = 3, None, frozenset(), None
+
+    def score_safely(self, batch: Any) -> torch.Tensor:
+        return torch.tensor([[0.0, 1.0, 2.0], [0.0, 2.0, 1.0]])[batch.users]
+
+
+def test_a_report_over_some_candidates_of_several_targets_is_refused() -> None:
+    prepared = Prepared(np.array([3, 1, 2, 3, 2], np.int32), np.array([0, 3, 5]), 3, order="file")
+    starts, targets, stops = np.array([0, 3]), np.array([1, 4]), np.array([3, 5])
+    part = HeldOut("test", np.arange(2), starts, targets, stops, prepared, {}, np.array([0, 1, 5, 9]))
+    some = np.array([False, False, True, True])
+    report = evaluate(Fixed(), part, k=1, metrics=["hr"], exclude="none", candidates=some, progress=False)
+    with pytest.raises(DataError, match="candidates"):
+        unbiased(report, part, np.array([1, 0.1, 1, 1]), clip=0.0)
+
+
+def test_a_rating_that_is_no_number_is_refused() -> None:
+    prepared = Prepared(np.array([1, 2, 3], np.int32), np.array([0, 3]), 3, order="file")
+    split = Split.of(prepared, LeaveLast(), Vocabulary(np.arange(1, 4), 1), Vocabulary(np.arange(1), 0))
+    with pytest.raises(DataError, match="NaN"):
+        evaluate_uniform(Fixed(), split, [0, 0], [1, 2], [5, float("nan")])

@@ -1,4 +1,6 @@
+import tracemalloc
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,11 +89,38 @@ def test_saved_tokens_encode_new_items_like_the_old():
 
 def test_check_15_shuffled_or_changed_texts_are_detected():
     tokens, table = made(), context().item_text
-    tokens.check(context().vocabulary, table)
+    names = context().vocabulary
+    tokens.check_split(SimpleNamespace(items=names, item_text=table))
     with pytest.raises(DataError, match="order"):
-        tokens.check(context().vocabulary, context(order=[1, 0, 2]).item_text)
+        tokens.check_split(SimpleNamespace(items=names, item_text=context(order=[1, 0, 2]).item_text))
     with pytest.raises(DataError, match="columns"):
-        tokens.check(context().vocabulary, {"title": table["title"]})
+        tokens.check_split(SimpleNamespace(items=names, item_text={"title": table["title"]}))
+
+
+def test_tokenising_a_catalogue_takes_little_beside_its_tokens():
+    rng = np.random.default_rng(0)
+    titles = [" ".join(f"w{word}" for word in rng.integers(0, 500, 8)) for _ in range(12_000)]
+    tokens = ItemTokens(vocab_size=1000)
+    tokens.bind(Context(3, Vocabulary(np.arange(3), 1), item_text={"title": np.array(["", *titles[:3]], object)}))
+    items = [[], *([("title", title)] for title in titles)]
+    tracemalloc.start()
+    sentences, _ = tokens._sentences(items)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(sentences.offsets) == len(items) + 1
+    assert peak < 2000 * len(titles)  # a token as a Python object takes some hundred bytes, and all at once are 5,000
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), ""])
+def test_missing_values_are_no_words(nothing):
+    tokens = made()
+    plain = tokens.encode([{"title": "a lamp"}])
+    assert row(tokens.encode([{"title": "a lamp", "category": nothing}]), 1) == row(plain, 1)
+
+
+def test_columns_that_would_not_be_read_are_refused():
+    with pytest.raises(ValueError, match="max_attributes"):
+        ItemTokens(columns=["a", "b", "c", "d"], vocab_size=300)
 
 
 def test_a_fast_tokenizer_object_is_taken_as_it_is(tmp_path):

@@ -371,3 +371,11 @@ def test_encoded_gives_the_product_of_all_weights() -> None:
     batch = targets_batch(torch.tensor([[1, 2]]), extra={"importance": torch.tensor([[2.0, 3.0]])})
     _, _, weights = Encoded(batch, torch.zeros(2, 4)).at_targets(batch)
     assert weights is not None and weights.tolist() == [2.0, 3.0]
+
+
+def test_periods_that_do_not_fit_are_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = np.array([0, 1, 10**7, 10**7 + 1, 10**7 + 2]) * 86_400_000
+    context = context_of(split_of([[1, 2, 3, 1, 2]], 1000, times))
+    monkeypatch.setattr(np, "bincount", lambda *given, **more: pytest.fail("a table of 10 million periods is made"))
+    with pytest.raises(MemoryError, match="period_days"):
+        PopularityPropensity(period_days=1).bind(context)
