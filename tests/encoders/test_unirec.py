@@ -228,11 +228,13 @@ def weekday_split(num_users: int = 300, length: int = 20, seed: int = 0) -> Spli
     return Split.of(prepared, LeaveLast(), Vocabulary(np.arange(70), 1), Vocabulary(np.arange(num_users), 0))
 
 
-def trained(split: Split, branches: tuple[str, ...], enhanced: bool = False, epochs: int = 20) -> Recommender:
+def trained(
+    split: Split, branches: tuple[str, ...], enhanced: bool = False, epochs: int = 20, seed: int = 0
+) -> Recommender:
     encoder = UniRec(16, num_layers=1, dropout=0.1, max_length=20, branches=branches)
     auxiliaries = [SequenceEnhancement(16, epochs=epochs, length=20)] if enhanced else []
     model = Recommender(IdItems(16), encoder, FullSoftmax(), auxiliaries=auxiliaries)
-    model.bind(Context(split.num_items, split.items, split.train))
+    model.bind(Context(split.num_items, split.items, split.train, seed=seed))
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     batches = TrainBatches(split.train, max_length=20, batch_size=50, needs=model.train_needs)
@@ -261,14 +263,15 @@ def test_check_16_without_the_calendar_a_weekday_is_not_found() -> None:
 
 @pytest.mark.slow
 def test_check_16_sequence_enhancement_does_not_harm_bursty_users() -> None:
-    """At the end of training; before, it slows the encoder down, which a short run would see.
-
-    Measured on a thousand users of the same rule, as 150 give or take .03 by chance alone.
-    """
+    """Measured on a thousand users of the same rule, as 150 give or take .03 by chance alone; a run in ten, with or
+    without it, learns the rule late, so the median of three counts."""
     split, others = weekday_split(), weekday_split(2000, seed=1).test
     bursty = others.subset(np.arange(len(others)) % 2 == 1)
-    plain, enhanced = (trained(split, ("calendar", "interval"), on, epochs=30) for on in (False, True))
-    assert ndcg(enhanced, bursty) > ndcg(plain, bursty) - 0.03
+    gains = []
+    for seed in range(3):
+        plain, enhanced = (trained(split, ("calendar", "interval"), on, seed=seed) for on in (False, True))
+        gains.append(ndcg(enhanced, bursty) - ndcg(plain, bursty))
+    assert np.median(gains) > -0.03
 
 
 def test_missing_times_are_an_error_of_the_encoder_and_of_the_data() -> None:
