@@ -7,10 +7,10 @@ leaves it out), then fine-tuned in the two stages of the paper. With weights: ``
 allenai/longformer-base-4096``, or the folder of a downloaded model; then sizes and tokenizer are the checkpoint's, and
 the learning rate should be 5e-5.
 
-Deviations: the published model is pre-trained on seven Amazon categories, which nothing here replaces; Adam with a
-constant learning rate, where the authors' falls linearly; validation after every epoch instead of every third; a
-history is ranked without its own items (``--exclude none`` as the authors); and 256 tokens of a history are read, not
-1024.
+Deviations: the published model is pre-trained on seven Amazon categories, which nothing here replaces; a constant
+learning rate (``--decay linear`` as the authors, where a stage is not meant to end early); validation after every epoch
+instead of every third; a history is ranked without its own items (``--exclude none`` as the authors); and 256 tokens of
+a history are read, not 1024.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def run(
     second_patience: int = 3,
     batch_size: int = 64,
     learning_rate: float = 1e-3,
+    decay: Literal["none", "linear", "cosine"] = "none",
     exclude: Literal["history", "none"] = "history",
     cold: bool = False,
     share: float = 0.05,
@@ -82,8 +83,8 @@ def run(
         rs.Stage(second_epochs, losses=["loss"], name="second", patience=second_patience),
     ]
     settings = {
-        "patience": patience, "batch_size": batch_size, "learning_rate": learning_rate, "clip_norm": 1.0,
-        "exclude": exclude, "seed": seed,
+        "patience": patience, "batch_size": batch_size, "learning_rate": learning_rate, "decay": decay,
+        "clip_norm": 1.0, "exclude": exclude, "seed": seed,
     }  # fmt: skip
     split = rs.load(data).split(rs.LeaveLast(), audit=not cold)
     if cold:

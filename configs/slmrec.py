@@ -12,7 +12,7 @@ fixed seed, so that nothing is downloaded; ``--model`` names another, on the hub
 
 Presets of the loss: "paper" (means over blocks, squared norm) and "code" (sums over blocks, norm without the square).
 Deviations: the authors train one row per user (``--rows users``); by default it is a row per prefix of each history.
-The learning rate is constant after its warm-up, not a cosine, and the best epoch is chosen by NDCG@10 over all items.
+The best epoch is chosen by NDCG@10 over all items.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def run(
     batch_size: int = 256,
     learning_rate: float = 1e-3,
     warmup_steps: int = 50,
+    decay: Literal["none", "linear", "cosine"] = "cosine",
     seed: int = 0,
 ) -> rs.Run:
     """``cosine``, ``norm`` and ``supervision`` are the paper's lambda_1 to lambda_3, and of the student alone.
@@ -90,6 +91,6 @@ def run(
     )
     settings = {
         "epochs": epochs, "patience": patience, "batch_size": batch_size, "learning_rate": learning_rate,
-        "warmup_steps": warmup_steps, "clip_norm": 1.0, "exclude": exclude, "seed": seed,
+        "warmup_steps": warmup_steps, "decay": decay, "clip_norm": 1.0, "exclude": exclude, "seed": seed,
     }  # fmt: skip
     return rs.Run(recommender, rs.load(data).split(rs.LeaveLast()), settings, evaluate={"exclude": exclude})

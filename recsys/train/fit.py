@@ -53,6 +53,7 @@ def fit(
     weight_decay: float = 0.0,
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
     warmup_steps: int = 0,
+    decay: str = "none",
     clip_norm: float | None = None,
     accumulate: int = 1,
     precision: str = "auto",
@@ -88,12 +89,14 @@ def fit(
 
     Args:
         epochs: most epochs; ``patience`` validations without a better ``metric`` end training sooner. More epochs
-            may be asked for when a run is resumed.
+            may be asked for when a run is resumed, unless the learning rate decays.
         batch_size: training rows per batch, over all devices.
         tokens: instead of ``batch_size``, the most inputs per batch, over all devices.
         weight_decay: decoupled from the gradient (AdamW); 0 is plain Adam.
         optimizer: parameters -> torch optimizer, instead of Adam; it sets its own learning rate.
         warmup_steps: updates over which the learning rate rises linearly to its value.
+        decay: "none", or how the learning rate falls to 0 over the epochs of each stage: "linear" or "cosine". Where
+            ``patience`` ends a stage sooner, its last rates were not reached.
         clip_norm: longest gradient (norm over all parameters) that is applied as it is.
         accumulate: batches per update; losses are weighted as if they were one batch.
         precision: "auto" (bf16-mixed on a GPU that has it, else 32-true), "32-true", "bf16-mixed", "16-mixed".

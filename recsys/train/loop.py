@@ -143,12 +143,18 @@ class Loop:
             raise KeyboardInterrupt
         self._updating = True
         try:
-            update = self.updater(steps, weight)
+            update = self.updater(steps, weight, self._progress())
         except FloatingPointError as error:
             raise self._not_finite(f"{error}; {state.loss_so_far()}") from None
         state.add(update.terms, update.weight, len(batches))
         self._updating = False
         return update
+
+    def _progress(self) -> float:
+        """How much of the stage's epochs is over, from 0 up to but not including 1."""
+        state = self.state
+        done = state.consumed / self.batches.num_batches(state.epoch)
+        return (state.stage_epoch + done) / self.settings.plan[state.stage].epochs
 
     def _end_epoch(self, stage: Stage) -> None:
         """Validate, keep the weights if they are the best, write the record of the epoch and a checkpoint."""

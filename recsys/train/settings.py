@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from recsys.eval.choice import choose
 
+DECAYS = ("none", "linear", "cosine")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 # What may change between a run and its resumption without changing what is computed.
 _FREE = {"epochs", "stages", "patience", "workers", "resume", "checkpoint_every", "checkpoint_seconds", "loggers"}
@@ -80,6 +81,7 @@ class Settings:
     weight_decay: float
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None
     warmup_steps: int
+    decay: str
     clip_norm: float | None
     accumulate: int
     precision: str
@@ -120,6 +122,7 @@ class Settings:
             _number("clip_norm", self.clip_norm, above=0)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are two numbers from 0 up to but not including 1, found {self.betas!r}")
+        one_of("decay", self.decay, DECAYS)
         one_of("precision", self.precision, PRECISIONS)
         one_of("order", self.order, ("random", "length"))
         one_of("windows", self.windows, ("last", "sliding"))
@@ -154,7 +157,7 @@ class Settings:
         """The knobs that decide which numbers come out: a run resumes only where they are equal."""
         plain = {name: value for name, value in self.describe().items() if name not in _FREE}
         plain["optimizer"] = _describe_optimizer(self.optimizer)
-        free = {"epochs", "patience"}
+        free = {"patience"} if self.decay != "none" else {"epochs", "patience"}  # epochs decide how fast it decays
         plain["stages"] = [{k: v for k, v in stage.describe().items() if k not in free} for stage in self.plan]
         return plain
 

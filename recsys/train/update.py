@@ -60,8 +60,10 @@ class Updater:
         steps = [self._prepare(batch, epoch, index, micro, len(batches)) for micro, batch in enumerate(batches)]
         return steps, sum(target_weight(step.batch) for step in steps)
 
-    def __call__(self, steps: Sequence[Step], weight: float) -> Update:
+    def __call__(self, steps: Sequence[Step], weight: float, progress: float = 0.0) -> Update:
         """Update the model from prepared ``steps``; ``weight`` is that of their targets over all processes.
+
+        ``progress`` is the share of the stage that is over, which the learning rate decays by.
 
         Raises:
             FloatingPointError: a loss is not finite; the weights are those of before the update.
@@ -83,7 +85,7 @@ class Updater:
         found = self._gather(sums)
         if not all(math.isfinite(value) for value in found.values()):
             raise FloatingPointError(_seen(found, steps))
-        self._apply(steps[0].index)
+        self._apply(steps[0].index, progress)
         return Update(found, weight)
 
     def _prepare(self, batch: Batch, epoch: int, index: int, micro: int, of: int) -> Step:
@@ -107,9 +109,10 @@ class Updater:
         # A function, because Fabric looks into containers and dataclasses to convert their tensors.
         return self.module(lambda: step)
 
-    def _apply(self, index: int) -> None:
+    def _apply(self, index: int, progress: float) -> None:
         warmup = self.settings.warmup_steps
         factor = min(1.0, (index + 1) / warmup) if warmup else 1.0
+        factor *= left(self.settings.decay, progress)
         for group, rate in zip(self.raw_optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
         if self.settings.clip_norm is not None:
@@ -161,6 +164,17 @@ class _Losses(nn.Module):
                 raise ValueError(f"the stage asks for the loss {name!r}, which the model lacks; {closest(name, known)}")
             chosen.update(found)
         return chosen
+
+
+def left(decay: str, progress: float) -> float:
+    """What a decay leaves of the learning rate after a share of the stage.
+
+    >>> left("none", 0.5), left("linear", 0.25), left("cosine", 0.5)
+    (1.0, 0.75, 0.5)
+    """
+    if decay == "cosine":
+        return (1 + math.cos(math.pi * progress)) / 2
+    return 1.0 - progress if decay == "linear" else 1.0
 
 
 def target_weight(batch: Batch) -> float:

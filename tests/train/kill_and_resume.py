@@ -69,7 +69,8 @@ def train(folder, workers):
     torch.set_num_threads(1)
     model = tiny(objective=SampledSoftmax(UniformNegatives(5)))
     stages = [Stage(2), Stage(2, freeze=["encoder"], learning_rate=0.003)]
-    options = {"warmup_steps": 5, "clip_norm": 1.0, "accumulate": 2, "checkpoint_every": 2, "progress": False}
+    options = {"warmup_steps": 5, "decay": "cosine", "clip_norm": 1.0, "accumulate": 2, "checkpoint_every": 2}
+    options["progress"] = False
     fit(model, cycles(), stages=stages, batch_size=13, workers=workers, folder=folder, seed=3, **options)
 
 

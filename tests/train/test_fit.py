@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import json
+import math
 import os
 import signal
 
@@ -217,6 +218,23 @@ def test_warmup_and_a_callers_optimizer(split):
         fit(tiny(), split, epochs=1, optimizer=lambda parameters: None, **QUIET)
 
 
+def test_the_learning_rate_decays_over_the_epochs_of_each_stage(split, tmp_path):
+    rates = {}
+    for decay in ("none", "linear", "cosine"):
+        stages = [rs.Stage(2), rs.Stage(1, learning_rate=0.01)]
+        history = fit(tiny(), split, stages=stages, decay=decay, **QUIET).history  # 4 updates an epoch
+        rates[decay] = [line["learning_rate"] for line in history]
+    assert rates["none"] == pytest.approx([0.001, 0.001, 0.01])
+    assert rates["linear"] == pytest.approx([0.001 * 5 / 8, 0.001 / 8, 0.01 / 4])
+    cosine = [(1 + math.cos(math.pi * share)) / 2 for share in (3 / 8, 7 / 8, 3 / 4)]
+    assert rates["cosine"] == pytest.approx([0.001 * cosine[0], 0.001 * cosine[1], 0.01 * cosine[2]])
+    fit(tiny(), split, epochs=1, decay="linear", folder=tmp_path / "run", **QUIET)
+    with pytest.raises(ValueError, match="another run"):  # with other epochs the first one had other rates
+        fit(tiny(), split, epochs=2, decay="linear", folder=tmp_path / "run", **QUIET)
+    with pytest.raises(ValueError, match="decay"):
+        fit(tiny(), split, epochs=1, decay="cosin", **QUIET)
+
+
 def test_low_precision_and_token_budget_train(split):
     fitted = fit(tiny(), split, epochs=2, precision="bf16-mixed", tokens=60, progress=False)
     assert np.isfinite(fitted.history[-1]["loss"]) and fitted.history[-1]["step"] > 10
@@ -243,8 +261,8 @@ def test_a_loss_that_is_not_finite_stops_with_what_was_seen(split, tmp_path):
 def test_weights_that_are_not_finite_are_never_written(split, tmp_path, monkeypatch):
     apply = update.Updater._apply
 
-    def broken(self, index):
-        apply(self, index)
+    def broken(self, index, progress):
+        apply(self, index, progress)
         if index == 5:
             with torch.no_grad():
                 self.model.items.weight[3, 0] = float("inf")
