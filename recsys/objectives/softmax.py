@@ -83,8 +83,8 @@ class _FullSoftmax(torch.autograd.Function):
     ) -> Tensor:
         ctx.firsts, ctx.chunk = firsts, chunk
         weights = torch.ones(len(targets), device=hidden.device) if weights is None else weights.float()
-        wanted = any(ctx.needs_input_grad)
-        losses, gradients = _pass(hidden, targets, weights if wanted else None, firsts, chunk, blocks)
+        ctx.wanted = (ctx.needs_input_grad[0], *ctx.needs_input_grad[-len(blocks) :])
+        losses, gradients = _pass(hidden, targets, weights, firsts, chunk, blocks, ctx.wanted)
         ctx.save_for_backward(hidden, targets, weights, *blocks, *gradients)
         return losses
 
@@ -97,25 +97,28 @@ class _FullSoftmax(torch.autograd.Function):
         scale = gradient.sum() / total.clamp(min=1e-30)
         largest = gradient.abs().max() if len(gradient) else gradient.new_zeros(())
         foreseen = (gradient - scale * weights).abs() <= 1e-5 * largest
-        if not gradients or not bool(foreseen.all()):
-            _, gradients = _pass(hidden, targets, gradient, ctx.firsts, ctx.chunk, tuple(blocks))
+        if not bool(foreseen.all()):
+            _, gradients = _pass(hidden, targets, gradient, ctx.firsts, ctx.chunk, tuple(blocks), ctx.wanted)
             scale = gradient.new_ones(())
-        return (gradients[0] * scale.to(hidden.dtype), None, None, None, None, *(g * scale for g in gradients[1:]))
+        to_hidden, *to_blocks = (None if found is None else found * scale.to(found.dtype) for found in gradients)
+        return (to_hidden, None, None, None, None, *to_blocks)
 
 
 def _pass(
     hidden: Tensor,
     targets: Tensor,
-    weights: Tensor | None,
+    weights: Tensor,
     firsts: tuple[int, ...],
     chunk: int,
     blocks: tuple[Tensor, ...],
-) -> tuple[Tensor, list[Tensor]]:
-    """Losses (T,), and the gradients of their weighted sum: [to hidden, to each block]; none if ``weights`` is None."""
+    wanted: tuple[bool, ...],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Losses (T,), and the gradients of their weighted sum: [to hidden, to each block], None where not ``wanted``."""
     size = sum(len(block) for block in blocks)
     losses = torch.empty(len(targets), device=hidden.device)
     columns = targets - firsts[0]
-    gradients = [] if weights is None else [torch.empty_like(hidden), *(accumulator(block) for block in blocks)]
+    gradients: list[Tensor | None] = [torch.empty_like(hidden) if wanted[0] else None]
+    gradients += [accumulator(block) if asked else None for block, asked in zip(blocks, wanted[1:], strict=True)]
     buffer = torch.empty((min(chunk, len(targets)), size), dtype=hidden.dtype, device=hidden.device)
     for start in range(0, len(targets), chunk):
         part = slice(start, min(start + chunk, len(targets)))
@@ -127,7 +130,7 @@ def _pass(
         probabilities = torch.softmax(logits, 1, out=logits)
         normaliser = peak - probabilities.amax(1, keepdim=True).float().log()
         losses[part] = (normaliser - correct).squeeze(1)
-        if weights is not None:
+        if any(wanted):
             weight = weights[part, None].to(hidden.dtype)
             probabilities.scatter_add_(1, column, probabilities.new_full((len(column), 1), -1.0))
             _gradients(probabilities, hidden[part] * weight, weight, blocks, gradients, part)
@@ -146,17 +149,19 @@ def _gradients(
     weighted: Tensor,
     weight: Tensor,
     blocks: tuple[Tensor, ...],
-    gradients: list[Tensor],
+    gradients: list[Tensor | None],
     part: slice,
 ) -> None:
     offset = 0
-    to_hidden = gradients[0][part]
-    for index, block in enumerate(blocks):
+    to_hidden = None if gradients[0] is None else gradients[0][part]
+    for block, to_block in zip(blocks, gradients[1:], strict=True):
         piece = residual[:, offset : offset + len(block)]
-        if index == 0:
+        if to_hidden is not None and offset == 0:
             torch.mm(piece, block, out=to_hidden)
-        else:
+        elif to_hidden is not None:
             to_hidden.addmm_(piece, block)
-        accumulate(gradients[1 + index], piece, weighted)
+        if to_block is not None:
+            accumulate(to_block, piece, weighted)
         offset += len(block)
-    to_hidden.mul_(weight)
+    if to_hidden is not None:
+        to_hidden.mul_(weight)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recsys.objectives import softmax
 from recsys.objectives.softmax import full_softmax
 
 
@@ -109,3 +110,24 @@ def test_gradient_of_another_weighting_stays_exact_however_many_targets() -> Non
     theirs = torch.autograd.grad((plain * weighting).sum(), [hidden, table])
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_frozen_gets_no_gradient_and_costs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, table, targets = problem()
+    first, second = table.detach()[:60], table.detach()[60:].clone().requires_grad_()
+    made, accumulate = [], softmax.accumulate
+
+    def counted(total: Tensor, *given: Tensor) -> None:
+        made.append(len(total))
+        accumulate(total, *given)
+
+    monkeypatch.setattr(softmax, "accumulate", counted)
+    for asked in ([hidden, second], [second], [hidden]):
+        made.clear()
+        states = hidden if any(value is hidden for value in asked) else hidden.detach()
+        blocks = (first, second if any(value is second for value in asked) else second.detach())
+        ours = torch.autograd.grad(full_softmax(states, targets, None, (1, 61), blocks, 8).sum(), asked)
+        plain = F.cross_entropy(states @ torch.cat(blocks).T, targets - 1, reduction="sum")
+        for one, other in zip(ours, torch.autograd.grad(plain, asked), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        assert set(made) == ({len(second)} if blocks[1].requires_grad else set())
