@@ -5,29 +5,25 @@
 
 5% of the items are taken out of training and histories (:mod:`recsys.data.cold`), the same ones for all rows and seeds,
 and only items that training never saw are ranked: these, and some that lost all their events with what comes behind a
-test target. A random order finds a target among the first ten of C candidates
-with chance 10 / C, and every bound is also told as a multiple of it. Two intervals are made of each row's HR@10: over
-users (bootstrap, each user's mean over seeds) and over seeds (Student's t); the bounds are the outer ones of the two.
+test target. A random order finds a target among the first ten of C candidates with chance 10 / C, and every bound is
+also told as a multiple of it. Two intervals are made of each row's HR@10: over users (bootstrap, each user's mean over
+seeds) and over seeds (Student's t); the bounds are the outer ones of the two.
 The table of a data set is written to ``benchmarks/quality/results/cold-DATA.md``, from the run folders.
 """
 
 from __future__ import annotations
 
-import argparse
 import datetime
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from driver import Work, main
-from plan import HERE, Plan, Row
-from run import RESULTS, T_95, split_arguments
+from plan import Plan, Row
+from run import T_95
 
 DATA = ("ml-100k", "amazon-beauty")
 METRIC, K = "hr@10", 10
-CONFIGS = HERE.parents[1] / "configs"
 
 
 def cold(name: str, *flags: str, recipe: str = "text_items", reference: str | None = "ids") -> Row:
@@ -35,21 +31,16 @@ def cold(name: str, *flags: str, recipe: str = "text_items", reference: str | No
     return Row(name, recipe, ("--cold", *flags), data=DATA, seeds=dict.fromkeys(DATA, 5), reference=reference)
 
 
-def rows() -> tuple[Row, ...]:
-    """The rows; Recformer where its recipe is and knows cold items."""
-    found = [
+COLD = Plan(
+    "cold",
+    (
         cold("ids", "--table", "ids", reference=None),
         cold("text", "--table", "text"),
         cold("text-mlp", "--table", "text", "--project", "mlp"),
         cold("ids-text", "--table", "ids+text"),
-    ]
-    recformer = CONFIGS / "recformer.py"
-    if recformer.is_file() and "cold: bool" in recformer.read_text(encoding="utf-8"):
-        found.append(cold("recformer", recipe="recformer"))
-    return tuple(found)
-
-
-COLD = Plan("cold", rows())
+        cold("recformer", recipe="recformer"),
+    ),
+)
 
 
 def table(work: Work, data: str) -> str:
@@ -120,28 +111,5 @@ def line(name: str, found: dict[str, Any], seeds: int) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def write_tables(arguments: list[str]) -> None:
-    """Write the table of each data set that has runs, beside the folder of results."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--runs", type=Path, default=Path("runs/quality") / COLD.name)
-    parser.add_argument("--results", type=Path, default=RESULTS / COLD.name)
-    own, flags = split_arguments(arguments)
-    chosen, _ = parser.parse_known_args(own)
-    work = Work(COLD, chosen.runs, chosen.results, flags, 0.0)
-    for data in DATA:
-        text = table(work, data)
-        if text:
-            path = chosen.results.parent / f"{work.named('cold')}-{data}.md"
-            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, path)
-            print(text)
-
-
 if __name__ == "__main__":
-    try:
-        main(COLD, __doc__)
-    except SystemExit as over:  # how it always ends; 2 is a command line that it does not understand
-        if over.code != 2 and not {"-h", "--help"} & set(sys.argv):
-            write_tables(sys.argv[1:])
-        raise
+    main(COLD, __doc__, table)

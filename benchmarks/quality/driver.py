@@ -16,20 +16,24 @@ import argparse
 import importlib.util
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from plan import DATA, Plan, Row, recbole
-from run import BUSY, RESULTS, read, shown, split_arguments, start, summary, write
+from plan import DATA, RUNS, Plan, Row, recbole
+from run import BUSY, RESULTS, read, shown, split_arguments, start, summary, write, write_text
 
 PAIRED = ("ndcg@10", "hr@10")
 
 
-def main(plan: Plan, description: str | None) -> None:
-    """Run what the command line asks for; the exit status says whether every run begun was finished."""
+def main(plan: Plan, description: str | None, table: Callable[[Work, str], str] | None = None) -> None:
+    """Run what the command line asks for; the exit status says whether every run begun was finished.
+
+    A plan with a table of its own gives ``table``, which makes the text of one data set ("": nothing to show); it is
+    written beside the folder of results.
+    """
     about = f"{description or ''}\n{(__doc__ or '').partition(chr(10))[2]}"
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -51,6 +55,11 @@ def main(plan: Plan, description: str | None) -> None:
         work.do(row, data, seed)
     for data in chosen.data:
         work.summarise(data, rows)
+    for data in chosen.data if table else ():
+        text = table(work, data)
+        if text:
+            write_text(chosen.results.parent / f"{work.named(plan.name)}-{data}.md", text)
+            print(text)
     print("\n".join(dict.fromkeys([*work.passed, *work.failed])))
     sys.exit(bool(work.failed))
 
@@ -86,7 +95,8 @@ class Work:
             self.passed.append(f"not run: {label}: {reason}")
             return
         print(f"{label} ...", flush=True)
-        status = start(row.recipe_for(data), folder, seed, [*row.flags_for(data), *self.flags])
+        flags = [flag.replace(RUNS, str(self.runs)) for flag in (*row.flags_for(data), *self.flags)]
+        status = start(row.recipe_for(data), folder, seed, flags)
         if status == BUSY:
             self.passed.append(f"not run: {label}: another process is at it")
         elif status:

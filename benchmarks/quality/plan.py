@@ -10,6 +10,7 @@ HERE = Path(__file__).resolve().parent
 DATA = ("ml-100k", "amazon-beauty", "ml-1m")
 SEEDS = {"ml-100k": 5, "amazon-beauty": 3, "ml-1m": 1}
 REFERENCE = "sasrec"
+RUNS = "RUNS"  # in flags: the folder of the plan's runs, for rows that build on another
 
 AS_WRITTEN = "no search: the recipe's knobs as written"
 BY_HAND = "single runs by hand, see the text"

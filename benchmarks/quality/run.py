@@ -146,9 +146,14 @@ def shown(result: dict[str, Any]) -> str:
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write JSON whole or not at all."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -12,19 +12,15 @@ scores, in turns, medians. The table of a data set is written to ``benchmarks/qu
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
-import os
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from driver import Work, main
-from plan import Plan, Row
-from run import RESULTS, split_arguments
+from plan import RUNS, Plan, Row
 
 DATA = ("ml-100k", "amazon-beauty")
 SASREC = {"ml-100k": "sasrec_ml100k", "amazon-beauty": "sasrec_beauty"}
@@ -32,28 +28,33 @@ ROLES = ("teacher", "student", "ce-only")
 ROUNDS, HISTORIES = 5, 512
 
 
-def rows(runs: Path) -> tuple[Row, ...]:
-    """SASRec, then what is built on it, in the order in which they need each other."""
-    sasrec = {data: ("--sasrec", str(runs / data / "sasrec-seed0")) for data in DATA}
-    teacher = {data: (*sasrec[data], "--teacher", str(runs / data / "slmrec-teacher-seed0")) for data in DATA}
+def slmrec(role: str, against: tuple[str, ...] = ()) -> Row:
+    """The row of a role; all of them read the vectors of SASRec, and the student the teacher as well."""
+    flags = {}
+    for data in DATA:
+        flags[data] = ("--sasrec", f"{RUNS}/{data}/sasrec-seed0")
+        flags[data] += ("--teacher", f"{RUNS}/{data}/slmrec-teacher-seed0") if role == "student" else ()
+    return Row(
+        f"slmrec-{role}",
+        "slmrec",
+        ("--role", role, "--rows", "users", "--epochs", "60", "--patience", "8"),
+        more=flags,
+        data=DATA,
+        seeds=dict.fromkeys(DATA, 1 if role == "teacher" else 3),
+        against=against,
+    )
 
-    def slmrec(role: str, against: tuple[str, ...] = ()) -> Row:
-        return Row(
-            f"slmrec-{role}",
-            "slmrec",
-            ("--role", role, "--rows", "users", "--epochs", "60", "--patience", "8"),
-            more=teacher if role == "student" else sasrec,
-            data=DATA,
-            seeds=dict.fromkeys(DATA, 1 if role == "teacher" else 3),
-            against=against,
-        )
 
-    return (
+# In the order in which they need each other.
+SLMREC = Plan(
+    "slmrec",
+    (
         Row("sasrec", SASREC, ("--no-baselines",), data=DATA, seeds=dict.fromkeys(DATA, 3), reference=None),
         slmrec("teacher"),
         slmrec("ce-only", against=("slmrec-teacher",)),
         slmrec("student", against=("slmrec-ce-only", "slmrec-teacher")),
-    )
+    ),
+)
 
 
 def table(work: Work, data: str) -> str:
@@ -137,34 +138,5 @@ def timed(folders: dict[str, Path]) -> dict[str, Any]:
     return facts
 
 
-def write_tables(plan: Plan, runs: Path, results: Path, flags: list[str]) -> None:
-    """Write the table of each data set whose rows have runs, beside the folder of results."""
-    work = Work(plan, runs, results, flags, 0.0)
-    for data in DATA:
-        text = table(work, data)
-        if text:
-            path = results.parent / f"{work.named(plan.name)}-{data}.md"
-            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, path)
-            print(text)
-
-
-def run() -> None:
-    """Train what is missing, then write the tables."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--runs", type=Path, default=Path("runs/quality/slmrec"))
-    parser.add_argument("--results", type=Path, default=RESULTS / "slmrec")
-    own, flags = split_arguments(sys.argv[1:])
-    chosen, _ = parser.parse_known_args(own)
-    plan = Plan("slmrec", rows(chosen.runs))
-    try:
-        main(plan, __doc__)
-    except SystemExit as over:  # how it always ends; 2 is a command line that it does not understand
-        if over.code != 2 and not {"-h", "--help"} & set(sys.argv):
-            write_tables(plan, chosen.runs, chosen.results, flags)
-        raise
-
-
 if __name__ == "__main__":
-    run()
+    main(SLMREC, __doc__, table)
