@@ -125,7 +125,7 @@ PLAN = (
         "sigma",
         "sigma",
         seeds={"ml-100k": 1, "amazon-beauty": 1},
-        fewer=dict.fromkeys(("ml-100k", "amazon-beauty"), "a row per prefix: half an hour and more a run on one core"),
+        fewer=dict.fromkeys(("ml-100k", "amazon-beauty"), "a row per prefix: 20 minutes and more a run on one core"),
     ),
     Row("unirec", "unirec", unrun=dict.fromkeys(("amazon-beauty", "ml-1m"), "reads times, and these files have none")),
     rearec("sasrec", "erl"),
