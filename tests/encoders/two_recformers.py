@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import torch
-from test_recformer import DIM, model, walks
 
 from recsys.data.targets import OneTarget
 from recsys.llm.pretraining import RecformerPretraining
@@ -14,6 +13,8 @@ from recsys.train.settings import Stage
 
 
 def train(devices, out):
+    from test_recformer import DIM, model, walks  # beside this file: on the path of the process, not of pytest
+
     # 9 users in batches of 8: the last batch has a row for one process only.
     pretraining = [RecformerPretraining(DIM, vocab_size=300, mlm=0.0)]
     one = model(num_layers=1, max_length=6, targets=OneTarget(), pretraining=pretraining)
