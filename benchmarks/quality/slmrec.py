@@ -76,8 +76,8 @@ def table(work: Work, data: str) -> str:
         cells += ratios(facts, role, results) if role in facts else [""] * 5
         lines.append(f"| {' | '.join(cells)} |")
     head = (
-        "| model | NDCG@10 [95%] | HR@10 | seeds | against ce-only | against teacher | against SASRec | parameters "
-        f"| of these trained | / teacher | training s/epoch / teacher | scoring / teacher |\n{'|---' * 12}|"
+        "| model | NDCG@10 [95%] | HR@10 | seeds | against ce-only | against teacher | against SASRec | trained "
+        f"| served, merged | / teacher | training s/epoch / teacher | scoring / teacher |\n{'|---' * 12}|"
     )
     command = f"python {work.plan.script} --data {data}" + (f" -- {' '.join(work.flags)}" if work.flags else "")
     told = f"{HISTORIES} histories on {facts['threads']} threads, the teacher in {facts['teacher']['seconds']:.2f} s"
@@ -102,16 +102,16 @@ def ratios(facts: dict[str, Any], role: str, results: dict[str, Any]) -> list[st
 
     mine, teacher = facts[role], facts["teacher"]
     return [
-        f"{mine['parameters']:,}",
         f"{mine['trained']:,}",
-        f"{mine['parameters'] / teacher['parameters']:.2f}",
+        f"{mine['served']:,}",
+        f"{mine['served'] / teacher['served']:.2f}",
         f"{epoch(role) / epoch('teacher'):.2f}",
         f"{mine['seconds'] / teacher['seconds']:.2f}",
     ]
 
 
 def timed(folders: dict[str, Path]) -> dict[str, Any]:
-    """Parameters of each model, and seconds that it takes to score the same histories, adapters merged."""
+    """Parameters trained (a student's heads among them) and served, and seconds to score the same histories, merged."""
     import torch
 
     import recsys as rs
@@ -119,10 +119,10 @@ def timed(folders: dict[str, Path]) -> dict[str, Any]:
     models = {role: rs.load_run(folder) for role, folder in folders.items()}
     facts: dict[str, Any] = {"threads": torch.get_num_threads()}
     for role, model in models.items():
-        sizes = [value.numel() for value in model.parameters()]
-        trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
+        trained = sum(value.numel() for value in model.parameters())  # the base's are buffers, so that none is trained
         model.encoder.merge()
-        facts[role] = {"parameters": sum(sizes), "trained": trained}
+        served = sum(value.numel() for value in model.encoder.state_dict().values() if value.is_floating_point())
+        facts[role] = {"served": served, "trained": trained}
     items = models["teacher"].vocabulary.ids
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(len(items), (HISTORIES, models["teacher"].encoder.max_length), generator=generator)
