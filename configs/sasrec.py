@@ -44,6 +44,7 @@ def backbone(
     data: str,
     auxiliaries: Sequence[Any] = (),
     *,
+    weightings: Sequence[Any] = (),
     stages: Sequence[rs.Stage] | None = None,
     extra: int = 0,
     split: rs.Split | None = None,
@@ -58,6 +59,7 @@ def backbone(
     """The run of the backbone with ``auxiliaries`` added to its loss.
 
     Args:
+        weightings: what the targets count, beside the weights of the data.
         stages: phases of training instead of ``epochs``.
         extra: input-only rows of the item table (1: a mask, 2: a mask and an end token).
         split: the data, if the caller has them already.
@@ -71,6 +73,7 @@ def backbone(
         objective=rs.FullSoftmax(),
         targets=rs.NextItem() if train == "all" else rs.LastItem(),
         auxiliaries=auxiliaries,
+        weightings=weightings,
     )
     settings = {name: chosen[name] for name in ("batch_size", "learning_rate")}
     settings |= {"epochs": epochs, "patience": patience, "exclude": exclude, "seed": seed}

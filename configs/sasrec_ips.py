@@ -9,7 +9,6 @@ metrics, which favour popular items, as the test clicks do; ``recsys.eval.unbias
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 from sasrec import backbone
@@ -33,14 +32,8 @@ def run(
     seed: int = 0,
 ) -> rs.Run:
     """A knob that is None takes the data set's value."""
-    plain = backbone(
-        data, dim=dim, dropout=dropout, max_length=max_length, exclude=exclude, epochs=epochs, patience=patience,
-        batch_size=batch_size, learning_rate=learning_rate, seed=seed,
+    return backbone(
+        data, weightings=[InversePropensity(PopularityPropensity(power), clip)], dim=dim, dropout=dropout,
+        max_length=max_length, exclude=exclude, epochs=epochs, patience=patience, batch_size=batch_size,
+        learning_rate=learning_rate, seed=seed,
     )  # fmt: skip
-    model = plain.model
-    assert isinstance(model, rs.Recommender)
-    weightings = [InversePropensity(PopularityPropensity(power), clip)]
-    return replace(
-        plain,
-        model=rs.Recommender(model.items, model.encoder, model.objective, model.targets, weightings=weightings),
-    )

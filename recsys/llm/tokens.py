@@ -149,7 +149,7 @@ class ItemTokens(nn.Module):
 
     def check_split(self, split: Any) -> None:
         """Raise DataError unless a split has the items, the texts and the order that the tokens were made of."""
-        vocabulary, item_text = split.items, split.item_text
+        vocabulary, item_text = split.items, split.item_text or {}
         names = self._facts["columns"]
         if not set(names) <= set(item_text):
             raise DataError(f"the item table lacks the columns {sorted(set(names) - set(item_text))}")

@@ -95,6 +95,8 @@ def test_check_15_shuffled_or_changed_texts_are_detected():
         tokens.check_split(SimpleNamespace(items=names, item_text=context(order=[1, 0, 2]).item_text))
     with pytest.raises(DataError, match="columns"):
         tokens.check_split(SimpleNamespace(items=names, item_text={"title": table["title"]}))
+    with pytest.raises(DataError, match="columns"):
+        tokens.check_split(SimpleNamespace(items=names, item_text=None))
 
 
 def test_tokenising_a_catalogue_takes_little_beside_its_tokens():
