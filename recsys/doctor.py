@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 from importlib.util import find_spec
+from pathlib import Path
 
 PACKAGES = ("torch", "lightning", "polars", "numpy", "scipy", "faiss-cpu", "safetensors", "tyro")
 EXTRAS = {
@@ -28,7 +29,7 @@ def examine() -> str:
         "recsys": __version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
         **{name: _version(name) for name in PACKAGES},
-        "processor": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch uses "
+        "processor": f"{processor()}, {os.cpu_count()} cores, torch uses "
         f"{torch.get_num_threads()} threads ({torch.backends.cpu.get_cpu_capability()})",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "cache": str(cache_folder()),
@@ -37,6 +38,13 @@ def examine() -> str:
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it, else its kind."""
+    known = Path("/proc/cpuinfo")
+    names = [line for line in known.read_text().splitlines() if "model name" in line] if known.is_file() else []
+    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
 
 
 def _version(name: str) -> str:

@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from recsys.doctor import processor
+
 RESULTS = Path(__file__).parent / "results"
 METRICS = ("ndcg@10", "hr@10", "hr@20", "mrr@10", "coverage@10")
 EDITOR = ("operation_accuracy", "majority_accuracy", "generator_top1", "popularity_top1")
@@ -107,7 +109,7 @@ def _train(recipe: str, folder: Path, flags: list[str]) -> int:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "date": datetime.date.today().isoformat(),
-        "machine": _processor(),
+        "machine": processor(),
         "versions": _versions(),
         "command": f"recsys fit {Path(recipe).stem} {' '.join(flags)}",
     }
@@ -174,7 +176,7 @@ def summary(name: str, seeds: list[dict[str, Any]], command: str) -> dict[str, A
         "name": name,
         "command": command,
         "date": newest.get("date", datetime.date.today().isoformat()),
-        "machine": f"{newest.get('machine', _processor())}, {newest['threads']} threads",
+        "machine": f"{newest.get('machine', processor())}, {newest['threads']} threads",
         "versions": newest.get("versions", _versions()),
         "metrics": metrics,
         "runs": seeds,
@@ -213,12 +215,6 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {**found, "recsys": recsys.__version__, "python": platform.python_version()}
-
-
-def _processor() -> str:
-    known = Path("/proc/cpuinfo")
-    names = [line for line in known.read_text().splitlines() if "model name" in line] if known.is_file() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from torch import Tensor
 from worlds import EXPOSURES, Clicks, World, draw, from_ratings, made_up
 
 import recsys as rs
+from recsys.doctor import processor
 
 RESULTS = Path(__file__).parent / "results"
 POWERS = (0.5, 1.0, 2.0, 3.0, 4.0)
@@ -61,7 +62,10 @@ def main() -> None:
     else:
         world = made_up() if asked.data == "made-up" else movielens(asked.exposure)
         lines = table(world, asked.seeds, asked.clip, asked.steps, asked.every, asked.data == "made-up")
-    stamp = f"{datetime.date.today().isoformat()}, Python {platform.python_version()}, recsys {rs.__version__}"
+    stamp = (
+        f"{asked.seeds} seeds, {datetime.date.today().isoformat()}, {processor()}, {torch.get_num_threads()} threads, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, recsys {rs.__version__}"
+    )
     told = f"`python {' '.join(['benchmarks/unbiased/semisynthetic.py', *sys.argv[1:]])}`, {stamp}."
     name = asked.data if asked.exposure == "published" else f"{asked.data}-{asked.exposure}"
     print("\n".join(lines))
@@ -220,6 +224,7 @@ def simulation(seeds: int) -> list[str]:
     """Rel-MF against plain factorisation on the uniform part of AutoDebias' simulated data."""
     from recsys.baselines.relmf import RelMF
     from recsys.data.split import Split
+    from recsys.eval.statistics import bootstrap_interval
     from recsys.eval.unbiased import evaluate_uniform
     from recsys.objectives.propensity import PopularityPropensity
     from recsys.seams import Context
@@ -229,20 +234,22 @@ def simulation(seeds: int) -> list[str]:
     stops = loaded.prepared.offsets[1:]
     split = Split(loaded.prepared, stops, stops, loaded.items, loaded.users, {"name": "all training"})
     uniform = np.loadtxt(data.source.files[0].parent / "random.txt", delimiter=",", dtype=np.int64)
-    lines = ["| model | dcg_old@5 | recall_all@5 | map_all@5 | rated |", "|" + "---|" * 5]
+    metrics = ("dcg_old@5", "recall_all@5", "map_all@5")
+    lines = [f"| model | {' | '.join(metrics)} | rated | users |", "|" + "---|" * 6]
     rare = int(np.median(split.train.item_counts()[1:]))
     for name, power, clip in (("naive", 0.0, 1.0), ("power .5", 0.5, 0.01), ("power 1", 1.0, 0.01)):
+        models = [RelMF(16, 20.0, PopularityPropensity(power), clip, seed=seed) for seed in range(seeds)]
+        for model in models:
+            model.learn(Context(split.num_items, split.items, split.train))
         for only in (None, rare):
-            found = []
-            for seed in range(seeds):
-                model = RelMF(16, 20.0, PopularityPropensity(power), clip, seed=seed)
-                model.learn(Context(split.num_items, split.items, split.train))
-                found.append(evaluate_uniform(model, split, *uniform.T, rare=only))
+            found = [evaluate_uniform(model, split, *uniform.T, rare=only) for model in models]
+            values = np.stack([np.mean([one.columns[metric] for one in found], axis=0) for metric in metrics], axis=1)
+            bounds = bootstrap_interval(values)
             cells = [
-                f"{np.mean([one.mean(m) for one in found]):.4f}" for m in ("dcg_old@5", "recall_all@5", "map_all@5")
+                f"{mean:.4f} [{low:.4f}, {high:.4f}]" for mean, (low, high) in zip(values.mean(0), bounds, strict=True)
             ]
             which = "all" if only is None else f"items with at most {only} clicks"
-            lines.append("| " + " | ".join([name, *cells, which]) + " |")
+            lines.append("| " + " | ".join([name, *cells, which, f"{len(values):,}"]) + " |")
     return lines
 
 
