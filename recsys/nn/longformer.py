@@ -5,15 +5,15 @@ with projections of its own (section 3.1 of the paper). Four tables are summed a
 2305.13731, section 3.2): words, positions, token types and item positions. Equal to ``LongformerModel`` of transformers
 where the last two are zero.
 
-How: at this length one fused attention under a band mask is cheaper than the original's overlapping chunks. The first
-token's row is computed once more with the global projections and put over it; where only the first token is asked for,
-the last layer computes nothing else. Legend: B documents, S tokens of the longest, D width, H heads, V words.
+How: :mod:`recsys.nn.local_attention`. The first token's row is computed once more with the global projections and put
+over it; where only the first token is asked for, the last layer computes nothing else. Legend: B documents, S tokens of
+the longest, D width, H heads, V words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from recsys.hub import from_hub
 from recsys.nn.documents import Documents
 from recsys.nn.dropout import Dropout
+from recsys.nn.local_attention import Blocks, Whole, local_attention
 
 FIRST_POSITION = 2  # as in RoBERTa: 1 is the position of padding, 0 is never used
 NUM_TYPES = 4  # the first token, keys, values, padding
@@ -115,11 +116,11 @@ class Longformer(nn.Module):
         positions = torch.where(real, places, FIRST_POSITION - 1)
         x = self.words(words) + self.positions(positions) + self.types(documents.types) + self.places(documents.places)
         x = self.drop(self.norm(x))
-        visible = band(length, self.window // 2, words.device) & real[:, None, None]
+        local = local_attention(real, self.window // 2)
         for layer in self.layers[:-1]:
-            x = layer(x, visible, real)
+            x = layer(x, local, real)
         last: Any = self.layers[-1]
-        return last.first(x, real) if first_only else last(x, visible, real)  # type: ignore[no-any-return]
+        return last.first(x, real) if first_only else last(x, local, real)  # type: ignore[no-any-return]
 
     def load_longformer(self, weights: Mapping[str, Tensor]) -> list[str]:
         """Take over weights of a Longformer of transformers by name and shape; the names of ours that it lacks.
@@ -155,8 +156,8 @@ class _Layer(nn.Module):
         self.inner, self.outer = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         self.drop = Dropout(dropout)
 
-    def forward(self, x: Tensor, visible: Tensor, real: Tensor) -> Tensor:
-        return self._rest(x, self.attention(x, visible, real))
+    def forward(self, x: Tensor, local: Whole | Blocks, real: Tensor) -> Tensor:
+        return self._rest(x, self.attention(x, local, real))
 
     def first(self, x: Tensor, real: Tensor) -> Tensor:
         return self._rest(x[:, :1], self.attention.first(x, real))
@@ -177,9 +178,9 @@ class LongAttention(nn.Module):
         self.query_global, self.key_global = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.value_global, self.output = nn.Linear(dim, dim), nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, visible: Tensor, real: Tensor) -> Tensor:
-        """(B, S, D) from (B, S, D), where token i sees token j if ``visible`` (B, 1, S, S)."""
-        mixed = self._attend(self.query(x), self.key(x), self.value(x), visible)
+    def forward(self, x: Tensor, local: Whole | Blocks, real: Tensor) -> Tensor:
+        """(B, S, D) from (B, S, D), where a token sees what ``local`` says, and the first one all ``real`` (B, S)."""
+        mixed = self._attend(local, self.query(x), self.key(x), self.value(x))
         return self.output(torch.cat([self._global(x, real), mixed[:, 1:]], 1))  # type: ignore[no-any-return]
 
     def first(self, x: Tensor, real: Tensor) -> Tensor:
@@ -188,21 +189,12 @@ class LongAttention(nn.Module):
 
     def _global(self, x: Tensor, real: Tensor) -> Tensor:
         query, key, value = self.query_global(x[:, :1]), self.key_global(x), self.value_global(x)
-        return self._attend(query, key, value, real[:, None, None])
+        return self._attend(partial(F.scaled_dot_product_attention, attn_mask=real[:, None, None]), query, key, value)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        query, key, value = (one.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for one in (query, key, value))
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        return mixed.transpose(1, 2).flatten(2)
-
-
-@lru_cache(maxsize=64)
-def band(length: int, side: int, device: torch.device) -> Tensor:
-    """(S, S) bool: token i sees tokens i - side .. i + side, and the first one; made once per length."""
-    with torch.inference_mode(False):
-        place = torch.arange(length, device=device)
-        return ((place[:, None] - place).abs() <= side) | (place == 0)
+    def _attend(self, attention: Callable[..., Tensor], *projected: Tensor) -> Tensor:
+        """(B, T, D) of T queries, from queries, keys and values."""
+        heads = (one.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for one in projected)
+        return attention(*heads, dropout_p=self.dropout if self.training else 0.0).transpose(1, 2).flatten(2)
 
 
 def pretrained_longformer(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

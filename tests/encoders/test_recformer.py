@@ -26,7 +26,8 @@ from recsys.items import IdItems
 from recsys.llm.pretraining import RecformerPretraining, in_batch, mask_words
 from recsys.llm.tokens import ItemTokens
 from recsys.nn.documents import Documents, documents, newest_first
-from recsys.nn.longformer import Longformer, band, pretrained_longformer
+from recsys.nn.local_attention import Blocks, Whole, band, local_attention
+from recsys.nn.longformer import Longformer, pretrained_longformer
 from recsys.objectives.sampled import SampledSoftmax
 from recsys.objectives.softmax import FullSoftmax
 from recsys.parts import build, describe
@@ -111,7 +112,7 @@ def random_documents(lengths, words=50, seed=0, width=0):
     lengths = torch.tensor(lengths)
     shape = len(lengths), max(width, int(lengths.max()))
     real = torch.arange(shape[1]) < lengths[:, None]
-    ids = torch.randint(5, words, (shape[0], 64), generator=generator)[:, : shape[1]]
+    ids = torch.randint(5, words, (shape[0], max(64, shape[1])), generator=generator)[:, : shape[1]]
     ids[:, 0] = 0
     zeros = torch.zeros(shape, dtype=torch.int64)
     return Documents(ids.masked_fill(~real, 1), zeros, zeros, real, real)
@@ -158,21 +159,21 @@ def test_documents_equal_those_of_a_loop_over_items():
     assert laid(part, [], []).words.tolist() == [[0], [0]]
 
 
-@pytest.mark.parametrize("width", [16, 21, 37])
+@pytest.mark.parametrize("width", [16, 21, 37, 150])  # the last one in blocks
 def test_check_04_equal_to_the_longformer_of_transformers(width, tmp_path):
     from transformers import LongformerConfig, LongformerModel
 
     torch.manual_seed(0)
     config = LongformerConfig(
         attention_window=8, vocab_size=50, hidden_size=DIM, num_hidden_layers=2, num_attention_heads=2, bos_token_id=0,
-        intermediate_size=32, max_position_embeddings=66, type_vocab_size=1, pad_token_id=1, sep_token_id=2,
+        intermediate_size=32, max_position_embeddings=166, type_vocab_size=1, pad_token_id=1, sep_token_id=2,
         layer_norm_eps=1e-5,
     )  # fmt: skip
     theirs = LongformerModel(config, add_pooling_layer=False).eval()
     for name, value in theirs.named_parameters():
         value.data += 0.1 * torch.randn(value.shape) * ("LayerNorm" not in name)
     theirs.embeddings.token_type_embeddings.weight.data.zero_()
-    ours = Longformer(50, DIM, 2, 2, 32, 8, 60).eval()
+    ours = Longformer(50, DIM, 2, 2, 32, 8, 160).eval()
     left = ours.load_longformer({f"longformer.{name}": value for name, value in theirs.state_dict().items()})
     assert left == ["types.weight", "places.weight"]
     ours.types.weight.data.zero_()
@@ -193,6 +194,26 @@ def test_check_04_equal_to_the_longformer_of_transformers(width, tmp_path):
 def test_the_band_is_what_a_loop_over_pairs_gives():
     expected = [[abs(i - j) <= 2 or j == 0 for j in range(9)] for i in range(9)]
     assert band(9, 2, torch.device("cpu")).tolist() == expected
+
+
+@pytest.mark.parametrize("length, side", [(1, 1), (31, 4), (32, 4), (33, 4), (95, 7), (96, 40), (200, 16)])
+def test_blocks_attend_as_one_attention_under_the_mask_does(length, side):
+    generator = torch.Generator().manual_seed(length)
+    query, key, value = (
+        torch.randn(3, 2, length, 4, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(3)
+    )
+    real = torch.arange(length) < torch.tensor([[length], [max(length // 2, 1)], [1]])
+    outputs = [form(real, side)(query, key, value) for form in (Whole, Blocks)]
+    seen = real[:, None, :, None]
+    assert (outputs[0] - outputs[1]).masked_fill(~seen, 0).abs().max() < 1e-12
+    slopes = [torch.autograd.grad((out * seen).square().sum(), (query, key, value)) for out in outputs]
+    assert all((one - other).abs().max() < 1e-12 for one, other in zip(*slopes, strict=True))
+
+
+def test_long_documents_go_in_blocks_whose_memory_grows_with_their_length():
+    sizes = [local_attention(torch.ones(2, length, dtype=torch.bool), 16).visible.numel() for length in (512, 2048)]
+    assert sizes[1] == 4 * sizes[0]
+    assert isinstance(local_attention(torch.ones(2, 64, dtype=torch.bool), 16), Whole)
 
 
 def influence(num_layers, source, target, blocked):
