@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recsys.data.columns import MILLISECONDS, detect_unit
 from recsys.errors import DataError, DataWarning
 from recsys.progress import Progress
 from recsys.ranker import History, TopK
@@ -69,17 +70,20 @@ def recommend_file(
     Args:
         users: one row per user with columns ``user`` and ``items`` (Parquet, NDJSON; ``times`` and ``query_time``
             too if the model reads them), or one row per event with ``user``, ``item`` and, if the rows of a user are
-            not in order, ``time``.
+            not in order, ``time``. Times may be dates, ISO text (UTC where no zone is given) or epoch numbers, whose
+            unit is told by magnitude, as ``Dataset.scan`` does.
         out: written beside and renamed. Layout "list": ``user, items, scores``, a row per user; "long": ``user, rank,
             item, score``, a row per recommendation.
         batch_size: users at a time.
 
     Raises:
         FileNotFoundError: there is no such file of users.
-        DataError: a column is missing, events have no user or no readable time, or ids are of another type than the
-            bundle's.
+        DataError: the file cannot be read, a column is missing, events have no user or no readable time, or ids are
+            of another type than the bundle's.
         ValueError: ``k``, ``exclude``, ``layout`` or a file name is not possible.
     """
+    import polars as pl
+
     started, users, out = time.monotonic(), Path(users), Path(out)
     bundle.model._check(k, exclude)
     if layout not in LAYOUTS or out.suffix != ".parquet" or batch_size < 1:
@@ -89,7 +93,10 @@ def recommend_file(
         )
     if out.resolve() == users.resolve():
         raise ValueError(f"{out} is the file of users itself, which must not be replaced: name another file")
-    total, passes = _open(users, bundle)
+    try:
+        total, passes = _open(users, bundle)
+    except pl.exceptions.PolarsError as error:
+        raise _unreadable(users, error) from error
     parts, partial = out.with_name(out.name + ".parts"), out.with_name(out.name + ".partial")
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True)
@@ -108,6 +115,8 @@ def recommend_file(
                 shown.advance(len(top))
         _join(parts, partial)
         os.replace(partial, out)
+    except pl.exceptions.PolarsError as error:  # damaged further down than the schema shows
+        raise _unreadable(users, error) from error
     finally:
         shutil.rmtree(parts, ignore_errors=True)
         partial.unlink(missing_ok=True)
@@ -116,6 +125,10 @@ def recommend_file(
     if report.fallbacks or report.unknown_items:
         warnings.warn(str(report), DataWarning, stacklevel=2)
     return report
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be read as {FORMATS[path.suffix]}: {str(error).splitlines()[0]}")
 
 
 def _open(path: Path, bundle: Bundle) -> tuple[int | None, Iterator[pl.DataFrame]]:
@@ -135,14 +148,15 @@ def _open(path: Path, bundle: Bundle) -> tuple[int | None, Iterator[pl.DataFrame
         schema = table.collect_schema()
         rows = int(table.select(pl.len()).collect().item())
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"{path} cannot be read as {form}: {str(error).splitlines()[0]}") from error
+        raise _unreadable(path, error) from error
     timed, asked = "times" in bundle.model.needs, "query_time" in bundle.model.needs
     if "user" in schema and "items" in schema:
         needed = ["user", "items"] + ["times"] * timed + ["query_time"] * asked
         _require(needed, schema, path)
         if not isinstance(schema["items"], pl.List):
             raise DataError(f"column items of {path} must hold lists, found {schema['items']}; events are user, item")
-        renamed = table.select(needed).rename({"items": ITEMS, "times": TIMES}, strict=False)
+        moments = _moments(table, {name: schema[name] for name in ("times", "query_time") if name in needed})
+        renamed = table.select(needed).with_columns(moments).rename({"items": ITEMS, "times": TIMES}, strict=False)
         return rows, (renamed.slice(first, USERS_PER_PASS).collect() for first in range(0, rows, USERS_PER_PASS))
     _require(["user", "item"] + ["time"] * timed, schema, path)
     if asked:
@@ -171,16 +185,43 @@ def _typed(table: pl.LazyFrame, schema: Any, bundle: Bundle) -> pl.LazyFrame:
         item = pl.coalesce(item.str.strip_chars().cast(pl.Int64, strict=False), unreadable).alias("item")
     columns = [pl.col("user"), item]
     if "time" in schema:
-        moment = pl.col("time")
-        if schema["time"] == pl.String:
-            moment = pl.coalesce(
-                moment.cast(pl.Float64, strict=False),
-                moment.str.to_datetime(time_unit="ms", strict=False).dt.epoch("ms").cast(pl.Float64),
-            )
-        elif schema["time"].is_temporal():
-            moment = moment.cast(pl.Datetime("ms")).dt.epoch("ms")
-        columns.append(moment)
+        columns += _moments(table, {"time": schema["time"]})
     return table.select(columns)
+
+
+def _moments(table: pl.LazyFrame, schema: dict[str, Any]) -> list[pl.Expr]:
+    """Columns of times, or of lists of them, in milliseconds; the unit of numbers is told by magnitude."""
+    import polars as pl
+
+    found = []
+    for name, dtype in schema.items():
+        lists = isinstance(dtype, pl.List)
+        kind = dtype.inner if lists else dtype
+        inner = pl.element() if lists else pl.col(name)
+        number = inner.cast(pl.Int64 if kind.is_integer() else pl.Float64, strict=False)
+        if kind.is_temporal():
+            moment = inner.cast(pl.Datetime("ms")).dt.epoch("ms")
+        else:
+            moment = _scaled(number, _ends(table, name, lists, number))
+        if kind == pl.String:
+            text = inner.str.to_datetime(time_unit="ms", strict=False, time_zone="UTC")
+            moment = pl.coalesce(moment, text.dt.epoch("ms").cast(pl.Float64))
+        found.append((pl.col(name).list.eval(moment) if lists else moment).alias(name))
+    return found
+
+
+def _ends(table: pl.LazyFrame, name: str, lists: bool, number: pl.Expr) -> list[float]:
+    """The lowest and the highest number of a column, none where there is no number."""
+    import polars as pl
+
+    column = pl.col(name).list.eval(number).list.explode() if lists else number
+    ends = table.select(column.min().alias("low"), column.max().alias("high")).collect(engine="streaming").row(0)
+    return [float(end) for end in ends if end is not None]
+
+
+def _scaled(number: pl.Expr, ends: list[float]) -> pl.Expr:
+    times, over = MILLISECONDS[detect_unit(np.array(ends))] if ends else (1, 1)
+    return number if times == over else number * times // over
 
 
 def _require_whole(events: pl.LazyFrame, path: Path) -> None:

@@ -184,3 +184,9 @@ def _vocabulary():
     from recsys.data.vocabulary import Vocabulary
 
     return Vocabulary(np.array(["a", "b"], object), 1)
+
+
+def test_a_run_in_the_place_of_a_bundle_is_called_so(tmp_path) -> None:
+    (tmp_path / "manifest.json").write_text('{"kind": "recsys.run", "format": 1}')
+    with pytest.raises(DataError, match=r"is a 'recsys\.run', and a 'recsys\.bundle' was expected"):
+        Bundle.load(tmp_path)

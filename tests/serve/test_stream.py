@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
@@ -196,3 +197,56 @@ def test_memory_does_not_grow_with_the_number_of_users(split, tmp_path) -> None:
     few, many = peak(2_000), peak(60_000)
     # Holding the input and the output of 60,000 users would take 14 MB and 29 MB more, and Python lists of them 80 MB.
     assert many - few < 40
+
+
+class Spans(Ranker):
+    """Prefers the item whose row is the seconds between the last two events."""
+
+    needs = frozenset({"times"})
+
+    def item_score(self, batch):
+        last = batch.lengths - 1
+        return batch.times.gather(1, last[:, None]) - batch.times.gather(1, (last - 1).clamp(min=0)[:, None])
+
+    def score(self, batch):
+        rows = self.item_score(batch) / 1000
+        return -(torch.arange(1, self.num_items + 1)[None] - rows).abs().float()
+
+
+@pytest.mark.parametrize("form", ["s", "int32", "ms", "ns", "text", "zone", "date", "csv", "csv zone"])
+@pytest.mark.parametrize("lists", [False, True])
+def test_times_are_read_in_the_unit_that_they_have(context, tmp_path, form: str, lists: bool) -> None:
+    ranker = Spans()
+    ranker.bind(context)
+    served = Bundle(tmp_path, ranker, None, {})
+    seconds = pl.Series([1_600_000_000, 1_600_000_042])
+    moments = pl.from_epoch(seconds)
+    times = {
+        "s": seconds, "int32": seconds.cast(pl.Int32), "ms": seconds * 1000, "ns": seconds * 10**9, "date": moments,
+        "text": moments.dt.strftime("%Y-%m-%d %H:%M:%S"), "zone": moments.dt.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "csv": seconds, "csv zone": moments.dt.strftime("%Y-%m-%dT%H:%M:%S+00:00"),
+    }[form]  # fmt: skip
+    if lists and form.startswith("csv"):
+        pytest.skip("a CSV file has no lists")
+    events = pl.DataFrame({"user": ["a", "a"], "item": ["i1", "i2"], "time": times})
+    path = tmp_path / ("users.csv" if form.startswith("csv") else "users.parquet")
+    if lists:
+        events = events.group_by("user").agg(items="item", times="time")
+    events.write_csv(path) if path.suffix == ".csv" else events.write_parquet(path)
+    recommend_file(served, path, tmp_path / "out.parquet", k=1)
+    assert pl.read_parquet(tmp_path / "out.parquet")["items"].to_list() == [["i42"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("long.csv", b"user,item\na,i1\nb,i1,9\n"),
+        ("latin.csv", "user,item\nJosé,i1\n".encode("latin-1")),
+        ("torn.ndjson", b'{"user": "a", "items": ["i1"]}\n' * 2000 + b'{"user": "b", "items":\n'),
+    ],
+)
+def test_a_file_that_is_damaged_further_down_is_named(bundle: Bundle, tmp_path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=name):
+        recommend_file(bundle, tmp_path / name, tmp_path / "out.parquet", k=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", name]
