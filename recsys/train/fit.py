@@ -124,6 +124,8 @@ def fit(
         KeyboardInterrupt: after Ctrl-C, once a checkpoint and the best weights are written (and loaded into ``model``).
     """
     given = dict(locals())
+    if not hasattr(split, "train"):
+        raise TypeError(f"fit needs a split, such as data.split(rs.LeaveLast()); found {type(split).__name__}")
     settings = Settings(**{entry.name: given[entry.name] for entry in fields(Settings)})
     run = _Request(model, split, settings, None if folder is None else RunFolder(folder), name, recipe, arguments or {})
     before = random_state()

@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from recsys.data.split import Split
 
 METRICS = "metrics.jsonl"
-RESULTS = (METRICS, WEIGHTS, "per_user.parquet", "report.html")
+# What a run leaves, and must not pass on to one that replaces it.
+RESULTS = (
+    METRICS, WEIGHTS, "per_user.parquet", "per_user.npz", "report.json", "report.html", "sections.json", "split.json",
+)  # fmt: skip
 
 
 class RunFolder:
@@ -83,7 +86,9 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
         write_text(self.path / CONFIG, _json({"format": FORMAT, **config}))
         split.items.save(self.path / VOCABULARY, "items")
-        if recipe is not None:
+        if recipe is None:
+            (self.path / "recipe.py").unlink(missing_ok=True)
+        else:
             write_text(self.path / "recipe.py", Path(recipe).read_text(encoding="utf-8"))
 
     def resumed(self, manifest: dict[str, Any]) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +28,11 @@ def remember_split(split: Split, run: Path) -> None:
     key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:8]
     place = cache_folder() / "splits" / f"{split.name or 'data'}-{key}"
     if not place.is_dir():
-        split.save(place)
+        mine = place.with_name(f"{place.name}.{os.getpid()}")  # runs that end together do not meet
+        split.save(mine)
+        with suppress(OSError):  # another process was faster: its folder holds the same
+            os.replace(mine, place)
+        shutil.rmtree(mine, ignore_errors=True)
     (run / NOTE).write_text(json.dumps({"folder": str(place.resolve()), "data_hash": split.data_hash}))
 
 

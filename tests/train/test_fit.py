@@ -471,3 +471,12 @@ def test_events_that_no_window_holds_and_users_without_a_target_are_told(split, 
     left = int(np.maximum(split.train.lengths - 3, 0).sum())
     assert left > 0
     assert f"{left:,} events" in told
+
+
+def test_data_in_the_place_of_a_split_and_a_split_in_that_of_a_part_are_told_apart(split):
+    with pytest.raises(TypeError, match="split"):
+        fit(Counted(), object(), progress=False)
+    model = Counted()
+    fit(model, split, progress=False)
+    with pytest.raises(TypeError, match=r"split\.test"):
+        evaluate(model, split)

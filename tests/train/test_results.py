@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -7,9 +10,11 @@ import torch
 from cycles import tiny
 from torch import nn
 
+from recsys.data.split import Split
 from recsys.errors import DataWarning
 from recsys.train.results import finish, sections
 from recsys.train.run import Run
+from recsys.train.splits import remember_split
 
 
 class Told(nn.Module):
@@ -90,3 +95,45 @@ def test_numbers_and_keys_of_numpy_reach_the_file_of_sections(split, tmp_path):
     finish(run, run.fit(tmp_path / "run"))
     kept = json.loads((tmp_path / "run" / "sections.json").read_text(encoding="utf-8"))
     assert kept == {"Edits": {"bars": {"3": 0.5, "('a', 1)": 2}}, "Titles": ["half ? a pair"]}
+
+
+def test_a_run_that_is_replaced_leaves_nothing_of_the_one_before(split, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECSYS_CACHE", str(tmp_path / "cache"))
+    run = Run(tiny(), split, settings={"epochs": 1, "progress": False})
+    recipe = tmp_path / "mine.py"
+    recipe.write_text("# a recipe")
+    finish(run, run.fit(tmp_path / "run", recipe=recipe))
+    remember_split(split, tmp_path / "run")
+    (tmp_path / "run" / "sections.json").write_text("{}")
+    Run(tiny(), split, settings={"epochs": 1, "progress": False, "seed": 5}).fit(tmp_path / "run", resume=False)
+    kept = {path.name for path in (tmp_path / "run").iterdir()}
+    assert kept == {"checkpoints", "config.json", "manifest.json", "metrics.jsonl", "model.safetensors", "vocabulary"}
+
+
+def test_runs_that_end_together_keep_one_whole_split(split, tmp_path):
+    code = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from recsys.data.prepared import Prepared
+from recsys.data.split import LeaveLast, Split
+from recsys.data.vocabulary import Vocabulary
+from recsys.train.splits import remember_split
+
+home, users, events = Path(sys.argv[1]), 200_000, 10
+items, offsets = np.tile(np.arange(1, 11, dtype=np.int32), users), np.arange(0, users * events + 1, events)
+prepared = Prepared(items, offsets, 10, times=np.tile(np.arange(10), users))
+split = Split.of(prepared, LeaveLast(), Vocabulary(np.arange(10), 1), Vocabulary(np.arange(users), 0), data_hash="x")
+run = home / sys.argv[2]
+run.mkdir()
+while len(list(home.glob("run*"))) < 2:
+    time.sleep(0.001)
+remember_split(split, run)
+"""
+    environment = {**os.environ, "RECSYS_CACHE": str(tmp_path / "cache")}
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), f"run{i}"], env=environment) for i in range(2)
+    ]
+    assert [one.wait() for one in started] == [0, 0]
+    (kept,) = (tmp_path / "cache" / "splits").iterdir()
+    assert Split.load(kept, verify=True).num_users == 200_000
