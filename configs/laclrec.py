@@ -7,9 +7,10 @@ the triplet loss. Without the editor: ``--augmenter off``; without the triplet l
 
 Deviations: the factors are those of the released code of TCLARec, its successor, where alpha and beta are not said per
 data set; all positions of a history are trained at once (``--train last`` trains one row per prefix, as the code does);
-the backbone, its dropout and its optimizer are those of our table, with a fresh optimizer in the second stage; views
-hold ``max_length`` items, not ten more; decisions are not noisy, duplicates are removed in order; and the recommender
-reads the states that the editor reads unless ``--rec-layers 1`` puts a layer between.
+the backbone, its dropout and its optimizer are those of our table, with a fresh optimizer in the second stage; the
+editor learns for 20 epochs, not 50 (``--pretrain-epochs``); views hold ``max_length`` items, not ten more; decisions
+are not noisy, duplicates are removed in order; and the recommender reads the states that the editor reads unless
+``--rec-layers 1`` puts a layer between.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def check_labels(names: Sequence[str]) -> None:
 
 def check_contrast(temperature: float, keep: float) -> None:
     """Raise ValueError for a temperature that is not positive, or ``keep`` outside of 0..1."""
-    if temperature <= 0:
+    if not temperature > 0:
         raise ValueError(f"temperature must be positive, found {temperature}")
     if not 0.0 <= keep <= 1.0:
         raise ValueError(f"keep must lie in 0..1 (0 hides a false negative altogether), found {keep}")

@@ -50,7 +50,7 @@ def corrupt(
         max_length: most tokens of a corrupted history, noise included; a longer history only gets shorter.
 
     A noise item is uniform over the items that are not in the history, and no two of a history are equal. It has the
-    time of the item it stands before.
+    time of the item it was put before, be that one kept or removed.
 
     Raises:
         ValueError: the probabilities do not add up to 1, ``keep`` is 0, or ``max_inserted`` is below 1.

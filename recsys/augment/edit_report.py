@@ -137,7 +137,7 @@ def _table(model: Any, split: Any, users: np.ndarray, seed: int) -> list[dict[st
     shown = torch.cat([batch.ids.flatten(), edited.inserted.flatten()]).unique()
     rows = shown[shown <= model.items.num_items].tolist()
     titles = {} if column is None else {split.items.raw(np.array([row]))[0]: texts[column][row] for row in rows if row}
-    told = _lines(model, batch, edited, {raw: title for raw, title in titles.items() if title})
+    told = _lines(model, batch, edited, {raw: title for raw, title in titles.items() if title.strip()})
     rows = []
     for name, lines in zip(split.users.raw(users).tolist(), told, strict=True):
         parts = [line.split(maxsplit=1) for line in lines]

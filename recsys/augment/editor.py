@@ -216,7 +216,8 @@ def best_rows(hidden: Tensor, items: ItemTable) -> Tensor:
 
     The catalogue is read in blocks and the anchors in chunks, so memory grows with neither.
     """
-    best = hidden @ end_vector(items, hidden.device).squeeze(0).to(hidden.dtype)
+    with torch.autocast(hidden.device.type, enabled=False):  # the end token and the items in one precision
+        best = hidden @ end_vector(items, hidden.device).squeeze(0).to(hidden.dtype)
     rows = torch.full((len(hidden),), end_token(items.num_items), device=hidden.device)
     for first, vectors in items.blocks(BLOCK):
         vectors = vectors.to(hidden.dtype)

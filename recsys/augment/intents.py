@@ -54,8 +54,8 @@ class IntentContrast(nn.Module):
         iterations: of k-means, per epoch.
         temperature: divides the products of the intent term.
         pool: what stands for a history: the "mean" over its items' states (ICLRec) or the state of the "last"
-            (ICSRec). The mean needs an encoder that gives all states (``readout="all"`` of those that spare some, where
-            only the last position has a target).
+            (ICSRec). The mean needs an encoder that gives all states, the last one where targets are elsewhere
+            (``MaskedItems``): ``readout="all"`` of those that spare some.
         hide: do not tell apart histories of one cluster.
 
     Raises:

@@ -164,6 +164,11 @@ class SemanticContrast(nn.Module):
         if self.cross:
             self._bind_pool(context, texts)
 
+    def sources(self) -> str:
+        """Hash of the vectors that are read: with others this is another run."""
+        read = [folder for folder in (self.vectors, self.cross and self.users) if folder and self.weight]
+        return " ".join(Vectors.load(folder).digest() for folder in read)
+
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The terms "cross" and "intra", each with its weight, as far as that is not 0.
 

@@ -140,11 +140,11 @@ class Hybrid(nn.Module):
         if warm_up < 0:
             raise ValueError(f"warm_up is a number of epochs, 0 or more; found {warm_up}")
         self.cf, self.model, self.warm_up = cf, model, warm_up
-        self._warm = False
+        self._warm: bool | None = None  # not known before refresh
 
     def bind(self, context: Context) -> None:
         """Bind both."""
-        self._warm = False
+        self._warm = None
         self.cf.bind(context)
         self.model.bind(context)
 
@@ -158,9 +158,14 @@ class Hybrid(nn.Module):
         """The most similar item of each; nothing is drawn.
 
         Raises:
-            ValueError: no training rows were counted.
+            ValueError: no training rows were counted, or nobody says which epoch it is.
         """
         counted = self.cf.most_similar(ids, generator)
+        if self._warm is None:
+            raise ValueError(
+                "Hybrid was not told the epoch: who makes views calls refresh(items, epoch) before; among the "
+                "augmentations of a Recommender nobody does, use ItemCF() there"
+            )
         if not self._warm:
             return counted
         return torch.where(self.model.score[ids] > self.cf.score[ids], self.model.most_similar(ids, generator), counted)

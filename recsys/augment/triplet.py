@@ -15,6 +15,7 @@ Legend: B histories that take part, L longest of them, D width, N items.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,8 +31,10 @@ from recsys.augment.edits import OPERATIONS
 from recsys.augment.places import take, view_of
 from recsys.augment.views import Crop, Mask, OneOf, Reorder
 from recsys.data.batch import Batch
+from recsys.errors import DataWarning
 from recsys.nn.blocks import Block
 from recsys.nn.initialise import initialise
+from recsys.nn.processes import from_all
 from recsys.seams import Augmentation, Context, Encoded, Encoder, ItemTable, Step
 
 SECONDS, REDUCTIONS = ("edited", "random"), ("sum", "mean")
@@ -56,18 +59,22 @@ class TripletContrast(nn.Module):
         triplet: beta; .001 there, of a sum: with other batch sizes, or ``reduction="mean"``, the same beta weighs
             differently.
         views: the random view (default: crop .6, mask .3 or reorder .6, drawn for each row).
-        reduction: of the triplet loss over rows, "sum" or "mean".
+        reduction: of the triplet loss over rows, "sum" or "mean". A sum is over the rows of a batch, of all processes;
+            of batches that are accumulated it is the mean, so ``triplet`` does not grow with their number.
         temperature: of the contrast, whose vectors are not normalised.
         hide: which rows are not told apart: those of the same "target", of the same "user", or both.
         second: "edited", or "random" for two random views and no editor (an ablation, without a triplet loss).
         keep_learning: lambda, what the editor's losses weigh in the other stages (STEAM); 0 leaves it as it is while
             the encoder below it moves on.
-        pretrain: the name of the editor's stage.
+        pretrain: the name of the editor's stage. Without one, and with ``keep_learning`` 0, views come from an editor
+            that learned nothing, which is said once.
         keep, delete, insert: probabilities of the corruption, see :func:`recsys.augment.corruption.corrupt`.
 
     Raises:
         ValueError: an unknown name, a number that cannot be, or a triplet loss without an edited view.
     """
+
+    taught: Tensor  # whether the editor has learned, kept with the weights
 
     def __init__(
         self,
@@ -105,10 +112,13 @@ class TripletContrast(nn.Module):
         self.views = OneOf([Crop(0.6), Mask(0.3), Reorder(0.6)]) if views is None else views
         own = getattr(self.editor, "encoder", None)
         self.needs: frozenset[str] = getattr(own, "needs", frozenset()) | getattr(self.views, "needs", frozenset())
+        self.register_buffer("taught", torch.tensor(False))
+        self._asked = False
         self.on_epoch(0)
 
     def bind(self, context: Context) -> None:
         """Initialise the editor, and let the random operations learn the catalogue."""
+        self.taught, self._asked = torch.tensor(False), False
         parts: tuple[Any, ...] = (self.editor, self.views)
         for part in parts:
             if hasattr(part, "bind"):
@@ -141,6 +151,7 @@ class TripletContrast(nn.Module):
             ValueError: there is no editor.
         """
         assert step.items is not None and step.encode is not None
+        self.taught.fill_(True)
         if self.editor is None:
             raise ValueError("two random views need no stage for an editor: drop it, or give second='edited'")
         whole = training_rows(step.batch, step.items.num_items, self.editor.max_length)
@@ -160,6 +171,15 @@ class TripletContrast(nn.Module):
         first = self.views(inputs, step.generator("TripletContrast.first"))
         if self.second == "random" or self.editor is None:
             return first, self.views(inputs, step.generator("TripletContrast.second"))
+        if not self._asked and not self.keep_learning and not bool(self.taught):
+            warnings.warn(
+                f"the editor of TripletContrast learned nothing so far, so its edits are noise: give fit a first "
+                f'stage Stage(20, losses=["TripletContrast0"], name={self.pretrain!r}, validate=False), as the recipe '
+                "laclrec does",
+                DataWarning,
+                stacklevel=2,
+            )
+        self._asked = True
         edited = self.editor.edit(inputs, step.encode, step.items, step.generator("TripletContrast.edit"))
         self._count(batch, edited.batch, edited.operations)
         return first, edited.batch
@@ -170,7 +190,7 @@ class TripletContrast(nn.Module):
             return {}
         found = edit_sections(model, split)
         if len(split.valid):
-            found["Editor quality on fresh corruption"] = editor_quality(model, split)
+            found["Editor quality on fresh corruption"] = editor_quality(model, split, users=2000)
         if self.edited_rows:
             share = int(self.edited_to_target) / self.edited_rows
             tokens = self.operation_counts.tolist()
@@ -184,7 +204,11 @@ class TripletContrast(nn.Module):
         batch, own = step.batch.select(rows), step.encoded.user[rows]
         if len(rows):
             assert step.encode is not None
-            first, second = step.encode(Batch.join(self.pair(step, batch))).user.split(len(rows))
+            views = list(self.pair(step, batch))
+            if bool((newest_target(batch) < 0).any()):  # an encoder may have spared itself the newest states
+                views.append(view_of(batch))
+            first, second, *again = step.encode(Batch.join(views)).user.split(len(rows))
+            own = again[0] if again else own
         else:
             first = second = own
         if step.share == 0:  # the spare row of a process without rows: it waits for the others, and brings nothing
@@ -194,6 +218,7 @@ class TripletContrast(nn.Module):
             hidden = false_negatives(batch, self.hide) if self.hide else None
             terms["contrast"] = self.contrast * nt_xent(first, second, self.temperature, hide=hidden)
         if self.triplet:
+            own, second, first = map(from_all, (own, second, first))  # a sum is that of the whole batch
             terms["triplet"] = self.triplet * triplet_loss(own, second, first, self.reduction)
         return terms
 

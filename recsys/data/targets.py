@@ -95,10 +95,15 @@ class OneTarget:
         changes: dict[str, Any] = {"ids": ids * keep, "lengths": inputs, "targets": shifted(batch.ids)}
         if batch.weights is not None:
             changes["weights"] = shifted(batch.weights)
+        extra = dict(batch.extra)
+        if "events" in extra:  # the event that is predicted, not the newest of the row
+            extra["events"] = extra["events"] - (batch.lengths - 1 - inputs).clamp(min=0)
         if batch.times is not None:
             changes["times"] = torch.nn.functional.pad(batch.times, (0, 1))[:, : len(place)] * keep
-            changes["extra"] = {**batch.extra, "target_times": shifted(batch.times)}
-        return batch.replace(**changes)
+            extra["target_times"] = shifted(batch.times)
+            if batch.query_time is not None:
+                changes["query_time"] = extra["target_times"].sum(1)
+        return batch.replace(**changes, extra=extra)
 
     def query(self, batch: Batch) -> Batch:
         """The history itself: its last position predicts the next item."""

@@ -82,20 +82,23 @@ class FrozenItems(nn.Module):
         Raises:
             ValueError: there is no such row (on the CPU; a GPU ends with an error of its own).
         """
-        try:
-            if self.rows is None:
-                vectors = F.embedding(ids, self.weight)
-            else:
-                behind = ids > self.num_items
-                own = F.embedding((ids - self.num_items - 1).clamp(min=0), self.rows)
-                vectors = torch.where(behind[..., None], own, F.embedding(ids.masked_fill(behind, 0), self.weight))
-        except IndexError as error:
-            raise no_row(ids, self.num_items, self.extra, "FrozenItems(run, extra=1)") from error
+        vectors = self.output(ids)
         return vectors * self.dim**0.5 if self.scale else vectors
 
     def output(self, ids: Tensor) -> Tensor:
-        """Output vectors (..., D) of item rows (...)."""
-        return F.embedding(ids, self.weight)
+        """Output vectors (..., D) of item rows (...), input-only ones too (an end token is scored by its editor).
+
+        Raises:
+            ValueError: there is no such row (on the CPU; a GPU ends with an error of its own).
+        """
+        try:
+            if self.rows is None:
+                return F.embedding(ids, self.weight)
+            behind = ids > self.num_items
+            own = F.embedding((ids - self.num_items - 1).clamp(min=0), self.rows)
+            return torch.where(behind[..., None], own, F.embedding(ids.masked_fill(behind, 0), self.weight))
+        except IndexError as error:
+            raise no_row(ids, self.num_items, self.extra, "FrozenItems(run, extra=1)") from error
 
     def blocks(self, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
         """(first row, (n, D) output vectors) in blocks of ``size`` rows (default: all at once)."""

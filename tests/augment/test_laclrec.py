@@ -5,7 +5,10 @@ Checks 1 and 2, on the corruption alone, are in ``test_corruption``.
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +19,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from two_triplets import slope
 
 import recsys as rs
-from recsys.augment.contrast import nt_xent
+from recsys.augment.contrast import newest_target, nt_xent
 from recsys.augment.corruption import Corrupted, corrupt
 from recsys.augment.edit_report import edit_sections, editor_quality, show_edits
 from recsys.augment.editor import Editor, best_rows
@@ -27,8 +31,10 @@ from recsys.augment.triplet import Topped, TripletContrast, training_rows, tripl
 from recsys.data.batch import Batch
 from recsys.data.split import LeaveLast, Split
 from recsys.data.targets import LastItem, MaskedItems, NextItem
+from recsys.data.vectors import Vectors
 from recsys.encoders.bert4rec import BERT4Rec
 from recsys.encoders.sasrec import SASRec
+from recsys.errors import DataWarning
 from recsys.eval.sampled import evaluate_sampled
 from recsys.items import IdItems
 from recsys.objectives.softmax import FullSoftmax
@@ -38,6 +44,7 @@ from recsys.testing import check_auxiliary, check_encoder, toy_batch, toy_contex
 from recsys.train.fit import fit
 from recsys.train.settings import Stage
 
+HERE = Path(__file__).parent
 N, DIM, LENGTH = 30, 16, 12
 MASK, END = N + 1, N + 2
 PRETRAIN = {"stage": "pretrain", "losses": ["TripletContrast0"]}
@@ -614,3 +621,90 @@ def test_a_table_without_an_end_token_is_told() -> None:
         editor().loss(corrupted, model.encode, model.items)
     with pytest.raises(ValueError, match="dim"):
         editor(dim=32).loss(corrupted, model.encode, model.items)
+
+
+def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(HERE / "two_triplets.py"), str(tmp_path)]
+    running = [subprocess.Popen([*command, str(rank)], env=environment) for rank in (0, 1)]
+    assert [process.wait(timeout=90) for process in running] == [0, 0]
+    for reduction, found in zip(("sum", "mean"), torch.load(tmp_path / "slopes.pt"), strict=True):
+        torch.testing.assert_close(found, slope(reduction, slice(None)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_an_editor_over_frozen_items_scores_its_end_token(tmp_path: Path, own: bool) -> None:
+    array = np.random.default_rng(0).normal(size=(N, DIM)).astype(np.float32)
+    Vectors.of([f"i{row}" for row in range(1, N + 1)], array).save(tmp_path)
+    encoder = BERT4Rec(DIM, 1, 2, 0.0, LENGTH, head=False) if own else None
+    part = TripletContrast(editor=Editor(DIM, max_length=LENGTH, encoder=encoder), keep_learning=1.0)
+    items = rs.FrozenItems(str(tmp_path), extra=2)
+    model = Recommender(items, SASRec(DIM, 1, 1, 0.0, LENGTH), FullSoftmax(), auxiliaries=[part])
+    terms = fit(model, toy_split(), epochs=1, batch_size=16, progress=False).history[0]["terms"]
+    assert terms["TripletContrast0.insertions"] > 0
+
+
+def test_anchors_have_states_where_the_encoder_spares_itself_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def spied(anchors: Tensor, *rest: Any) -> Tensor:
+        seen.append(anchors)
+        return triplet_loss(anchors, *rest)
+
+    monkeypatch.setattr("recsys.augment.triplet.triplet_loss", spied)
+    encoder = rs.SIGMA(DIM, 1, 4, dropout=0.0, max_length=LENGTH, keep=3)
+    part = TripletContrast(editor=editor())
+    model = Recommender(IdItems(DIM, extra=2), encoder, FullSoftmax(), MaskedItems(), auxiliaries=[part])
+    context = toy_context()
+    model.bind(context)
+    assert context.training is not None
+    rows = context.training.gather(np.arange(40), LENGTH)
+    batch = model.prepare(rows, Step(rows, seed=1))
+    assert bool((newest_target(batch) < 0).any())
+    with pytest.warns(DataWarning, match="learned nothing"):
+        part(Step(batch, seed=1, items=model.items, encode=model.encode))
+    assert bool((seen[0] != 0).any(1).all())
+
+
+def test_the_report_reads_a_sample_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("recsys.augment.triplet.edit_sections", lambda model, split: {})
+    monkeypatch.setattr("recsys.augment.triplet.editor_quality", lambda model, split, users: asked.append(users) or {})
+    TripletContrast(editor=editor()).sections(None, toy_split())
+    assert asked == [2000]
+
+
+def test_the_end_token_is_scored_in_the_precision_of_the_items() -> None:
+    items = IdItems(DIM, extra=2)
+    items.bind(toy_context())
+    torch.manual_seed(0)
+    items.weight.data.normal_()
+    items.weight.data[5] = items.weight.data[END] * 1.0005  # a near tie of an item with the end token
+    hidden = items.weight.data[END] + torch.randn(500, DIM) * 0.1
+    expected = best_rows(hidden, items)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(best_rows(hidden, items), expected)
+
+
+def test_a_blank_title_costs_no_section() -> None:
+    split = replace(toy_split(), item_text={"title": np.array(["", *[" "] * N], object)})
+    part = TripletContrast(editor=editor())
+    model = Recommender(IdItems(DIM, extra=2), SASRec(DIM, 1, 1, 0.0, LENGTH), FullSoftmax(), auxiliaries=[part])
+    model.bind(toy_context())
+    assert edit_sections(model, split)["Edits of training histories"]
+
+
+def test_views_of_an_editor_that_learned_nothing_are_announced(tmp_path: Path) -> None:
+    def run(stages: list[Stage], folder: str, **knobs: Any) -> list[str]:
+        part = TripletContrast(editor=editor(), **knobs)
+        model = Recommender(IdItems(DIM, extra=2), SASRec(DIM, 1, 1, 0.0, LENGTH), FullSoftmax(), auxiliaries=[part])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit(model, toy_split(), batch_size=16, progress=False, stages=stages, folder=tmp_path / folder)
+        return [str(one.message) for one in caught if issubclass(one.category, DataWarning)]
+
+    first = Stage(1, losses=["TripletContrast0"], name="pretrain", validate=False)
+    assert any("learned nothing" in text for text in run([Stage(1)], "without"))
+    assert run([first, Stage(1, start="last")], "with") == []
+    assert run([first, Stage(2, start="last")], "with") == []  # resumed behind the editor's stage
+    assert run([Stage(1)], "learning", keep_learning=1.0) == []

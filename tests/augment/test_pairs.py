@@ -18,7 +18,7 @@ from recsys.augment.pairs import CL4SRec, CoSeRec, DuoRec, ViewContrast
 from recsys.augment.similar import EmbeddingSimilar
 from recsys.augment.views import Crop, Reorder
 from recsys.data.batch import Batch
-from recsys.data.targets import LastItem, NextItem
+from recsys.data.targets import LastItem, NextItem, OneTarget
 from recsys.encoders.mamba4rec import Mamba4Rec
 from recsys.encoders.sasrec import SASRec
 from recsys.items import IdItems
@@ -318,3 +318,17 @@ def test_partners_need_training_events() -> None:
 def test_wrong_settings_say_which(part: Any, settings: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         part(**settings)
+
+
+def test_a_partner_is_another_event_wherever_the_target_of_a_row_was_drawn() -> None:
+    contrast = DuoRec(max_length=12)
+    contrast.bind(toy_context())
+    training = toy_context().training
+    assert training is not None
+    rows = training.gather(np.arange(40), 13, needs=frozenset({"events"}))
+    batch = OneTarget().train(rows, torch.Generator().manual_seed(1))
+    many = torch.as_tensor(training.same_item().counts(newest_target(batch).numpy()) > 1)
+    for seed in range(30):
+        partner = contrast.partners(batch, torch.Generator().manual_seed(seed))
+        same = (partner.users == batch.users) & (partner.lengths == batch.lengths)
+        assert not bool(same[many].any())

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import recsys as rs
 from recsys.augment import similar as module
 from recsys.augment.similar import EmbeddingSimilar, Hybrid, ItemCF, Similar, nearest
 from recsys.augment.views import Insert, OneOf, Substitute
@@ -20,7 +21,7 @@ from recsys.data.vocabulary import Vocabulary
 from recsys.items import IdItems
 from recsys.parts import build, describe
 from recsys.seams import Context
-from recsys.testing import toy_context
+from recsys.testing import toy_context, toy_split
 
 EPOCH_SEEDS = torch.Generator()
 
@@ -224,3 +225,10 @@ def test_nested_parts_are_described_as_nested() -> None:
     part: Any = Substitute(0.1, Hybrid(ItemCF(False), EmbeddingSimilar(), 7))
     again = build(describe(part))
     assert again.similar.warm_up == 7 and again.similar.cf.inverse_user_frequency is False
+
+
+def test_a_hybrid_that_nobody_tells_the_epoch_says_so() -> None:
+    part = Substitute(0.5, Hybrid(ItemCF(), EmbeddingSimilar(), 0))
+    model = rs.Recommender(IdItems(8), rs.SASRec(8, 1, 1, 0.0, 12), rs.FullSoftmax(), augmentations=[part])
+    with pytest.raises(ValueError, match="refresh"):
+        rs.fit(model, toy_split(), epochs=1, batch_size=16, progress=False)

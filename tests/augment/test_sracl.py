@@ -679,3 +679,22 @@ def test_missing_vectors_are_refused(tmp_path: Path) -> None:
     part.bind(Context(NUM_ITEMS))
     with pytest.raises(FileNotFoundError):
         bound(part)
+
+
+def test_a_run_is_not_resumed_with_other_text_vectors(tmp_path: Path) -> None:
+    def fit(seed: int, epochs: int) -> None:
+        array = np.random.default_rng(seed).normal(size=(NUM_ITEMS, WIDTH)).astype(np.float32)
+        shutil.rmtree(tmp_path / "texts", ignore_errors=True)
+        Vectors.of([f"i{row}" for row in range(1, NUM_ITEMS + 1)], array).save(tmp_path / "texts")
+        part = SemanticContrast(vectors=str(tmp_path / "texts"), k=3, dim=4, max_length=LENGTH, cache=False)
+        model = rs.Recommender(rs.IdItems(8), rs.SASRec(8, 1, 1, 0.0, LENGTH), rs.FullSoftmax(), auxiliaries=[part])
+        rs.fit(model, toy_split(), epochs=epochs, batch_size=16, progress=False, folder=tmp_path / "run")
+
+    fit(1, 1)
+    fit(1, 2)
+    with pytest.raises(ValueError, match="sources"):
+        fit(2, 3)
+
+
+def test_without_weights_no_vectors_are_read() -> None:
+    assert SemanticContrast(vectors="no such folder", cross=0.0, intra=0.0).sources() == ""

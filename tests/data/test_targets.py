@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from recsys.augment.contrast import newest_target
 from recsys.data.batch import Batch
 from recsys.data.targets import LastItem, MaskedItems, NextItem, OneTarget
 from recsys.seams import Context
-from recsys.testing import check_targets
+from recsys.testing import check_targets, toy_context
 
 
 def batch_of(rows, weights=None, times=None):
@@ -174,3 +176,17 @@ def test_one_target_has_the_time_of_its_target():
         last = (found.lengths - 1)[:, None]
         assert torch.equal(found.extra["target_times"].gather(1, last), rows.times.gather(1, last + 1))
         assert torch.equal(found.targets.gather(1, last), rows.ids.gather(1, last + 1))
+
+
+@pytest.mark.parametrize("targets", [NextItem(), LastItem(), OneTarget(), OneTarget(late=[""])])
+def test_event_and_time_that_come_along_are_those_of_the_newest_target(targets):
+    training = toy_context().training
+    rows = training.gather(np.arange(40), 9, needs=frozenset({"events", "times", "query_time"}))
+    made = targets.train(rows, torch.Generator().manual_seed(0))
+    place = torch.as_tensor(made.extra["events"].numpy() - training.start[:40])
+    wanted = newest_target(made)
+    known = wanted > 0
+    assert known.sum() > 30
+    assert torch.equal(training.gather(np.arange(40)).ids.gather(1, place[:, None]).squeeze(1)[known], wanted[known])
+    at = (made.lengths - 1).clamp(min=0)[:, None]
+    assert torch.equal(made.query_time[known], made.extra["target_times"].gather(1, at).squeeze(1)[known])
