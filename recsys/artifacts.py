@@ -127,7 +127,7 @@ def _make(
         details = fill(work)
     except BaseException:
         if not resume:
-            shutil.rmtree(work)
+            _drop(work)
         raise
 
     def take_over(partial: Path) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def _make(
         return {**details, "facts": facts}
 
     write_folder(folder, kind, version, take_over)
-    shutil.rmtree(work)
+    _drop(work)
 
 
 def _open(work: Path, record: dict[str, Any], resume: bool) -> None:
@@ -159,9 +159,19 @@ def _open(work: Path, record: dict[str, Any], resume: bool) -> None:
             return
         if resume:
             _say(f"{work} was begun for other inputs and is dropped")
-        shutil.rmtree(work)
+        _drop(work)
     work.mkdir(exist_ok=True)
     started.write_text(json.dumps(record), encoding="utf-8")
+
+
+def _drop(work: Path) -> None:
+    """Remove a work folder, the record last: killed in between, what is left is still known to be ours."""
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != STARTED:
+            path.unlink()
+    shutil.rmtree(work)
 
 
 def _lock(folder: Path) -> Any:

@@ -75,7 +75,8 @@ def read_manifest(folder: Path | str, kind: str, version: int, verify: bool = Tr
         raise FileNotFoundError(f"{folder} is not a {kind}: it has no {MANIFEST}{hint}")
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        found, form, files = manifest["kind"], manifest["format"], manifest["files"].items()
+        found, form = manifest["kind"], manifest["format"]
+        files = manifest["files"].items() if found == kind else ()
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / MANIFEST} cannot be read ({error!r}): write the folder anew") from error

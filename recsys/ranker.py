@@ -270,7 +270,11 @@ def _times(histories: Sequence[History], counts: np.ndarray) -> np.ndarray:
                 f"this model reads times: pass History(items, times) with one time (milliseconds) per item; "
                 f"found {None if one.times is None else len(one.times)} times for {count} items"
             )
-    return np.asarray(list(chain.from_iterable(_own_times(one) for one in histories)), np.int64)
+    times = np.asarray(list(chain.from_iterable(_own_times(one) for one in histories)))
+    if times.dtype.kind not in "iuf" or not np.isfinite(times).all():
+        wrong = next(one for one in times.tolist() if not (isinstance(one, (int, float)) and np.isfinite(one)))
+        raise ValueError(f"times are whole numbers, milliseconds since 1970, and one is {wrong!r}")
+    return times.astype(np.int64)
 
 
 def _own_times(history: History) -> Sequence[int]:

@@ -216,3 +216,23 @@ def test_hash_of_a_folder_sees_names_and_contents(tmp_path):
     first = made("a", {"x": "1", "deep/y": "2"})
     assert made("b", {"deep/y": "2", "x": "1"}) == first
     assert len({first, made("c", {"x": "2", "deep/y": "1"}), made("d", {"x": "1", "y": "2"})}) == 3
+
+
+def test_the_record_of_a_work_folder_goes_last(tmp_path, monkeypatch):
+    """Killed while it is removed, what is left must still be known to be ours, or the next rebuild refuses it."""
+    removed, real = [], os.unlink
+
+    def unlink(path, *more, **options):
+        removed.append(Path(path).name)
+        return real(path, *more, **options)
+
+    names = {f"{i}.bin" for i in range(20)}
+
+    def fill(work):
+        for name in names:
+            (work / name).touch()
+        return {}
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    artifact(tmp_path / "one", KIND, 1, {"k": 1}, fill)
+    assert set(removed) == {*names, ".started.json"} and removed[-1] == ".started.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -131,3 +132,10 @@ def test_saved_tensors_must_fit(model: Alphabet) -> None:
     assert torch.equal(other.popularity, model.popularity)
     with pytest.raises(ValueError, match="popularity"):
         other.load_tensors({})
+
+
+def test_times_that_are_no_numbers_are_refused():
+    vocabulary = Vocabulary(np.array(["a", "b"], object), first=1)
+    for times in ([datetime(2020, 1, 1)] * 2, [1, None], [1.0, float("nan")], [np.datetime64("2020-01-01", "s")] * 2):
+        with pytest.raises(ValueError, match="milliseconds"):
+            collate([History(["a", "b"], times)], vocabulary, 5, frozenset({"times"}))

@@ -58,6 +58,11 @@ def find_files(path: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
         DataError: a file is missing (close names in its folder are offered) or a glob finds nothing.
     """
     if not isinstance(path, (str, Path)):
+        if not isinstance(path, Sequence):
+            raise TypeError(
+                f"a path, a glob or a list of these is expected, found {type(path).__name__}: write a table to a file "
+                'first, such as table.write_parquet("events.parquet")'
+            )
         if not len(path):
             raise DataError("no file given: the list of paths is empty")
         return tuple(itertools.chain.from_iterable(find_files(one) for one in path))

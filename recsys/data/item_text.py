@@ -26,6 +26,7 @@ from recsys.errors import DataError
 
 _ID_NAMES = ("item", "item_id", "movieId", "movie_id", "id", "itemId", "asin", "sku")
 _TITLE_NAMES = ("title", "movie_title", "name")
+_ID = "__item"  # the id, apart from a text column of any name
 _LATIN = ("latin-1", "latin1", "iso-8859-1")
 
 
@@ -64,7 +65,7 @@ class ItemFile:
         return {**settings, "options": vars(self.options), "via": None if self.via is None else self.via[1:]}
 
     def read(self) -> tuple[pl.DataFrame, list[str]]:
-        """The table, column ``item`` (Int64 or String), then one String column per text; and remarks on lost rows.
+        """The table, column ``__item`` (Int64 or String), then one String column per text; and remarks on lost rows.
 
         Raises:
             DataError: the file cannot be read so, or a column is missing.
@@ -90,8 +91,15 @@ class ItemFile:
         if title is not None:
             title = find_column(title, names, "title", self.path.name)
             columns["title"] = _as_text(title, frame.schema[title])
-        columns.pop("item", None)
-        table = frame.select(_ids(frame[key]).alias("item"), *(column.alias(name) for name, column in columns.items()))
+        try:
+            ids = _ids(frame[key]).alias(_ID)
+            table = frame.select(ids, *(column.alias(name) for name, column in columns.items()))
+        except pl.exceptions.PolarsError as error:
+            reason = str(error).splitlines()[0][:300]
+            raise DataError(
+                f"{self.path.name} has a column that is neither ids nor text ({reason}): name those to keep with "
+                "read_items(path, text=[...]), or repair the ids"
+            ) from error
         return (table, []) if self.via is None else _renamed(table, *self.via)
 
     def _open(self) -> pl.DataFrame:
@@ -200,11 +208,14 @@ def align(file: ItemFile, items: Vocabulary) -> tuple[dict[str, np.ndarray], lis
     """
     where = file.path.name
     table, remarks = file.read()
-    table = table.drop_nulls("item")
-    distinct = table.unique("item", keep="first", maintain_order=True)
+    known_ids = table.drop_nulls(_ID)
+    if len(known_ids) < len(table):
+        remarks.append(f"{where}: {len(table) - len(known_ids):,} rows without an item id")
+    table = known_ids
+    distinct = table.unique(_ID, keep="first", maintain_order=True)
     if len(distinct) < len(table):
         remarks.append(f"{where}: {len(table) - len(distinct):,} repeated item ids, the first row of each kept")
-    ids = _keys(distinct["item"], items.kind if file.untyped else None)
+    ids = _keys(distinct[_ID], items.kind if file.untyped else None)
     try:
         rows = items.rows(ids)
     except DataError as error:
@@ -212,7 +223,7 @@ def align(file: ItemFile, items: Vocabulary) -> tuple[dict[str, np.ndarray], lis
     known = rows >= 0
     if not known.any():
         raise DataError(
-            f"{where}: none of its {len(distinct):,} items, such as {distinct['item'].head(3).to_list()}, occurs in "
+            f"{where}: none of its {len(distinct):,} items, such as {distinct[_ID].head(3).to_list()}, occurs in "
             f"the events, whose items are such as {items.raw(np.arange(1, min(3, len(items)) + 1)).tolist()}: name "
             "another item= column"
         )
@@ -246,10 +257,10 @@ def _renamed(table: pl.DataFrame, path: Path, old: str, new: str) -> tuple[pl.Da
     names = scan_text(path, TextOptions(), (old, new))
     known = names.collect_schema().names()
     old, new = (find_column(column, known, "via", path.name) for column in (old, new))
-    pairs = names.select(pl.col(old).alias("item"), pl.col(new).alias("__new")).collect().unique("item", keep="first")
-    joined = table.with_columns(pl.col("item").cast(pl.String)).join(pairs, on="item", maintain_order="left")
+    pairs = names.select(pl.col(old).alias(_ID), pl.col(new).alias("__new")).collect().unique(_ID, keep="first")
+    joined = table.with_columns(pl.col(_ID).cast(pl.String)).join(pairs, on=_ID, maintain_order="left")
     remarks = [f"{path.name}: {len(table) - len(joined):,} items without a partner"] if len(joined) < len(table) else []
-    return joined.with_columns(pl.col("__new").alias("item")).drop("__new"), remarks
+    return joined.with_columns(pl.col("__new").alias(_ID)).drop("__new"), remarks
 
 
 def _ids(values: pl.Series) -> pl.Series:

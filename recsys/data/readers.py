@@ -223,11 +223,22 @@ def _check_unreadable(role: str, bad: pl.Series, opened: list[_Opened]) -> None:
 def _weights(values: pl.Series) -> np.ndarray:
     if values.null_count():
         raise DataError(f"weight is missing in {values.null_count():,} of {len(values):,} events: fill it first")
-    return values.to_numpy()
+    weights = values.to_numpy()
+    wrong = ~(np.isfinite(weights) & (weights >= 0))
+    if wrong.any():
+        raise DataError(
+            f"{int(wrong.sum()):,} of {len(weights):,} weights are negative or infinite, such as "
+            f"{weights[wrong.argmax()]:g}: a weight says how much an event counts, so it is at least 0"
+        )
+    return weights
 
 
 def _sample(table: pl.LazyFrame, name: str) -> pl.Series:
-    return table.select(pl.col(name)).head(1000).collect().to_series()
+    column = pl.col(name)
+    present = column.is_not_null()
+    if table.collect_schema()[name] == pl.String:  # the first thousand that say something, wherever they begin
+        present = column.str.strip_chars() != ""
+    return table.select(column).filter(present).head(1000).collect().to_series()
 
 
 def _kind(dtype: pl.DataType) -> str:

@@ -266,6 +266,8 @@ _COLUMNS: dict[str, type] = {
 
 def shared_num_items(model: Any, part: Any) -> int:
     """The number of items, if ``model`` has learned the catalogue that ``part`` is over; else an error."""
+    if not hasattr(part, "item_counts"):
+        raise TypeError(f"evaluate ranks one part, split.valid or split.test; found {type(part).__name__}")
     expected = len(part.item_counts) - 1
     found = getattr(model, "num_items", None)
     if not found:

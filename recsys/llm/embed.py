@@ -222,13 +222,17 @@ class _SentenceEncoder:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
             raise ImportError(f"the model {name!r} needs sentence-transformers: {_INSTALL}") from error
+        from safetensors import SafetensorError
+
         on = None if device == "auto" else device
         try:
             self.model = SentenceTransformer(name, device=on, revision=revision, local_files_only=offline)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:  # not here, or damaged
             raise _unavailable(name, error) from error
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"the model cannot be put on device {device!r} ({error}): try device='cpu'") from error
+        if _knows_nothing(self.model.tokenizer):  # of a folder without tokenizer files transformers makes such a one
+            raise _unavailable(name, FileNotFoundError("its tokenizer knows no word: are its files missing?"))
 
     def encode(self, texts: list[str]) -> Any:
         texts = _whole(texts)
@@ -240,6 +244,14 @@ class _SentenceEncoder:
             return 0
         tokens = tokenizer(_whole(texts), truncation=False, padding=False, verbose=False)["input_ids"]
         return sum(len(ids) > most for ids in tokens)
+
+
+def _knows_nothing(tokenizer: Any) -> bool:
+    """Whether each word is the unknown one, so that all texts would have the same vector."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None or not callable(tokenizer):
+        return False
+    return set(tokenizer("a b c 1 2 3", add_special_tokens=False)["input_ids"]) <= {unknown}
 
 
 def _whole(texts: list[str]) -> list[str]:

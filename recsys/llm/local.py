@@ -87,15 +87,18 @@ class LocalWriter:
         room = _window(model) - self.max_tokens
         special = {str(token) for token in tokenizer.all_special_tokens}
         special |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        ids = [self._encode(tokenizer, _defused(prompt, special)) for prompt in prompts]
-        fits = [index for index, row in enumerate(ids) if len(row) <= room]
-        for index in sorted(set(range(len(ids))) - set(fits)):
-            done(index, Answer(None, refused=f"a prompt of {len(ids[index])} tokens, the model has room for {room}"))
-        fits.sort(key=lambda index: len(ids[index]), reverse=True)  # what does not fit into memory fails at once
+        # Lengths only: the tokens of a million prompts are tens of GB of Python numbers.
+        lengths = [len(self._encode(tokenizer, _defused(prompt, special))) for prompt in prompts]
+        fits = [index for index, length in enumerate(lengths) if length <= room]
+        fits.sort(key=lambda index: lengths[index], reverse=True)  # what does not fit into memory fails at once
         for start in range(0, len(fits), self.batch_size):
             batch = fits[start : start + self.batch_size]
-            for index, answer in zip(batch, self._generate(model, tokenizer, [ids[i] for i in batch]), strict=True):
+            rows = [self._encode(tokenizer, _defused(prompts[index], special)) for index in batch]
+            for index, answer in zip(batch, self._generate(model, tokenizer, rows), strict=True):
                 done(index, answer)
+        # Last: who is refused first takes it for a model that answers nobody.
+        for index in sorted(set(range(len(prompts))) - set(fits)):
+            done(index, Answer(None, refused=f"a prompt of {lengths[index]} tokens, the model has room for {room}"))
 
     @torch.inference_mode()
     def _generate(self, model: Any, tokenizer: Any, rows: list[list[int]]) -> list[Answer]:

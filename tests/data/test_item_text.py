@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from datetime import timedelta
 
 import numpy as np
 import polars as pl
@@ -106,3 +107,28 @@ def test_wrong_columns_and_files(tmp_path):
     (tmp_path / "x.parquet").write_text("nothing")
     with pytest.raises(DataError, match="cannot be read"):
         align(read_items(tmp_path / "x.parquet"), INTS)
+
+
+def test_a_text_column_may_be_called_item_and_rows_without_id_are_counted(tmp_path):
+    path = tmp_path / "products.csv"
+    path.write_text("sku,item,price\na,Blue mug,3\n,Nameless,4\nb,Red mug,5\n")
+    items = Vocabulary(np.array(["a", "b"], dtype=object), first=1)
+    columns, remarks = align(read_items(path, item="sku"), items)
+    assert columns["item"].tolist() == ["", "Blue mug", "Red mug"] and list(columns) == ["item", "price"]
+    assert remarks == ["products.csv: 1 rows without an item id"]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"item": ["a", "b"], "title": ["x", "y"], "picture": [b"\xff\xfe", b"\x00"]},
+        {"item": ["a", "b"], "title": ["x", "y"], "shown": [timedelta(1), timedelta(2)]},
+        {"item": [1.0, float("inf")], "title": ["x", "y"]},
+    ],
+)
+def test_a_column_that_is_no_text_is_a_data_error(tmp_path, columns):
+    pl.DataFrame(columns).write_parquet(tmp_path / "items.parquet")
+    with pytest.raises(DataError, match="text="):
+        read_items(tmp_path / "items.parquet").read()
+    if "picture" in columns:
+        assert read_items(tmp_path / "items.parquet", text=["title"]).read()[0].width == 2

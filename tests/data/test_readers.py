@@ -309,3 +309,23 @@ def test_numbers_that_are_none(put):
     with pytest.raises(DataError, match="weight"):
         read(put("y.csv", "user,item,w\n1,2,\n"), columns={"weight": "w"})
     assert read(put("z.csv", "user,item,w\n1,2,0.5\n"), columns={"weight": "w"}).weight.tolist() == [0.5]
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("inf")])
+def test_weights_that_count_nothing_sensible_are_refused(tmp_path, weight):
+    pl.DataFrame({"user": [1, 1], "item": [1, 2], "w": [1.0, weight]}).write_parquet(tmp_path / "e.parquet")
+    with pytest.raises(DataError, match="1 of 2 weights"):
+        read(tmp_path / "e.parquet", columns={"weight": "w"})
+
+
+def test_a_table_in_memory_is_told_to_become_a_file():
+    for table in (pl.DataFrame({"user": [1], "item": [2]}), pl.LazyFrame({"user": [1]})):
+        with pytest.raises(TypeError, match="write_parquet"):
+            Source.find(table, None)
+
+
+@pytest.mark.parametrize("time", ["1600000000", "2020-09-13 12:26:40"])
+def test_times_may_begin_after_many_empty_ones(put, time):
+    path = put("late.csv", "user,item,time\n" + "1,2,\n" * 1200 + f"1,3,{time}\n")
+    events = read(path, columns={"time": "time"})
+    assert events.time[-1] == 1_600_000_000_000 and (events.time[:-1] == MISSING_TIME).all()

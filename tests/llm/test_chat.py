@@ -389,3 +389,15 @@ def test_local_writer_says_what_to_do_offline(tmp_path: Any) -> None:
         ask(LocalWriter(tmp_path / "nothing"), "one")
     with pytest.raises(ValueError, match="name="):
         LocalWriter(object())
+
+
+def test_local_writer_answers_the_others_before_it_refuses(tiny: tuple[Any, Any]) -> None:
+    from recsys.llm.local import LocalWriter
+
+    tiny[1].chat_template = None
+    order: list[int] = []
+    users = [*("red " * (60 + i) for i in range(3)), "red", "blue"]
+    LocalWriter(*tiny, name="tiny", max_tokens=4).write(
+        [Prompt("Describe.", user) for user in users], lambda index, answer: order.append(index)
+    )
+    assert set(order[:2]) == {3, 4} and order[2:] == [0, 1, 2], "three refusals before an answer end all of it"

