@@ -13,6 +13,8 @@ REFERENCE = "sasrec"
 RUNS = "RUNS"  # in flags: the folder of the plan's runs, for rows that build on another
 
 AS_WRITTEN = "no search: the recipe's knobs as written"
+ON_WEIGHT = "the weight, five values on validation with one seed"
+AS_SASREC = "the knobs of SASRec's own row"
 BY_HAND = "single runs by hand, see the text"
 
 
@@ -160,6 +162,7 @@ def augmented(name: str, *flags: str, recipe: str = "", against: tuple[str, ...]
         flags,
         seeds={"ml-100k": 3},
         unrun={} if on_ml1m else {"ml-1m": f"time; {BACKBONE}, cl4srec and laclrec come first there"},
+        tuning=AS_SASREC if name == BACKBONE else ON_WEIGHT,
         reference=None if name == BACKBONE else BACKBONE,
         against=against,
     )

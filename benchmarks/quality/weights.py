@@ -1,0 +1,137 @@
+"""Choose the weights of the auxiliary losses on validation, one seed each; the test part is never read.
+
+    python benchmarks/quality/weights.py --data ml-100k
+    RECSYS_MIRROR=... python benchmarks/quality/weights.py --data amazon-beauty --only cl4srec sracl
+
+Each method gets the weights that its authors publish times the factors of a grid, the same for all; a method with two
+weights keeps their ratio. The recipe takes for the data set what is best on validation, at the epoch that validation
+chooses. A cell that is empty was not run. Runs lie below ``runs/quality/weights``; a finished one is read. The table is
+written to ``benchmarks/quality/results/weights-DATA.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+from run import RESULTS, write, write_text
+
+from recsys.data.batches import TrainBatches
+from recsys.doctor import processor
+from recsys.seams import Context, Step
+from recsys.train.recipe import find_recipe, load_recipe
+from recsys.train.update import target_weight
+
+# Method -> what its recipe is called with, apart from weights, and the published weights.
+METHODS: dict[str, tuple[str, dict[str, Any], dict[str, float]]] = {
+    "cl4srec": ("cl4srec", {}, {"weight": 0.1}),
+    "coserec": ("coserec", {}, {"weight": 0.1}),
+    "duorec": ("duorec", {"mode": "us_x"}, {"weight": 0.1}),
+    "duorec-un": ("duorec", {"mode": "un"}, {"weight": 0.1}),
+    "sracl": ("sracl", {}, {"cross": 0.1, "intra": 0.1}),
+    "laclrec": ("laclrec", {}, {"contrast": 0.1, "triplet": 0.001}),
+}
+FACTORS = (1.0, 0.1, 0.03, 0.01, 0.003)
+BACKBONE = ("sasrec", {}, {})
+
+
+def main() -> None:
+    """Search what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=("ml-100k", "amazon-beauty", "ml-1m"), default="ml-100k")
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--factors", type=float, nargs="+", default=list(FACTORS))
+    parser.add_argument("--runs", type=Path, default=Path("runs/quality/weights"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    chosen = parser.parse_args()
+    runs = chosen.runs / chosen.data
+    backbone = search(runs / "backbone", chosen.data, *BACKBONE, factor=0.0)
+    for name in chosen.only:
+        measure(runs / name / "gradients.json", chosen.data, *METHODS[name])
+    for factor in chosen.factors:
+        for name in chosen.only:
+            found = search(runs / f"{name}-{factor:g}", chosen.data, *METHODS[name], factor=factor)
+            print(f"{name} x {factor:g}: {found['value']:.4f} (backbone {backbone['value']:.4f})", flush=True)
+            write_text(chosen.results / f"weights-{chosen.data}.md", table(runs, chosen.data))
+    print(table(runs, chosen.data))
+
+
+def search(
+    folder: Path, data: str, recipe: str, given: dict[str, Any], published: dict[str, float], factor: float
+) -> dict[str, Any]:
+    """Train one setting, unless it was; the best validation value, its epoch and how many epochs there were."""
+    path = folder / "validation.json"
+    if not path.is_file():
+        weights = {name: weight * factor for name, weight in published.items()}
+        run = load_recipe(find_recipe(recipe))(data=data, **given, **weights)
+        fitted = run.fit(folder)
+        write(path, {**fitted.best, "epochs": len(fitted.history), "weights": weights, "factor": factor})
+    return dict(json.loads(path.read_text()))
+
+
+def measure(path: Path, data: str, recipe: str, given: dict[str, Any], published: dict[str, float]) -> None:
+    """Norms of the gradients of all terms in the first step of training, at the published weights, unless known."""
+    if path.is_file():
+        return
+    import torch
+
+    run = load_recipe(find_recipe(recipe))(data=data, **given, **published)
+    model: Any = run.model
+    split = run.split
+    model.bind(Context(split.num_items, split.items, split.train, split.item_text, 0, split.users))
+    model.train()
+    settings = {name: run.settings[name] for name in ("windows", "batch_size") if name in run.settings}
+    needs, scheme = model.train_needs, getattr(model.targets, "scheme", "windows")
+    batches = TrainBatches(split.train, scheme=scheme, max_length=model.max_length, needs=needs, **settings)
+    model.on_epoch(0)
+    batch = next(iter(batches.epoch(0)))
+    batch = model.prepare(batch, Step(batch))
+    terms = model.loss(Step(batch, total_weight=target_weight(batch)))
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    norms = {}
+    for name, term in terms.items():
+        slopes = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
+        norms[name] = float(sum(slope.square().sum() for slope in slopes if slope is not None) ** 0.5)
+    write(path, norms)
+
+
+def table(runs: Path, data: str) -> str:
+    """What the finished runs found: a row per method, a column per factor, the best one marked."""
+    found = {path.parent.name: json.loads(path.read_text()) for path in runs.glob("*/validation.json")}
+    factors = sorted({run["factor"] for run in found.values() if run["factor"]}, reverse=True)
+    lines = [
+        f"| method | published | gradient | {' | '.join(f'x {factor:g}' for factor in factors)} |",
+        f"{'|---' * (3 + len(factors))}|",
+    ]
+    if "backbone" in found:
+        lines.append(f"| backbone | {_shown(found['backbone'])} without | |{' |' * len(factors)}")
+    for name, (_, _, published) in METHODS.items():
+        row = [found.get(f"{name}-{factor:g}") for factor in factors]
+        best = max((run["value"] for run in row if run), default=0.0)
+        cells = ["" if run is None else _shown(run, marked=run["value"] == best) for run in row]
+        weights = ", ".join(f"{key} {weight:g}" for key, weight in published.items())
+        lines += [f"| {name} | {weights} | {_ratios(runs / name)} | {' | '.join(cells)} |"] if any(row) else []
+    stamp = f"{datetime.date.today()}, {processor()}, seed 0"
+    head = f"Validation NDCG@10 on {data} (and its epoch) by factor on the published weights; the best in bold."
+    head += (
+        " Gradient: norm of each weighted term's against the softmax's, in the first step, at the published weights."
+    )
+    return "\n".join([head, "", *lines, "", f"`python benchmarks/quality/weights.py --data {data}`, {stamp}\n"])
+
+
+def _shown(run: dict[str, Any], marked: bool = False) -> str:
+    value = f"{run['value']:.4f}"
+    return f"{f'**{value}**' if marked else value} ({run['epoch']})"
+
+
+def _ratios(folder: Path) -> str:
+    norms = json.loads((folder / "gradients.json").read_text()) if folder.is_dir() else {}
+    own = norms.pop("loss", 1.0)
+    return ", ".join(f"{name.partition('.')[2] or 'term'} {norm / own:.3g}" for name, norm in norms.items())
+
+
+if __name__ == "__main__":
+    main()
