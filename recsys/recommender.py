@@ -5,6 +5,7 @@ Legend: B histories, T targets, N items, D width, K cut-off.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -132,9 +133,9 @@ class Recommender(Ranker):
         terms: dict[str, Tensor] = {}
         if step.asks_for("loss"):
             terms["loss"] = self._objective(step) / step.total_weight
-        for name, auxiliary in self._weighted():
+        for name, twin, auxiliary in self._weighted():
             if step.asks_for(name):
-                found = auxiliary(step)
+                found = auxiliary(step.for_twin(twin))
                 parts = {name: found} if isinstance(found, Tensor) else {f"{name}.{k}": v for k, v in found.items()}
                 terms.update({part: value * auxiliary.weight * step.share for part, value in parts.items()})
         return terms
@@ -142,12 +143,16 @@ class Recommender(Ranker):
     @property
     def loss_names(self) -> list[str]:
         """The losses that a stage may ask for: "loss", and the auxiliaries whose weight is not 0."""
-        return ["loss", *(name for name, _ in self._weighted())]
+        return ["loss", *(name for name, _, _ in self._weighted())]
 
-    def _weighted(self) -> list[tuple[str, Any]]:
-        """Auxiliaries by name, without those of weight 0: these cost nothing."""
-        named = ((f"{type(part).__name__}{index}", part) for index, part in enumerate(self.auxiliaries))
-        return [(name, part) for name, part in named if part.weight]
+    def _weighted(self) -> list[tuple[str, int, Any]]:
+        """Name, number of auxiliaries of the same class before it, and part; those of weight 0 cost nothing."""
+        found, earlier = [], Counter[type]()
+        for index, part in enumerate(self.auxiliaries):
+            if part.weight:
+                found.append((f"{type(part).__name__}{index}", earlier[type(part)], part))
+            earlier[type(part)] += 1
+        return found
 
     def _objective(self, step: Step) -> Tensor:
         """The weighted sum of the objective over the targets."""

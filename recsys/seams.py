@@ -12,6 +12,7 @@ content by heading (text, a mapping, rows of a table, or ``{"bars": {label: numb
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -107,6 +108,7 @@ class Step:
     share: float = 1.0  # part of this update that this batch is, for losses that are means of their own
     items: ItemTable | None = None
     encode: Callable[[Batch], Encoded] | None = None
+    twin: int = 0  # auxiliaries of the same class before the one that is called
 
     @cached_property
     def encoded(self) -> Encoded:
@@ -120,8 +122,17 @@ class Step:
         return self.losses is None or any(name == term or name.startswith(f"{term}.") for name in self.losses)
 
     def generator(self, name: str) -> torch.Generator:
-        """The random stream of the part called ``name`` in this step, on the batch's device."""
+        """The random stream of the part called ``name`` in this step, on the batch's device; twins have their own."""
+        name = f"{name} {self.twin}" if self.twin else name
         return torch_generator(self.seed, name, self.epoch, self.index, self.rank, device=self.batch.ids.device)
+
+    def for_twin(self, number: int) -> Step:
+        """The same step, for the auxiliary that comes behind ``number`` others of its class."""
+        if number == self.twin:
+            return self
+        other = copy.copy(self)  # not replace: what was encoded already comes along
+        object.__setattr__(other, "twin", number)
+        return other
 
 
 @runtime_checkable

@@ -332,3 +332,29 @@ def test_a_partner_is_another_event_wherever_the_target_of_a_row_was_drawn() -> 
         partner = contrast.partners(batch, torch.Generator().manual_seed(seed))
         same = (partner.users == batch.users) & (partner.lengths == batch.lengths)
         assert not bool(same[many].any())
+
+
+def test_two_auxiliaries_of_a_class_draw_views_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[Tensor, Tensor]] = []
+
+    def spied(self: CL4SRec, step: Step, batch: Batch) -> tuple[Batch, Batch]:
+        made = made_by(self, step, batch)
+        drawn.append((made[0].ids, made[1].ids))
+        return made
+
+    made_by = CL4SRec.views
+    monkeypatch.setattr(CL4SRec, "views", spied)
+
+    def views(*weights: float) -> list[tuple[Tensor, Tensor]]:
+        drawn.clear()
+        contrasts = [CL4SRec(weight, [Crop(0.5), Reorder(0.5)]) for weight in weights]
+        model = Recommender(IdItems(8), SASRec(8, 1, 1, 0.0, 12), FullSoftmax(), auxiliaries=contrasts)
+        fit(model, toy_split(), epochs=1, batch_size=256, progress=False)
+        return list(drawn)
+
+    one, (first, second), behind = views(0.1), views(0.1, 0.1), views(0.0, 0.1)
+    assert all(torch.equal(*pair) for pair in zip(one[0], first, strict=True))
+    assert not all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+    assert all(
+        torch.equal(*pair) for pair in zip(behind[0], second, strict=True)
+    )  # whether the first one counts or not
