@@ -115,9 +115,10 @@ def table(runs: Path, data: str) -> str:
         weights = ", ".join(f"{key} {weight:g}" for key, weight in published.items())
         lines += [f"| {name} | {weights} | {_ratios(runs / name)} | {' | '.join(cells)} |"] if any(row) else []
     stamp = f"{datetime.date.today()}, {processor()}, seed 0"
-    head = f"Validation NDCG@10 on {data} (and its epoch) by factor on the published weights; the best in bold."
-    head += (
-        " Gradient: norm of each weighted term's against the softmax's, in the first step, at the published weights."
+    head = (
+        f"### Weights of auxiliary losses on {data}\n\nValidation NDCG@10 (and its epoch) by factor on the published "
+        "weights; the best in bold. Gradient: norm of each weighted term's against the softmax's, in the first step, "
+        "at the published weights."
     )
     return "\n".join([head, "", *lines, "", f"`python benchmarks/quality/weights.py --data {data}`, {stamp}\n"])
 
