@@ -44,6 +44,7 @@ PUBLISHED = {  # read off the figures of the paper's repository, error about .00
     "naive": dict(zip(POWERS, (1.331, 1.446, 1.482, 1.487, 1.489), strict=True)),
     "unbiased": dict(zip(POWERS, (1.001, 1.018, 1.096, 1.134, 1.343), strict=True)),
 }
+SEEDS = 5
 WIDTH, L2, RATE, BATCH, STEPS = 10, 1e-5, 0.1, 2**12, 1000
 
 
@@ -51,7 +52,7 @@ def main() -> None:
     """Print a table and write it to ``benchmarks/unbiased/results``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=["ml-100k", "made-up", "simulation-unbiased"], default="ml-100k")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--clip", type=float, default=0.05)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--every", type=int, default=10, help="steps between two looks at the validation loss")
@@ -68,6 +69,7 @@ def main() -> None:
     )
     told = f"`python {' '.join(['benchmarks/unbiased/semisynthetic.py', *sys.argv[1:]])}`, {stamp}."
     name = asked.data if asked.exposure == "published" else f"{asked.data}-{asked.exposure}"
+    name += "" if asked.seeds == SEEDS else f"-{asked.seeds}-seeds"
     print("\n".join(lines))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(told + "\n\n" + "\n".join(lines) + "\n")
