@@ -12,8 +12,9 @@ which the authors do so for Beauty (160 for Sports) and which their 300 epochs r
 batch size, learning rate, width of the window and early stopping are the backbone's.
 
 The published weight is .1. Products of states whose length is the root of the width are large, so is their gradient
-against that of our softmax, and early stopping ends the run before the term has settled; so each data set has the
-weight that was best on validation (``benchmarks/quality/weights.py``), MovieLens-1M that of 100K.
+against that of our softmax, and early stopping may end the run before it has settled. So MovieLens-100K has the weight
+that was best on validation (``benchmarks/quality/weights.py``), and MovieLens-1M the same; Amazon Beauty was not
+searched yet and has the published one.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ are trained at once, so that a row is a window of a user and its target the newe
 row per prefix). ``--hide target`` spares the false negatives, which they do not.
 
 The published weight is .1. Products of states whose length is the root of the width are large, so is their gradient
-against that of our softmax, and early stopping ends the run before the term has settled; so each data set has the
-weight of each mode that was best on validation (``benchmarks/quality/weights.py``), MovieLens-1M that of 100K.
+against that of our softmax, and early stopping may end the run before it has settled. So MovieLens-100K has the weight
+of each mode that was best on validation (``benchmarks/quality/weights.py``), and MovieLens-1M the same; Amazon Beauty
+was not searched yet and has the published one.
 """
 
 from __future__ import annotations

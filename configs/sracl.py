@@ -19,8 +19,9 @@ Deviations of both: batch size, learning rate, width of the window and early sto
 all positions of a history are trained at once (``--train last`` is the authors' row per prefix).
 
 The published weight is .1 for both terms. Products of states whose length is the root of the width are large, so is
-their gradient against that of our softmax, and early stopping ends the run before the terms have settled; so each data
-set has the weight that was best on validation (``benchmarks/quality/weights.py``), MovieLens-1M that of 100K.
+their gradient against that of our softmax, and early stopping may end the run before it has settled. So MovieLens-100K
+has the weight that was best on validation (``benchmarks/quality/weights.py``), and MovieLens-1M the same; Amazon Beauty
+was not searched yet and has the published one.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def augmented(name: str, *flags: str, recipe: str = "", against: tuple[str, ...]
         flags,
         seeds={"ml-100k": 3},
         unrun={} if on_ml1m else {"ml-1m": f"time; {BACKBONE}, cl4srec and laclrec come first there"},
-        tuning=AS_SASREC if name == BACKBONE else ON_WEIGHT,
+        tuning=AS_SASREC if name == BACKBONE else AS_WRITTEN if name.startswith("laclrec") else ON_WEIGHT,
         reference=None if name == BACKBONE else BACKBONE,
         against=against,
     )

@@ -2,7 +2,7 @@
 
 Short documents: one fused attention under a band mask. Long ones: queries go in blocks of 32, and the keys of a block
 are the tokens that its band reaches and the first one, so work and memory grow with the length instead of its square.
-Both compute the same; which is cheaper depends on the length alone. Legend: B documents, H heads, S tokens of the
+Both compute the same. Legend: B documents, H heads, S tokens of the
 longest, D width of a head, W = 32 + 2 side + 1 keys of a block.
 """
 
@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 32
-WORTH = 3  # times as long as the keys of a block: from here on blocks were faster, with dropout and without
+WORTH = 3  # times as long as the keys of a block: from here on two thirds of all pairs or more are never scored
 
 
 def local_attention(real: Tensor, side: int) -> Whole | Blocks:
-    """The cheaper form for documents of which the tokens ``real`` (B, S) are no padding; one serves all layers."""
+    """The form for documents of which the tokens ``real`` (B, S) are no padding; one serves all layers."""
     blocks = real.shape[1] >= WORTH * (BLOCK + 2 * side + 1)
     return Blocks(real, side) if blocks else Whole(real, side)
 

