@@ -48,7 +48,8 @@ class Recommender(Ranker):
         weightings: how much each target counts, multiplied with the weights that the data may have.
 
     Raises:
-        ValueError: widths differ, the encoder would see its own target, or gives no state where the targets are.
+        ValueError: widths differ, the encoder would see its own target, gives no state where the targets are, or reads
+            less than a part makes.
     """
 
     def __init__(
@@ -84,6 +85,13 @@ class Recommender(Ranker):
                 f"{type(encoder).__name__} gives the state of the newest token alone, and "
                 f"{type(self.targets).__name__} has targets elsewhere: use LastItem or OneTarget"
             )
+        for part in (*(part for part in auxiliaries if part.weight), *augmentations):
+            longest = getattr(part, "max_length", None)
+            if longest is not None and longest > room:
+                raise ValueError(
+                    f"{type(part).__name__} makes histories of up to max_length={longest} items, and "
+                    f"{type(encoder).__name__} reads {room}: give the part max_length={room} or less"
+                )
 
     @property
     def train_needs(self) -> frozenset[str]:

@@ -7,6 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from recsys.augment.editor import Editor
+from recsys.augment.pairs import CoSeRec, DuoRec
+from recsys.augment.similar import ItemCF
+from recsys.augment.triplet import TripletContrast
+from recsys.augment.views import Crop, Insert, OneOf
 from recsys.data.batch import Batch
 from recsys.data.targets import MaskedItems
 from recsys.data.vocabulary import Vocabulary
@@ -89,6 +94,18 @@ def test_an_encoder_that_sees_the_target_is_refused() -> None:
         model_of(encoder=encoder)
     with pytest.raises(ValueError, match="dim"):
         model_of(items=IdItems(16))
+
+
+def test_a_part_that_makes_longer_histories_than_the_encoder_reads_is_refused() -> None:
+    long_edits = TripletContrast(editor=Editor(8, max_length=6))
+    for part in (DuoRec(max_length=6), CoSeRec(max_length=6), long_edits):
+        with pytest.raises(ValueError, match="max_length=5 or less"):
+            model_of(auxiliaries=[part])
+        part.weight = 0.0
+        model_of(auxiliaries=[part])
+    with pytest.raises(ValueError, match="max_length=5 or less"):
+        model_of(augmentations=[OneOf([Crop(), Insert(0.2, ItemCF(), max_length=6)])])
+    model_of(auxiliaries=[DuoRec(max_length=5)], augmentations=[Insert(0.2, ItemCF(), max_length=5)])
 
 
 def test_a_mask_without_a_row_of_its_own_is_an_error_under_any_encoder() -> None:

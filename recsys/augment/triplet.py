@@ -116,6 +116,11 @@ class TripletContrast(nn.Module):
         self._asked = False
         self.on_epoch(0)
 
+    @property
+    def max_length(self) -> int | None:
+        """Most items of an edited view; None without an editor."""
+        return None if self.editor is None else self.editor.max_length
+
     def bind(self, context: Context) -> None:
         """Initialise the editor, and let the random operations learn the catalogue."""
         self.taught, self._asked = torch.tensor(False), False

@@ -203,6 +203,11 @@ class _Several(nn.Module):
         super().__init__()
         self.operations = nn.ModuleList(operations)  # type: ignore[arg-type]
 
+    @property
+    def max_length(self) -> int | None:
+        """The longest history that an operation lets grow; None if none does, or without bound."""
+        return max(filter(None, (getattr(one, "max_length", None) for one in self.operations)), default=None)
+
     def bind(self, context: Context) -> None:
         """Bind every operation."""
         _call(self.operations, "bind", context)

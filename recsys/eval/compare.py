@@ -114,9 +114,15 @@ def compare(
         segments: also compare within each segment.
 
     Raises:
+        TypeError: something that is no report, such as a model.
         ValueError: fewer than two reports, a metric that is not in all of them.
         DataError: reports that do not measure the same thing; the message says what differs.
     """
+    for one in reports:
+        if not isinstance(one, Report):
+            raise TypeError(
+                f"compare takes reports, found {type(one).__name__}: give what recsys.evaluate(model, split) returns"
+            )
     if len(reports) < 2:
         raise ValueError(f"compare needs two reports or more, found {len(reports)}")
     called = _names(reports, names)

@@ -176,8 +176,8 @@ class Bundle:
             return {}
         import polars as pl
 
-        frame = pl.read_parquet(path).drop("item")
-        return {name: np.array(["", *frame[name].to_list()], object) for name in frame.columns}
+        _, *columns = pl.read_parquet(path)  # the first one holds the raw ids
+        return {column.name: np.array(["", *column.to_list()], object) for column in columns}
 
     def recommend(
         self, histories: Sequence[Any], k: int = 10, exclude: str = "history", allow: Sequence[Any] | None = None
@@ -252,13 +252,15 @@ def _user_vectors(model: Any, split: Split) -> np.ndarray | None:
 def _save_text(path: Path, item_text: Mapping[str, np.ndarray], vocabulary: Vocabulary) -> None:
     import polars as pl
 
-    columns: dict[str, list[Any]] = {"item": vocabulary.ids.tolist()}
+    ids = "item"
+    while ids in item_text:
+        ids = f"raw_{ids}"
+    columns: dict[str, list[Any]] = {ids: vocabulary.ids.tolist()}
     for name, values in item_text.items():
         if len(values) != len(vocabulary) + 1:
             raise ValueError(
                 f"item_text[{name!r}] has {len(values):,} entries; one per item row is needed, with row 0 for padding: "
                 f"{len(vocabulary) + 1:,}"
             )
-        if name != "item":
-            columns[name] = np.asarray(values)[1:].tolist()
+        columns[name] = np.asarray(values)[1:].tolist()
     pl.DataFrame(columns).write_parquet(path)

@@ -93,6 +93,8 @@ def test_what_cannot_be_compared_says_what_differs(pair, scripted, part_of):
     model = scripted(np.zeros((120, 30)))
     with pytest.raises(ValueError, match="two reports"):
         compare(first)
+    with pytest.raises(TypeError, match="takes reports, found Scripted"):
+        compare(first, model)
     with pytest.raises(ValueError, match="names"):
         compare(first, other, names=["same", "same"])
     with pytest.raises(ValueError, match="ndcg@3"):

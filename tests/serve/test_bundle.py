@@ -162,6 +162,13 @@ def test_a_failed_export_keeps_the_old_bundle(model: Recommender, tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
+def test_text_columns_keep_their_names_whatever_the_ids_are_called(model: Recommender, tmp_path) -> None:
+    given = {name: np.array(["", *(f"{name} {row}" for row in range(60))], object) for name in ("title", "item")}
+    bundle = export(model, tmp_path / "bundle", item_text=given)
+    for found in (bundle.item_text, Bundle.load(tmp_path / "bundle").item_text):
+        assert {name: values.tolist() for name, values in found.items()} == {k: v.tolist() for k, v in given.items()}
+
+
 def test_what_cannot_be_exported(model: Recommender, tmp_path) -> None:
     with pytest.raises(ValueError, match="fit it"):
         export(Recommender(IdItems(8), SASRec(8), FullSoftmax()), tmp_path / "bundle")
