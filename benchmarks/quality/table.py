@@ -44,7 +44,7 @@ def main() -> None:
         speed = [text.replace("\n## ", "\n#### ") for text in speed]
         put(HERE / "README.md", "\n\n".join([quality(), *map(str, sections()), *tuned]))
         begun = [section.text(measured=True) for section in sections() if section.found]
-        put(HERE.parents[1] / "README.md", "\n\n".join([quality(), *begun, *speed]))
+        put(HERE.parents[1] / "README.md", "\n\n".join([quality(), *map(folded, [*begun, *speed])]))
     else:
         print("\n\n".join([quality(), *map(str, sections())]))
 
@@ -54,6 +54,12 @@ def quality() -> str:
     head = "| result | NDCG@10 | HR@10 | seeds | epochs | seconds | peak GiB | threads | date | command |"
     rows = [row(json.loads(path.read_text())) for path in sorted(RESULTS.glob("*.json"))]
     return "\n".join([head, "|---" * 10 + "|", *rows])
+
+
+def folded(text: str) -> str:
+    """A section that shows its heading, and the rest when asked to."""
+    head, _, body = text.partition("\n")
+    return f"<details><summary>{head.lstrip('# ')}</summary>\n\n{body.strip()}\n\n</details>"
 
 
 def put(path: Path, text: str) -> None:
