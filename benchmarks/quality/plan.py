@@ -162,7 +162,7 @@ def augmented(name: str, *flags: str, recipe: str = "", against: tuple[str, ...]
         flags,
         seeds={"ml-100k": 3},
         unrun={} if on_ml1m else {"ml-1m": f"time; {BACKBONE}, cl4srec and laclrec come first there"},
-        tuning=AS_SASREC if name == BACKBONE else AS_WRITTEN if name.startswith("laclrec") else ON_WEIGHT,
+        tuning=AS_SASREC if name == BACKBONE else ON_WEIGHT,
         reference=None if name == BACKBONE else BACKBONE,
         against=against,
     )
@@ -177,9 +177,10 @@ AUGMENTED = (
     augmented("duorec-un", "--mode", "un", recipe="duorec"),
     augmented("sracl", against=("sracl-shuffled",)),
     augmented("sracl-shuffled", "--shuffle", recipe="sracl"),
-    augmented("laclrec", against=("cl4srec", "laclrec-augmenter-off", "laclrec-triplet-off")),
+    augmented("laclrec", against=("cl4srec", "laclrec-augmenter-off", "laclrec-triplet-off", "laclrec-stage-alone")),
     augmented("laclrec-augmenter-off", "--augmenter", "off", recipe="laclrec"),
     augmented("laclrec-triplet-off", "--triplet", "0", recipe="laclrec"),
+    augmented("laclrec-stage-alone", "--contrast", "0", "--triplet", "0", recipe="laclrec"),
 )
 
 # The editor as its first stage leaves it: no row of the table (it does not rank yet), but a line below.
