@@ -11,11 +11,11 @@ summed over rows, so their gradients are large against that of our softmax. Movi
 validation with their ratio kept (``benchmarks/quality/weights.py``), and MovieLens-1M the same; Amazon Beauty was not
 searched yet and has those of TCLARec. ``--contrast 0 --triplet 0`` leaves what the first stage alone brings.
 
-Deviations: all positions of a history are trained at once (``--train last`` trains one row per prefix, as the code does);
-the backbone, its dropout and its optimizer are those of our table, with a fresh optimizer in the second stage; the
-editor learns for 20 epochs, not 50 (``--pretrain-epochs``); views hold ``max_length`` items, not ten more; decisions
-are not noisy, duplicates are removed in order; and the recommender reads the states that the editor reads unless
-``--rec-layers 1`` puts a layer between.
+Deviations: all positions of a history are trained at once (``--train last`` trains one row per prefix, as the code
+does); the backbone, its dropout and its optimizer are those of our table, with a fresh optimizer in the second stage;
+the editor learns for 20 epochs, not 50 (``--pretrain-epochs``); views hold ``max_length`` items, not ten more;
+decisions are not noisy, duplicates are removed in order; and the recommender reads the states that the editor reads
+unless ``--rec-layers 1`` puts a layer between.
 """
 
 from __future__ import annotations
