@@ -13,6 +13,7 @@ __version__ = "0.1.0.dev0"
 _HOMES = {
     "load": "recsys.data.cards",
     "Dataset": "recsys.data.dataset",
+    "read_items": "recsys.data.item_text",
     "LeaveLast": "recsys.data.split",
     "GlobalTime": "recsys.data.split",
     "Given": "recsys.data.split",
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     from recsys.data.cards import load as load
     from recsys.data.cold import cold_items as cold_items
     from recsys.data.dataset import Dataset as Dataset
+    from recsys.data.item_text import read_items as read_items
     from recsys.data.negatives import InBatchNegatives as InBatchNegatives
     from recsys.data.negatives import UniformNegatives as UniformNegatives
     from recsys.data.split import Given as Given

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -22,6 +22,7 @@ from recsys.errors import DataWarning
 from recsys.seams import Context
 
 SCORE_BUDGET = 256 * 2**20  # bytes of one block of scores and padded histories in recommend and scores
+SHOWN = 10  # histories whose recommendations are printed
 TOKEN_BYTES = 64  # of one place of the padded view, while a batch is made of it
 
 
@@ -54,6 +55,18 @@ class TopK:
         found = self.rows != PAD
         raw = iter(self.vocabulary.raw(self.rows[found]).tolist())
         return [[next(raw) for _ in range(count)] for count in found.sum(1).tolist()]
+
+    def __str__(self) -> str:
+        lines = []
+        for at, items in enumerate(replace(self, rows=self.rows[:SHOWN]).items):
+            best = ", ".join(f"{item} {score:.4g}" for item, score in zip(items, self.scores[at], strict=False))
+            notes = ["by popularity"] if self.fallback[at] else []
+            notes += [f"{self.unknown[at]:,} unknown in the history"] if self.unknown[at] else []
+            told = f" ({'; '.join(notes)})" if notes else ""
+            lines.append(f"{at}: {best or 'nothing is left to recommend'}{told}")
+        if len(self) > SHOWN:
+            lines.append(f"... and {len(self) - SHOWN:,} more histories")
+        return "\n".join(lines)
 
 
 class Ranker(nn.Module):

@@ -60,6 +60,14 @@ def test_nothing_known_falls_back_to_popularity_and_says_so(model: Alphabet) -> 
     assert warned[0].filename == __file__, "the warning points at the caller"
 
 
+@pytest.mark.filterwarnings("ignore::recsys.errors.DataWarning")
+def test_printed_recommendations_show_raw_ids_and_what_was_lost(model: Alphabet) -> None:
+    lines = str(model.recommend([["a", "new"], [], list("abcde"), *[["b"]] * 97], k=2)).splitlines()
+    assert "e 4, d 3" in lines[0] and "1 unknown" in lines[0]
+    assert "a 9, e 4" in lines[1] and "popularity" in lines[1]
+    assert "nothing" in lines[2] and len(lines) < 20 and "90 more" in lines[-1]
+
+
 def test_allow_list_and_too_few_left(model: Alphabet) -> None:
     with pytest.warns(DataWarning, match="1 of 3"):
         top = model.recommend([["b"]], k=3, allow=["b", "c", "nowhere"])

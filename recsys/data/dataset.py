@@ -138,6 +138,15 @@ class Dataset:
             name = source.files[0].absolute().parent.name if splits else stem.rpartition(".")[0] or stem
         return cls(source, name, order, ties, item_file, expected)
 
+    def __repr__(self) -> str:
+        files = ", ".join(path.name for path in self.source.files[:3])
+        more = len(self.source.files) - 3
+        files += f" and {more} more" if more > 0 else ""
+        columns = "".join(f", {role}={column!r}" for role, column in self.source.columns.items())
+        items = f", items={self.item_file.path.name!r}" if self.item_file else ""
+        cleaned = f", cleaned {len(self.plans)} x" if len(self.plans) > 1 else ", cleaned" if self.plans else ""
+        return f"Dataset({self.name}: {files}{columns}{items}{cleaned})"
+
     def clean(
         self,
         drop_missing: bool = True,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -226,6 +227,14 @@ class Split:
         """Cut ``prepared`` with ``splitter``; ``more`` are the remaining fields of a split."""
         train_stop, valid_stop = splitter.apply(prepared)
         return cls(prepared, train_stop, valid_stop, items, users, splitter.protocol(prepared), **more)
+
+    def __repr__(self) -> str:
+        offsets = self.prepared.offsets
+        edges = (offsets[:-1], self.train_stop, self.valid_stop, offsets[1:])
+        train, valid, test = (int((stop - start).sum()) for start, stop in pairwise(edges))
+        title = ", ".join(filter(None, (self.name, self.protocol.get("name"))))
+        sizes = f"{self.num_users:,} users, {self.num_items:,} items"
+        return f"Split({title}: {sizes}, {train:,} training, {valid:,} valid, {test:,} test events)"
 
     @property
     def num_items(self) -> int:

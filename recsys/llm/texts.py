@@ -56,8 +56,8 @@ def item_texts(
     table = split.item_text
     if not table:
         raise DataError(
-            "these data have no item text: name an item table with Dataset.scan(..., items=read_items(path)), or pass "
-            "texts={raw item id: text}"
+            "these data have no item text: name an item table, Dataset.scan(..., items=path) or, with other column "
+            "names, items=rs.read_items(path, ...), or pass texts={raw item id: text}"
         )
     if bought_after < 0 or max_chars < 1:
         raise ValueError(f"bought_after must be >= 0 and max_chars >= 1, found {bought_after} and {max_chars}")

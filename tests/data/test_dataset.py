@@ -216,6 +216,15 @@ def test_split_prints_what_was_dropped_and_the_audit(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_data_and_splits_are_shown_by_name_and_size(tmp_path):
+    data = scan(write(tmp_path), name="toy").clean()
+    for word in ("toy", "log.parquet", "time='time'", "cleaned"):
+        assert word in repr(data)
+    shown = repr(data.split(LeaveLast(), audit=False))
+    for word in ("toy", "leave-last", "3 users, 3 items", "4 training, 1 valid, 1 test"):
+        assert word in shown
+
+
 def test_global_time_is_the_default(tmp_path):
     rows = [(user, item, 1_500_000_000 + 1000 * item + user, 5) for user in range(5) for item in range(20)]
     split = scan(write(tmp_path, rows)).split()
