@@ -51,7 +51,8 @@ class Context:
 class Encoded:
     """What an encoder saw in a batch: one state per real token, and one per user.
 
-    States of tokens that are not in ``batch.wanted`` may be zero, if the encoder spares itself their cost.
+    States of tokens that are not in ``batch.wanted`` may be zero, if the encoder spares itself their cost: encode
+    ``batch.ask_all()`` to read all of them.
 
     ``user`` is what is scored, exported and indexed; for an empty history it is zero. ``extra`` carries what a later
     part asks for by name: reasoning steps, block ends, second branches.

@@ -169,7 +169,7 @@ def together(step: Step, views: Sequence[Batch], every: bool = False) -> Encoded
     """
     joined = Batch.join(views)
     assert step.encode is not None
-    return step.encode(joined.replace(targets=joined.ids) if every else joined)
+    return step.encode(joined.ask_all() if every else joined)
 
 
 def pooled(encoded: Encoded, pool: str) -> Tensor:

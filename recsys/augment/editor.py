@@ -111,7 +111,7 @@ class Editor(nn.Module):
 
     def states(self, batch: Batch, encode: Encode, items: ItemTable) -> Tensor:
         """(T, D): what the editor knows about each token; ``encode`` is used if it has no encoder of its own."""
-        whole = batch.replace(targets=batch.ids)  # an encoder may spare itself tokens that nobody asks for
+        whole = batch.ask_all()  # an encoder may spare itself tokens that nobody asks for
         encoded = encode(whole) if self.encoder is None else self.encoder(whole, items)
         states: Tensor = encoded.extra.get("base", encoded.tokens)
         if states.shape[1] != self.dim:

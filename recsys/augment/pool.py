@@ -69,6 +69,11 @@ class Pool:
         """(Q,) int64, ascending: what a row is found by, its user or (kind "prefix") its event."""
         return self.users if self.kind == "user" else self.events
 
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """How many events the windows of some rows (B,) hold."""
+        before = self.events[rows] - self.training.start[self.users[rows]]
+        return np.minimum(before, self.max_length)
+
     def batch(self, rows: np.ndarray, needs: frozenset[str] = frozenset()) -> Batch:
         """The histories of some rows (B,), as the encoder reads them when their targets are predicted."""
         users, events = self.users[rows], self.events[rows]

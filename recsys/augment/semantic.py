@@ -185,8 +185,7 @@ class SemanticContrast(nn.Module):
         if not self.cross:
             return {"intra": self._intra(step, *_states(step, parts))}
         own, anchors = self._locate(batch if step.share else batch.select(batch.rows[:0]))
-        assert self.nearest is not None
-        near, index = self.nearest[own].unique(return_inverse=True)  # (R,), (A, k)
+        near, index = self._near(own)
         neighbours = self._gather(near, batch)
         parts += [inputs(batch)] if self.own_pass else []
         states = _states(step, [*parts, neighbours] if self.neighbours_grad else parts)
@@ -248,6 +247,14 @@ class SemanticContrast(nn.Module):
         found = (self.keys[rows] == wanted) & (self.nearest[rows, 0] >= 0) & (batch.lengths > 0)
         anchors = found.nonzero().squeeze(1)
         return rows[anchors], anchors
+
+    def _near(self, own: Tensor) -> tuple[Tensor, Tensor]:
+        """The neighbours of rows of the pool (A,): each once (R,), by length, which spares padding; places (A, k)."""
+        assert self.nearest is not None and self.rows is not None
+        near, index = self.nearest[own].unique(return_inverse=True)
+        lengths = torch.from_numpy(self.rows.lengths(near.cpu().numpy())).to(near.device)
+        order = lengths.argsort(stable=True)
+        return near[order], order.argsort()[index]
 
     def _gather(self, rows: Tensor, batch: Batch) -> Batch:
         assert self.rows is not None

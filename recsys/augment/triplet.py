@@ -265,7 +265,7 @@ class Topped(nn.Module):
 
     def forward(self, batch: Batch, items: ItemTable) -> Encoded:
         """States of all real tokens, zero for an empty history, with those below in ``extra["base"]``."""
-        base = states = self.encoder(batch.replace(targets=batch.ids), items).tokens
+        base = states = self.encoder(batch.ask_all(), items).tokens
         for block in self.blocks:
             states = block(states, batch)
         return Encoded(batch, states, {"base": base})

@@ -91,7 +91,7 @@ class Batch:
     def wanted(self) -> Tensor:
         """(Q,) int64: flat tokens whose states are asked for: those with a target, else each history's newest one.
 
-        An encoder may spare itself the states of other tokens and leave zeros there.
+        An encoder may spare itself the states of other tokens and leave zeros there; see :meth:`ask_all`.
         """
         if self.targets is None:
             return self.last[self.lengths > 0]
@@ -114,6 +114,12 @@ class Batch:
             groups.append(Group(stop - start, wide, inside.flatten().nonzero().squeeze(1)))
         return groups
 
+    @cached_property
+    def newest_groups(self) -> list[Group]:
+        """The rows of ``groups`` with one slot each, for the newest token of those that have one."""
+        filled = (self.lengths > 0).split([group.size for group in self.groups])
+        return [Group(len(rows), 1, rows.nonzero().squeeze(1)) for rows in filled]
+
     def flatten(self, padded: Tensor) -> Tensor:
         """Select the real tokens of a (B, L, ...) tensor: (T, ...)."""
         return padded.flatten(0, 1)[self.flat]
@@ -125,6 +131,10 @@ class Batch:
     def replace(self, **changes: Any) -> Batch:
         """A copy with some fields exchanged; cached views are computed anew."""
         return replace(self, **changes)
+
+    def ask_all(self) -> Batch:
+        """The batch whose ``wanted`` are all tokens, to read the states of all; its targets are lost."""
+        return self.replace(targets=self.ids)
 
     def select(self, index: Tensor) -> Batch:
         """The batch of the histories at ``index`` (n,)."""

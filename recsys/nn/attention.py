@@ -44,12 +44,22 @@ class Attention(nn.Module):
 
     def begin(self, query: Tensor, source: Tensor, batch: Batch) -> tuple[Tensor, Past]:
         """The same, and the keys and values that later tokens read."""
-        counts = [len(group.index) for group in batch.groups]
-        queries = [group.pad(one) for one, group in zip(self.query(query).split(counts), batch.groups, strict=True)]
-        pairs = zip(self.key_value(source).split(counts), batch.groups, strict=True)
+        return self._begin(query, source, batch.groups, batch.groups)
+
+    def newest(self, query: Tensor, source: Tensor, batch: Batch) -> tuple[Tensor, Past]:
+        """The same at the newest token alone of each history that has one: (Q, D) from its query (Q, D)."""
+        return self._begin(query, source, batch.groups, batch.newest_groups)
+
+    def _begin(
+        self, query: Tensor, source: Tensor, groups: Sequence[Group], slots: Sequence[Group]
+    ) -> tuple[Tensor, Past]:
+        """From queries on the view ``slots`` and sources on the view ``groups`` of the same rows."""
+        counts, own = [len(group.index) for group in groups], [len(slot.index) for slot in slots]
+        queries = [slot.pad(one) for one, slot in zip(self.query(query).split(own), slots, strict=True)]
+        pairs = zip(self.key_value(source).split(counts), groups, strict=True)
         rows = [group.pad(pair) for pair, group in pairs]
         del pairs  # the flat ones need not stay in memory beside the padded ones
-        mixed = [self._attend(*views) for views in zip(queries, rows, batch.groups, strict=True)]
+        mixed = [self._attend(*views) for views in zip(queries, rows, groups, slots, strict=True)]
         return self.output(mixed[0] if len(mixed) == 1 else torch.cat(mixed)), Past(rows)
 
     def extend(self, query: Tensor, source: Tensor, past: Past, places: Sequence[Place]) -> tuple[Tensor, Past]:
@@ -66,19 +76,20 @@ class Attention(nn.Module):
         ]
         return self.output(torch.cat(mixed)), past
 
-    def _attend(self, query: Tensor, row: Tensor, group: Group) -> Tensor:
-        shape = group.size, group.width, -1, self.num_heads, self.dim // self.num_heads
-        (queries,) = query.view(shape).permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, L, D / H)
-        keys, values = row.view(shape).permute(2, 0, 3, 1, 4).unbind(0)
+    def _attend(self, query: Tensor, row: Tensor, group: Group, slots: Group) -> Tensor:
+        heads = self.num_heads, self.dim // self.num_heads
+        queries = query.unflatten(2, heads).transpose(1, 2)  # (R, H, S, D / H), S slots a row
+        keys, values = row.unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4).unbind(0)  # (R, H, W, D / H)
+        causal = self.causal and slots is group
         mixed = F.scaled_dot_product_attention(
             queries,
             keys,
             values,
-            attn_mask=None if self.causal else _real_keys(group),
+            attn_mask=None if causal else _real_keys(group),
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=self.causal,
+            is_causal=causal,
         )
-        return group.flatten(mixed.transpose(1, 2).reshape(group.size, group.width, self.dim))
+        return slots.flatten(mixed.transpose(1, 2).flatten(2))
 
 
 def _real_keys(group: Group) -> Tensor | None:

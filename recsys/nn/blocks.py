@@ -104,30 +104,43 @@ class Block(nn.Module):
         """The same, and what later tokens read of it."""
         return self.run(tokens, lambda query, source: self.attention.begin(query, source, batch))
 
+    def newest(self, tokens: Tensor, batch: Batch) -> tuple[Tensor, Past]:
+        """The same at the newest token alone of each history that has one, (Q, D), without the cost of the others."""
+        at = batch.last[batch.lengths > 0]
+        return self.run(tokens, lambda query, source: self.attention.newest(query, source, batch), at)
+
     def extend(self, tokens: Tensor, past: Past, places: Sequence[Place]) -> tuple[Tensor, Past]:
         """(Q, D) to (Q, D) of one more token behind each wanted one, and the past with it."""
         return self.run(tokens, lambda query, source: self.attention.extend(query, source, past, places))
 
-    def _original(self, x: Tensor, attend: Attend) -> tuple[Tensor, Past]:
-        query = self.attention_norm(x)
+    # x (T, D) are the tokens that are read; at (Q,), those that are asked for, None for all.
+
+    def _original(self, x: Tensor, attend: Attend, at: Tensor | None = None) -> tuple[Tensor, Past]:
+        query = self.attention_norm(_pick(x, at))
         mixed, past = attend(query, x)
         u = self.feed_norm(query + mixed)
         return u + self.dropout(self.feed(u)), past
 
-    def _pre(self, x: Tensor, attend: Attend) -> tuple[Tensor, Past]:
+    def _pre(self, x: Tensor, attend: Attend, at: Tensor | None = None) -> tuple[Tensor, Past]:
         normed = self.attention_norm(x)
-        mixed, past = attend(normed, normed)
-        x = x + self.dropout(mixed)
+        mixed, past = attend(_pick(normed, at), normed)
+        x = _pick(x, at) + self.dropout(mixed)
         return x + self.dropout(self.feed(self.feed_norm(x))), past
 
-    def _post(self, x: Tensor, attend: Attend) -> tuple[Tensor, Past]:
-        mixed, past = attend(x, x)
-        x = self.attention_norm(x + self.dropout(mixed))
+    def _post(self, x: Tensor, attend: Attend, at: Tensor | None = None) -> tuple[Tensor, Past]:
+        own = _pick(x, at)
+        mixed, past = attend(own, x)
+        x = self.attention_norm(own + self.dropout(mixed))
         return self.feed_norm(x + self.dropout(self.feed(x))), past
 
-    def _ligr(self, x: Tensor, attend: Attend) -> tuple[Tensor, Past]:
+    def _ligr(self, x: Tensor, attend: Attend, at: Tensor | None = None) -> tuple[Tensor, Past]:
         assert self.attention_gate is not None and self.feed_gate is not None
         normed = self.attention_norm(x)
-        mixed, past = attend(normed, normed)
+        mixed, past = attend(_pick(normed, at), normed)
+        x = _pick(x, at)
         x = x + torch.sigmoid(self.attention_gate(x)) * self.dropout(mixed)
         return x + torch.sigmoid(self.feed_gate(x)) * self.dropout(self.feed(self.feed_norm(x))), past
+
+
+def _pick(tokens: Tensor, at: Tensor | None) -> Tensor:
+    return tokens if at is None else tokens.index_select(0, at)

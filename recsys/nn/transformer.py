@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
 from recsys.nn.blocks import Block
 from recsys.nn.dropout import Dropout
 from recsys.nn.initialise import check_scheme, initialise
-from recsys.nn.steps import Memory, places_of
+from recsys.nn.steps import Memory, Past, places_of
 from recsys.seams import Context, Encoded, ItemTable
 
 POSITIONS = ("recency", "absolute", "none")
@@ -61,23 +62,17 @@ class Transformer(nn.Module):
         initialise(self, self.init)
 
     def forward(self, batch: Batch, items: ItemTable) -> Encoded:
-        """States of all real tokens.
+        """States of all real tokens; where the newest ones alone are asked for, the others are zero and cost less.
 
         Raises:
             ValueError: a history is longer than the encoder reads, or the item table has another width.
         """
-        x = self._enter(batch, items)
-        for block in self.blocks:
-            x = block(x, batch)
-        return Encoded(batch, self.after(x))
+        return self._read(batch, items, None)
 
     def begin(self, batch: Batch, items: ItemTable) -> tuple[Encoded, Memory]:
         """The same, and what is needed to read on behind ``batch.wanted``."""
-        x, layers = self._enter(batch, items), []
-        for block in self.blocks:
-            x, past = block.begin(x, batch)  # type: ignore[operator]
-            layers.append(past)
-        return Encoded(batch, self.after(x)), Memory(places_of(batch, causal=self.sees == "past"), layers)
+        layers: list[Past] = []
+        return self._read(batch, items, layers), Memory(places_of(batch, causal=self.sees == "past"), layers)
 
     def extend(self, latents: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """States (Q, D) of one more token behind each wanted one, and the memory with it; see ``seams.Stepwise``."""
@@ -86,6 +81,20 @@ class Transformer(nn.Module):
             x, longer = block.extend(x, past, memory.places)  # type: ignore[operator]
             layers.append(longer)
         return self.after(x), Memory(memory.places, layers)
+
+    def _read(self, batch: Batch, items: ItemTable, layers: list[Past] | None) -> Encoded:
+        """The states; what each block has read goes into ``layers``, if it is to be kept."""
+        x, few = self._enter(batch, items), _newest_alone(batch)
+        whole, top = x.shape, self.blocks[-1] if self.blocks and few else None
+        for block in self.blocks:
+            x, past = (block.newest if block is top else block.begin)(x, batch)  # type: ignore[operator]
+            if layers is not None:
+                layers.append(past)
+            del past  # or it stays in memory for the next block
+        states = self.after(x)
+        if top is not None:
+            states = states.new_zeros(whole).index_copy(0, batch.wanted, states)
+        return Encoded(batch, states)
 
     def _enter(self, batch: Batch, items: ItemTable) -> Tensor:
         """(T, D): what the first block reads."""
@@ -100,3 +109,8 @@ class Transformer(nn.Module):
                 )
             x = x + self.position_table(batch.ages if self.positions == "recency" else batch.positions)
         return self.drop(self.before(x))
+
+
+def _newest_alone(batch: Batch) -> bool:
+    """Whether the states of each history's newest token are asked for and no others, and sparing these is worth it."""
+    return 0 < 2 * len(batch.wanted) <= len(batch.flat) and torch.equal(batch.wanted, batch.last[batch.lengths > 0])

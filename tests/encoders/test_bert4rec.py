@@ -72,7 +72,7 @@ def test_every_state_reads_the_whole_history() -> None:
     batch = toy_batch((5, 3))
     entered = items.embed(batch.flat_ids).detach().requires_grad_()
     items.embed = lambda ids: entered  # type: ignore[method-assign]
-    (gradient,) = torch.autograd.grad(encoder(batch, items).tokens[0].square().sum(), entered)
+    (gradient,) = torch.autograd.grad(encoder(batch.ask_all(), items).tokens[0].square().sum(), entered)
     assert gradient[:5].abs().sum(1).gt(0).all()
     assert gradient[5:].abs().max() == 0
 
@@ -80,9 +80,17 @@ def test_every_state_reads_the_whole_history() -> None:
 @pytest.mark.parametrize("positions", ["recency", "absolute"])
 def test_begin_gives_the_states_of_a_call(positions: str) -> None:
     encoder, items = bound(positions=positions)
-    batch = toy_batch((5, 1, 3))
+    batch = toy_batch((5, 1, 3)).ask_all()
     assert torch.equal(encoder.begin(batch, items)[0].tokens, encoder(batch, items).tokens)
     assert isinstance(encoder, Stepwise)
+
+
+def test_the_newest_states_are_the_same_when_no_others_are_asked_for() -> None:
+    encoder, items = bound()
+    batch = toy_batch((5, 1, 3, 0, 8) * 8)
+    alone, among = encoder(batch, items), encoder(batch.ask_all(), items)
+    torch.testing.assert_close(alone.user, among.user, atol=1e-6, rtol=1e-5)
+    assert int(alone.tokens.any(1).sum()) == len(batch.wanted) < len(batch.flat)
 
 
 def test_masked_training_learns_a_walk_and_never_recommends_the_mask() -> None:

@@ -79,7 +79,7 @@ def reference(encoder: SASRec, items: IdItems, history: list[int]) -> Tensor:
 def test_check_04_layout_equals_its_reference(layout: str, heads: int) -> None:
     encoder, items = pair(layout=layout, num_heads=heads, max_length=9)
     histories = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9]]
-    states = encoder(batch_of(*histories), items).states
+    states = encoder(batch_of(*histories).ask_all(), items).states
     for row, history in enumerate(histories):
         torch.testing.assert_close(
             states[row, : len(history)], reference(encoder, items, history), atol=1e-5, rtol=1e-5
@@ -101,14 +101,14 @@ def test_check_04_parameter_counts(output_projection: bool, extra: int) -> None:
 def test_check_01_changing_the_future_changes_no_past_state(layout: str) -> None:
     encoder, items = pair(layout=layout, positions="absolute", max_length=12)
     one, other = [1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 20, 21, 22]
-    first, second = encoder(batch_of(one), items).states, encoder(batch_of(other), items).states
+    first, second = encoder(batch_of(one).ask_all(), items).states, encoder(batch_of(other).ask_all(), items).states
     torch.testing.assert_close(first[:, :4], second[:, :4], atol=1e-6, rtol=0)
     assert not torch.allclose(first[:, 4:], second[:, 4:], atol=1e-3)
 
 
 def test_check_01_no_gradient_from_a_state_to_a_later_input() -> None:
     encoder, items = pair(max_length=12)
-    states = encoder(batch_of([1, 2, 3, 4, 5, 6]), items).states
+    states = encoder(batch_of([1, 2, 3, 4, 5, 6]).ask_all(), items).states
     (gradient,) = torch.autograd.grad(states[0, 2].sum(), items.weight)
     assert gradient[1:4].abs().sum(1).gt(0).all()
     assert gradient[4:].abs().max() == 0
@@ -135,7 +135,7 @@ def test_check_02_recency_positions_equal_left_padding() -> None:
         u = norm(block.feed_norm, q + attention(block.attention, q, x))
         x = u + block.feed(u)
     torch.testing.assert_close(
-        encoder(batch_of(history), items).states[0], norm(encoder.after, x), atol=1e-5, rtol=1e-5
+        encoder(batch_of(history).ask_all(), items).states[0], norm(encoder.after, x), atol=1e-5, rtol=1e-5
     )
 
 
@@ -164,17 +164,36 @@ def test_check_12_table_is_tied_and_scaled_at_the_input_only() -> None:
 def test_check_14_fused_attention_equals_explicit_softmax() -> None:
     encoder, items = pair(layout="pre", num_layers=1, max_length=60)
     history = torch.randint(1, NUM_ITEMS + 1, (50,)).tolist()
-    states = encoder(batch_of(history), items).states[0]
+    states = encoder(batch_of(history).ask_all(), items).states[0]
     torch.testing.assert_close(states, reference(encoder, items, history), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_begin_gives_the_states_of_a_call(layout: str) -> None:
     encoder, items = pair(layout=layout, max_length=12)
-    batch = batch_of([1, 2, 3], [], [4, 5], [6, 7, 8, 9])
+    batch = batch_of([1, 2, 3], [], [4, 5], [6, 7, 8, 9]).ask_all()
     encoded, _ = encoder.begin(batch, items)
     assert torch.equal(encoded.tokens, encoder(batch, items).tokens)
     assert isinstance(encoder, Stepwise)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_newest_states_are_the_same_when_no_others_are_asked_for(layout: str, heads: int) -> None:
+    encoder, items = pair(layout=layout, num_heads=heads, max_length=12)
+    histories = [
+        torch.randint(1, NUM_ITEMS + 1, (length,)).tolist() for length in [0, 1, 2, 2, 3, 5, 9, 12] for _ in range(5)
+    ]
+    batch = batch_of(*histories)
+    assert len(batch.groups) > 1
+    alone, among = encoder(batch, items), encoder(batch.ask_all(), items)
+    torch.testing.assert_close(alone.user, among.user, atol=1e-6, rtol=1e-5)
+    assert int(alone.tokens.any(1).sum()) == len(batch.wanted) < len(batch.flat)
+    pull = torch.randn(alone.user.shape)
+    weights = [items.weight, *encoder.parameters()]
+    spared, whole = (torch.autograd.grad((one.user * pull).sum(), weights, allow_unused=True) for one in (alone, among))
+    for some, others in zip(spared, whole, strict=True):
+        torch.testing.assert_close(some, others, atol=1e-4, rtol=1e-4)
 
 
 def test_batch_rows_do_not_touch_each_other() -> None:
