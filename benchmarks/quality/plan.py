@@ -13,7 +13,8 @@ REFERENCE = "sasrec"
 RUNS = "RUNS"  # in flags: the folder of the plan's runs, for rows that build on another
 
 AS_WRITTEN = "no search: the recipe's knobs as written"
-ON_WEIGHT = "the weight, five values on validation with one seed"
+ON_WEIGHT = "the weight on validation with one seed, see weights.py"
+AS_FULL = "the weights of {}"
 AS_SASREC = "the knobs of SASRec's own row"
 BY_HAND = "single runs by hand, see the text"
 
@@ -153,7 +154,7 @@ KEPT = (
 BACKBONE = "backbone"
 
 
-def augmented(name: str, *flags: str, recipe: str = "", against: tuple[str, ...] = ()) -> Row:
+def augmented(name: str, *flags: str, recipe: str = "", against: tuple[str, ...] = (), tuning: str = ON_WEIGHT) -> Row:
     """An auxiliary on the backbone, which is the same for all of them, against the backbone without it."""
     on_ml1m = name in (BACKBONE, "cl4srec", "laclrec")
     return Row(
@@ -162,7 +163,7 @@ def augmented(name: str, *flags: str, recipe: str = "", against: tuple[str, ...]
         flags,
         seeds={"ml-100k": 3},
         unrun={} if on_ml1m else {"ml-1m": f"time; {BACKBONE}, cl4srec and laclrec come first there"},
-        tuning=AS_SASREC if name == BACKBONE else ON_WEIGHT,
+        tuning=AS_SASREC if name == BACKBONE else tuning,
         reference=None if name == BACKBONE else BACKBONE,
         against=against,
     )
@@ -176,11 +177,16 @@ AUGMENTED = (
     augmented("duorec", "--mode", "us_x"),
     augmented("duorec-un", "--mode", "un", recipe="duorec"),
     augmented("sracl", against=("sracl-shuffled",)),
-    augmented("sracl-shuffled", "--shuffle", recipe="sracl"),
+    augmented("sracl-shuffled", "--shuffle", recipe="sracl", tuning=AS_FULL.format("sracl")),
     augmented("laclrec", against=("cl4srec", "laclrec-augmenter-off", "laclrec-triplet-off", "laclrec-stage-alone")),
-    augmented("laclrec-augmenter-off", "--augmenter", "off", recipe="laclrec"),
-    augmented("laclrec-triplet-off", "--triplet", "0", recipe="laclrec"),
-    augmented("laclrec-stage-alone", "--contrast", "0", "--triplet", "0", recipe="laclrec"),
+    *(
+        augmented(f"laclrec-{name}", *flags, recipe="laclrec", tuning=AS_FULL.format("laclrec"))
+        for name, flags in (
+            ("augmenter-off", ("--augmenter", "off")),
+            ("triplet-off", ("--triplet", "0")),
+            ("stage-alone", ("--contrast", "0", "--triplet", "0")),
+        )
+    ),
 )
 
 # The editor as its first stage leaves it: no row of the table (it does not rank yet), but a line below.
