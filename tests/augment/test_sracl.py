@@ -108,7 +108,7 @@ def test_pool_holds_training_histories_only(kind: str) -> None:
     assert len(pool) == expected
     rows = np.arange(len(pool))[::3]
     batch = pool.batch(rows, frozenset({"times", "query_time"}))
-    assert batch.lengths.max() == LENGTH
+    assert batch.lengths.max() == LENGTH and pool.lengths(rows).tolist() == batch.lengths.tolist()
     expected_items = histories(pool)
     for at, row in enumerate(rows):
         assert batch.ids[at, : batch.lengths[at]].tolist() == expected_items[row]
