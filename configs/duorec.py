@@ -30,6 +30,7 @@ WEIGHTS = {  # what was searched and is not the published one
     ("us_x", "ml-100k"): 0.0003,
     ("us_x", "ml-1m"): 0.0003,
     ("us_x", "amazon-beauty"): 0.001,
+    ("un", "amazon-beauty"): 0.01,
 }
 
 
