@@ -1,7 +1,8 @@
 """Cost of each encoder: tokens, targets and floating-point work per second, peak memory, and what reasoning adds.
 
     python benchmarks/speed/encoders.py                      all encoders at L = 50 and 200, two threads
-    python benchmarks/speed/encoders.py --only sigma --threads 1
+    python benchmarks/speed/encoders.py --only SIGMA --threads 1
+    python benchmarks/speed/encoders.py --steps             only what reasoning steps add
 
 Every encoder reads the same made-up full-length histories (no padding, 3,416 items). *Encoder* is forward and backward
 of the encoder alone; *step* is a whole training step: encoder, full softmax, Adam. Encoders that see only the past
@@ -41,8 +42,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--output", type=Path, default=HERE / "results")
+    parser.add_argument("--steps", action="store_true", help="only what reasoning steps add at inference")
     options = parser.parse_args()
     stamp = machine(options.threads)
+    if not options.steps:
+        runs = measured(options)
+        told = f"{options.rounds} rounds of {options.seconds:g} s, medians."
+        rows = [{"name": name, "length": length, "runs": found} for (name, length), found in runs.items()]
+        save(options.output / "encoders", "Encoders: speed and memory", stamp, told, table(runs), {"encoders": rows})
+    found = child(options, ["--reasoning"])
+    told = "S = 50, d = 256, B = 256, encoder only, medians of interleaved calls."
+    save(
+        options.output / "reasoning", "Reasoning steps at inference", stamp, told, steps_table(found), {"steps": found}
+    )
+
+
+def measured(options: argparse.Namespace) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """(encoder, length) -> its rounds."""
     names = [name for name in encoders(50) if not options.only or any(part in name for part in options.only)]
     tasks = [(name, length) for length in options.lengths for name in names]
     runs: dict[tuple[str, int], list[dict[str, Any]]] = {task: [] for task in tasks}
@@ -54,21 +70,21 @@ def main() -> None:
             runs[name, length].append(found)
             told = found.get("error") or f"{found['tokens']:,.0f} tokens/s, {found['targets']:,.0f} targets/s"
             print(f"round {number + 1}/{options.rounds}  L={length}  {name}: {told}", file=sys.stderr, flush=True)
-    reasoning = child(options, ["--reasoning"])
+    return runs
+
+
+def save(path: Path, title: str, stamp: dict[str, Any], told: str, lines: str, found: dict[str, Any]) -> None:
+    """Write one result, as numbers and as text, whole or not at all."""
     where = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in stamp.items() if value is not None)
-    text = [
-        "# Encoders: speed and memory", "", f"Command: `{stamp_command()}`", "",
-        f"Measured: {where}; {options.rounds} rounds of {options.seconds:g} s, medians.", "", table(runs), "",
-        "## Reasoning steps at inference", "", steps_table(reasoning), "",
-    ]  # fmt: skip
-    options.output.mkdir(parents=True, exist_ok=True)
-    content = {"stamp": stamp, "command": stamp_command(), "reasoning": reasoning}
-    content["encoders"] = [{"name": name, "length": length, "runs": found} for (name, length), found in runs.items()]
-    for suffix, data in ((".json", json.dumps(content, indent=1)), (".md", "\n".join(text))):
-        partial = options.output / f"encoders{suffix}.partial"
+    head = [f"# {title}", "", f"Command: `{stamp_command()}`", "", f"Measured: {where}; {told}", ""]
+    text = "\n".join([*head, lines, ""])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = json.dumps({"stamp": stamp, "command": stamp_command(), **found}, indent=1)
+    for suffix, data in ((".json", content), (".md", text)):
+        partial = path.with_name(f"{path.name}{suffix}.partial")
         partial.write_text(data + "\n", encoding="utf-8")
-        os.replace(partial, options.output / f"encoders{suffix}")
-    print("\n".join(text))
+        os.replace(partial, path.with_name(f"{path.name}{suffix}"))
+    print(text)
 
 
 def encoders(length: int) -> dict[str, Callable[[], Any]]:
@@ -217,7 +233,10 @@ def peak_mib(device: str) -> float:
 
 
 def reasoning(seconds: float, device: str) -> dict[str, Any]:
-    """Encoding with 0 to 3 reasoning steps at S = 50, d = 256, B = 256 (the reference size), rounds interleaved."""
+    """Encoding with 0 to 3 reasoning steps at S = 50, d = 256, B = 256 (the reference size), rounds interleaved.
+
+    As a query the states of the newest items alone are asked for; "-1" reads those of all items, without steps.
+    """
     import torch
 
     from recsys.data.batch import Batch
@@ -236,13 +255,14 @@ def reasoning(seconds: float, device: str) -> dict[str, Any]:
         for part in (items, encoder):
             part.bind(Context(ITEMS))
             part.to(device).eval()
-        spent: dict[int, list[float]] = {steps: [] for steps in range(4)}
+        spent: dict[int, list[float]] = {steps: [] for steps in range(-1, 4)}  # -1: no steps, all states read
         began = time.perf_counter()
         with torch.inference_mode():
             while time.perf_counter() - began < 6 * seconds or len(spent[0]) < 5:
                 for steps, times in spent.items():
                     start = time.perf_counter()
-                    encoder(batch, items, steps=steps).user.sum().item()
+                    asked = batch.ask_all() if steps < 0 else batch
+                    encoder(asked, items, steps=max(steps, 0)).user.sum().item()
                     times.append(time.perf_counter() - start)
         found[name] = {steps: statistics.median(times[2:]) for steps, times in spent.items()}
     return found
@@ -271,15 +291,14 @@ def table(runs: dict[tuple[str, int], list[dict[str, Any]]]) -> str:
 
 
 def steps_table(found: dict[str, Any]) -> str:
-    """Cost of reasoning steps as a ratio to none."""
+    """Cost of reasoning steps as a ratio to none: to a query, and to an encoder that computes all states."""
     if "error" in found:
         return f"not measured: {found['error']}"
-    lines = ["S = 50, d = 256, B = 256, encoder only, medians of interleaved calls.", ""]
-    lines += ["| encoder | K = 0, ms | K = 1 | K = 2 | K = 3 |", "|---" * 5 + "|"]
+    lines = ["| encoder | all states, K = 0, ms | K = 0, ms | K = 1 | K = 2 | K = 3 |", "|---" * 6 + "|"]
     for name, times in found.items():
-        base = times["0"]
-        ratios = " | ".join(f"{times[str(steps)] / base:.3f} ×" for steps in (1, 2, 3))
-        lines.append(f"| {name} | {base * 1000:.1f} | {ratios} |")
+        base, whole = times["0"], times["-1"]
+        ratios = (f"{times[k] / base:.3f} × ({times[k] / whole:.3f} × of all states)" for k in ("1", "2", "3"))
+        lines.append(f"| {name} | {whole * 1000:.1f} | {base * 1000:.1f} | {' | '.join(ratios)} |")
     return "\n".join(lines)
 
 
