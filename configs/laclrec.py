@@ -8,8 +8,8 @@ the triplet loss. Without the editor: ``--augmenter off``; without the triplet l
 The factors of the released code of TCLARec, its successor, are .1 for the contrast and .001 for the triplet (the paper
 does not say its own per data set). The contrast is of states whose length is the root of the width and the triplet is
 summed over rows, so their gradients are large against that of our softmax. MovieLens-100K has what was best on
-validation with their ratio kept (``benchmarks/quality/weights.py``), and MovieLens-1M the same; Amazon Beauty was not
-searched yet and has those of TCLARec. ``--contrast 0 --triplet 0`` leaves what the first stage alone brings.
+validation with their ratio kept (``benchmarks/quality/weights.py``), and MovieLens-1M the same; Amazon Beauty, whose
+search is not finished, has those of TCLARec. ``--contrast 0 --triplet 0`` leaves what the first stage alone brings.
 
 Deviations: all positions of a history are trained at once (``--train last`` trains one row per prefix, as the code
 does); the backbone, its dropout and its optimizer are those of our table, with a fresh optimizer in the second stage;
