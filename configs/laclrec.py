@@ -66,9 +66,8 @@ def run(
 
     ``augmenter="off"`` contrasts two random views, which leaves nothing for a triplet loss or a first stage.
     """
-    contrast, triplet = (
-        chosen if given is None else given for given, chosen in zip((contrast, triplet), WEIGHTS[data], strict=True)
-    )
+    contrast = WEIGHTS[data][0] if contrast is None else contrast
+    triplet = WEIGHTS[data][1] if triplet is None else triplet
     if augmenter == "off":
         triplet, pretrain_epochs, keep_learning = 0.0, 0, 0.0
     sizes: dict[str, Any] = {"dropout": dropout, "max_length": max_length}

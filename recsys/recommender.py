@@ -86,7 +86,7 @@ class Recommender(Ranker):
                 f"{type(self.targets).__name__} has targets elsewhere: use LastItem or OneTarget"
             )
         for part in (*(part for part in auxiliaries if part.weight), *augmentations):
-            longest = getattr(part, "max_length", None)
+            longest = getattr(part, "longest", None)
             if longest is not None and longest > room:
                 raise ValueError(
                     f"{type(part).__name__} makes histories of up to max_length={longest} items, and "

@@ -8,7 +8,7 @@ constructor arguments as attributes of the same name (that is how it is saved) a
 (a run is not resumed with another one), ``check_split(split)``, which refuses a split that does not fit what was
 learned (for ``recsys evaluate`` and ``export``), and ``sections(model, split)``, which adds to the run's report:
 content by heading (text, a mapping, rows of a table, or ``{"bars": {label: number}}``). An auxiliary or augmentation
-says in ``max_length`` how long the histories are that it makes (None: no longer than those it gets); the encoder must
+may say in ``longest`` how long the histories are that it makes (None: no longer than those it gets); the encoder must
 read that many.
 """
 

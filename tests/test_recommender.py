@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from recsys.augment.editor import Editor
 from recsys.augment.pairs import CoSeRec, DuoRec
+from recsys.augment.semantic import SemanticContrast
 from recsys.augment.similar import ItemCF
 from recsys.augment.triplet import TripletContrast
 from recsys.augment.views import Crop, Insert, OneOf
@@ -105,6 +106,8 @@ def test_a_part_that_makes_longer_histories_than_the_encoder_reads_is_refused() 
         model_of(auxiliaries=[part])
     with pytest.raises(ValueError, match="max_length=5 or less"):
         model_of(augmentations=[OneOf([Crop(), Insert(0.2, ItemCF(), max_length=6)])])
+    unread = [DuoRec(mode="un", max_length=6), SemanticContrast(vectors="texts", cross=0.0, text_dim=4, max_length=6)]
+    Recommender(IdItems(8), SASRec(8, max_length=5), FullSoftmax(), auxiliaries=unread)
     model_of(auxiliaries=[DuoRec(max_length=5)], augmentations=[Insert(0.2, ItemCF(), max_length=5)])
 
 

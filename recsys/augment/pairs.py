@@ -179,6 +179,7 @@ class CoSeRec(ViewContrast):
         super().__init__(weight, temperature, pool, cosine, hide, keep)
         self.crop, self.mask, self.reorder, self.substitute, self.insert = crop, mask, reorder, substitute, insert
         self.threshold, self.short, self.max_length = threshold, list(short), _length(max_length)
+        self.longest = self.max_length
         self.similar: Similar = ItemCF() if similar is None else similar
         operations: list[Augmentation] = [Crop(crop), Mask(mask, hide="drop"), Reorder(reorder)]
         operations += [Substitute(substitute, self.similar), Insert(insert, self.similar, max_length)]
@@ -243,6 +244,7 @@ class DuoRec(ViewContrast):
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, found {mode!r}")
         self.mode, self.max_length = mode, _length(max_length)
+        self.longest = None if mode == "un" else self.max_length  # "un" reads no other history
         self.needs = frozenset() if mode == "un" else frozenset({"events"})
         self._training: Any = None
 

@@ -117,7 +117,7 @@ class TripletContrast(nn.Module):
         self.on_epoch(0)
 
     @property
-    def max_length(self) -> int | None:
+    def longest(self) -> int | None:
         """Most items of an edited view; None without an editor."""
         return None if self.editor is None else self.editor.max_length
 

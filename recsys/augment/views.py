@@ -182,7 +182,7 @@ class Insert(_Informed):
         super().__init__(share, similar)
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length must be at least 1, or None to let histories grow; found {max_length}")
-        self.max_length = max_length
+        self.max_length = self.longest = max_length
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Draws (B, L) uniform numbers: the lowest of real items are chosen. Then ``similar`` may draw."""
@@ -204,9 +204,9 @@ class _Several(nn.Module):
         self.operations = nn.ModuleList(operations)  # type: ignore[arg-type]
 
     @property
-    def max_length(self) -> int | None:
+    def longest(self) -> int | None:
         """The longest history that an operation lets grow; None if none does, or without bound."""
-        return max(filter(None, (getattr(one, "max_length", None) for one in self.operations)), default=None)
+        return max(filter(None, (getattr(one, "longest", None) for one in self.operations)), default=None)
 
     def bind(self, context: Context) -> None:
         """Bind every operation."""

@@ -2,8 +2,9 @@
 
 Short documents: one fused attention under a band mask. Long ones: queries go in blocks of 32, and the keys of a block
 are the tokens that its band reaches and the first one, so work and memory grow with the length instead of its square.
-Both compute the same. Legend: B documents, H heads, S tokens of the
-longest, D width of a head, W = 32 + 2 side + 1 keys of a block.
+Both compute the same.
+
+Legend: B documents, H heads, S tokens of the longest, D width of a head, W = 32 + 2 side + 1 keys of a block.
 """
 
 from __future__ import annotations
