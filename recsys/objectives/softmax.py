@@ -7,18 +7,20 @@ Use when: the catalogue fits the time (cost grows with T * N * D); it is the bes
 Prefer instead: :class:`recsys.objectives.sampled.SampledSoftmax` above some hundred thousand items.
 
 How: the logits of a chunk of tokens are made in one reused buffer, turned into probabilities in place, and the two
-products of the gradient are taken from it at once, so the backward pass only scales what is there. Legend: T targets,
-N items, D width, C tokens of a chunk.
+products of the gradient are taken from it at once, so the backward pass only scales what is there. Whole chunks, whose
+shapes recur, are multiplied by :mod:`recsys.nn.products`. Legend: T targets, N items, D width, C tokens of a chunk.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
+from recsys.nn.products import add_product, product, transposed_zeros, wider
 from recsys.nn.scoring import accumulate, accumulator
 from recsys.seams import Encoded, ItemTable
 
@@ -118,12 +120,16 @@ def _pass(
     losses = torch.empty(len(targets), device=hidden.device)
     columns = targets - firsts[0]
     gradients: list[Tensor | None] = [torch.empty_like(hidden) if wanted[0] else None]
-    gradients += [accumulator(block) if asked else None for block, asked in zip(blocks, wanted[1:], strict=True)]
+    fast = wider(hidden, *blocks)
+    zeros = transposed_zeros if fast else accumulator
+    gradients += [zeros(block) if asked else None for block, asked in zip(blocks, wanted[1:], strict=True)]
     buffer = torch.empty((min(chunk, len(targets)), size), dtype=hidden.dtype, device=hidden.device)
     for start in range(0, len(targets), chunk):
         part = slice(start, min(start + chunk, len(targets)))
+        whole = fast and part.stop - part.start == chunk
         logits = buffer[: part.stop - part.start]
-        _logits(hidden[part], blocks, logits)
+        multiply, add = (product, add_product) if whole else (torch.mm, accumulate)
+        _logits(hidden[part], blocks, logits, multiply)
         column = columns[part, None]
         correct = logits.gather(1, column).float()
         peak = logits.amax(1, keepdim=True).float()
@@ -133,14 +139,14 @@ def _pass(
         if any(wanted):
             weight = weights[part, None].to(hidden.dtype)
             probabilities.scatter_add_(1, column, probabilities.new_full((len(column), 1), -1.0))
-            _gradients(probabilities, hidden[part] * weight, weight, blocks, gradients, part)
+            _gradients(probabilities, hidden[part] * weight, weight, blocks, gradients, part, multiply, add)
     return losses, gradients
 
 
-def _logits(hidden: Tensor, blocks: tuple[Tensor, ...], out: Tensor) -> None:
+def _logits(hidden: Tensor, blocks: tuple[Tensor, ...], out: Tensor, multiply: Callable[..., Tensor]) -> None:
     offset = 0
     for block in blocks:
-        torch.mm(hidden, block.T, out=out[:, offset : offset + len(block)])
+        multiply(hidden, block.T, out=out[:, offset : offset + len(block)])
         offset += len(block)
 
 
@@ -151,17 +157,19 @@ def _gradients(
     blocks: tuple[Tensor, ...],
     gradients: list[Tensor | None],
     part: slice,
+    multiply: Callable[..., Tensor],
+    add: Callable[[Tensor, Tensor, Tensor], None],
 ) -> None:
     offset = 0
     to_hidden = None if gradients[0] is None else gradients[0][part]
     for block, to_block in zip(blocks, gradients[1:], strict=True):
         piece = residual[:, offset : offset + len(block)]
         if to_hidden is not None and offset == 0:
-            torch.mm(piece, block, out=to_hidden)
+            multiply(piece, block, out=to_hidden)
         elif to_hidden is not None:
-            to_hidden.addmm_(piece, block)
+            to_hidden.add_(multiply(piece, block))
         if to_block is not None:
-            accumulate(to_block, piece, weighted)
+            add(to_block, piece, weighted)
         offset += len(block)
     if to_hidden is not None:
         to_hidden.mul_(weight)
