@@ -31,6 +31,7 @@ from recsys.data.batch import PAD, Batch
 from recsys.nn.blocks import Block
 from recsys.nn.dropout import Dropout
 from recsys.nn.initialise import check_scheme, initialise
+from recsys.nn.products import product
 from recsys.nn.steps import Past, Place, places_of
 from recsys.objectives.softmax import full_softmax
 from recsys.seams import Context, Encoded, Encoder, ItemTable
@@ -221,8 +222,8 @@ def best_rows(hidden: Tensor, items: ItemTable) -> Tensor:
     rows = torch.full((len(hidden),), end_token(items.num_items), device=hidden.device)
     for first, vectors in items.blocks(BLOCK):
         vectors = vectors.to(hidden.dtype)
-        buffer = hidden.new_empty(CHUNK, len(vectors))
-        found = [torch.mm(part, vectors.T, out=buffer[: len(part)]).max(1) for part in hidden.split(CHUNK)]
+        products = (product if len(part) == CHUNK else torch.mm for part in hidden.split(CHUNK))
+        found = [multiply(part, vectors.T).max(1) for multiply, part in zip(products, hidden.split(CHUNK))]
         values, index = torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
         better = values > best
         best, rows = torch.where(better, values, best), torch.where(better, index + first, rows)
