@@ -217,16 +217,16 @@ def best_rows(hidden: Tensor, items: ItemTable) -> Tensor:
 
     The catalogue is read in blocks and the anchors in chunks, so memory grows with neither.
     """
+    rows = torch.full((len(hidden),), end_token(items.num_items), device=hidden.device)
     with torch.autocast(hidden.device.type, enabled=False):  # the end token and the items in one precision
         best = hidden @ end_vector(items, hidden.device).squeeze(0).to(hidden.dtype)
-    rows = torch.full((len(hidden),), end_token(items.num_items), device=hidden.device)
-    for first, vectors in items.blocks(BLOCK):
-        vectors = vectors.to(hidden.dtype)
-        products = (product if len(part) == CHUNK else torch.mm for part in hidden.split(CHUNK))
-        found = [multiply(part, vectors.T).max(1) for multiply, part in zip(products, hidden.split(CHUNK))]
-        values, index = torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
-        better = values > best
-        best, rows = torch.where(better, values, best), torch.where(better, index + first, rows)
+        for first, vectors in items.blocks(BLOCK):
+            vectors = vectors.to(hidden.dtype)
+            products = (product if len(part) == CHUNK else torch.mm for part in hidden.split(CHUNK))
+            found = [multiply(part, vectors.T).max(1) for multiply, part in zip(products, hidden.split(CHUNK))]
+            values, index = torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
+            better = values > best
+            best, rows = torch.where(better, values, best), torch.where(better, index + first, rows)
     return rows
 
 
