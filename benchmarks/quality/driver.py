@@ -1,6 +1,8 @@
 """What the scripts of the tables share (encoders.py, augment.py): run a plan, compare its rows, write the results.
 
-A finished run is read, not repeated, and an interrupted one is resumed. Two processes may work on a plan at the same
+A finished run is read, not repeated, and an interrupted one is resumed. What later comparisons need of a finished run,
+each user's metrics, is kept beside the results (``per-user/NAME-seedN/``), so a table can be continued on another
+machine, without the folders of the runs; delete these to train a row anew. Two processes may work on a plan at the same
 time: a run that another one is at is passed over, and its result is taken in by whoever finishes a run later. With
 ``--budget-minutes`` no run is begun that is expected not to end in time. What follows ``--`` goes to every recipe and
 becomes part of the names.
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -88,7 +91,7 @@ class Work:
         """One run, unless it is finished, somebody else's, or too long for what is left."""
         folder = self.folder(row.name, data, seed)
         label = f"{self.named(row.name)} on {data}, seed {seed}"
-        if (folder / "result.json").is_file():
+        if seed in self.finished(row.name, data):
             return
         reason = self._reason(row, data)
         if reason:
@@ -102,7 +105,7 @@ class Work:
         elif status:
             self.failed.append(f"failed: {label}: status {status}, see above")
         else:
-            print(f"{label}: {shown(read(folder, seed))}", flush=True)
+            print(f"{label}: {shown(self.result(row.name, data, seed))}", flush=True)
             self.summarise(data, (row,))
 
     def summarise(self, data: str, rows: Sequence[Row]) -> None:
@@ -116,18 +119,34 @@ class Work:
             which = f"--recbole {row.flags[1]}" if row.name.startswith("recbole-") else f"--only {row.name}"
             command = f"python {self.plan.script} --data {data} {which} --seeds {numbers}"
             command += f" -- {' '.join(self.flags)}" if self.flags else ""
-            found = summary(named, [read(folder, seed) for seed, folder in seeds.items()], command)
+            found = summary(named, [self.result(row.name, data, seed) for seed in seeds], command)
             found |= {"data": data, "tuning": row.tuning, "fewer": row.fewer.get(data, ""), "paired": {}}
+            for seed, folder in seeds.items():
+                keep(folder, self.kept(row.name, data, seed))
             for other in row.others:
                 compared = paired(self.named(other), self.finished(other, data), named, seeds)
                 found["paired"] |= {} if compared is None else {other: compared}
             write(self.results / data / f"{named}.json", found)
 
     def finished(self, name: str, data: str) -> dict[int, Path]:
-        """Seed -> folder of the runs that are over."""
+        """Seed -> where each user's metrics lie, of the runs that are over: a run folder, or what was kept of one."""
         stem = f"{self.named(name)}-seed"
-        found = [path.parent for path in (self.runs / data).glob(f"{stem}*/result.json")]
-        return dict(sorted((int(folder.name.removeprefix(stem)), folder) for folder in found))
+        kept = self.kept(name, data, 0).parent.glob(f"{stem}*")
+        runs = (path.parent for path in (self.runs / data).glob(f"{stem}*/result.json"))
+        found = {int(folder.name.removeprefix(stem)): folder for folder in (*kept, *runs)}
+        return dict(sorted(found.items()))
+
+    def result(self, name: str, data: str, seed: int) -> dict[str, Any]:
+        """What is known of a finished run, from its folder or from the results."""
+        folder = self.folder(name, data, seed)
+        if (folder / "result.json").is_file():
+            return read(folder, seed)
+        recorded = json.loads((self.results / data / f"{self.named(name)}.json").read_text())
+        return next(run for run in recorded["runs"] if run["seed"] == seed)
+
+    def kept(self, name: str, data: str, seed: int) -> Path:
+        """Where each user's metrics are kept beside the results."""
+        return self.results / data / "per-user" / f"{self.named(name)}-seed{seed}"
 
     def named(self, name: str) -> str:
         """The name of a row, with the flags that all recipes get."""
@@ -147,7 +166,7 @@ class Work:
         if row.name.startswith("recbole-") and importlib.util.find_spec("recbole") is None:
             return "RecBole is not installed here (python3 tasks.py parity makes an environment that has it)"
         spent = time.monotonic() - self.began
-        known = [read(folder, seed)["seconds"] for seed, folder in self.finished(row.name, data).items()]
+        known = [self.result(row.name, data, seed)["seconds"] for seed in self.finished(row.name, data)]
         expected = max(known, default=0.0)
         if spent + expected > self.budget:
             return f"{spent / 60:.0f} minutes of the budget are spent and it takes about {expected / 60:.0f}"
@@ -172,20 +191,32 @@ def paired(reference: str, before: dict[int, Path], name: str, after: dict[int, 
     }
 
 
-def averaged(folders: Sequence[Path]) -> Any:
-    """One report whose metrics are, user by user, the means over the reports in ``folders``."""
+def keep(run: Path, folder: Path) -> None:
+    """Write what a comparison needs of the report in the folder of a run into another one, unless it is there."""
+    from recsys.eval.report import Report
+    from recsys.eval.storage import read_table, write_table
+
+    if run == folder:
+        return
+    report = Report.load(run)
+    columns = {"user": report.columns["user"].astype(np.int32)} | {name: report.columns[name] for name in PAIRED}
+    known = read_table(folder)[0] if folder.is_dir() else {}
+    if any(name not in known or not np.array_equal(known[name], values) for name, values in columns.items()):
+        write_table(folder, columns, {"meta": report.meta, "aggregates": report.aggregates, "seed": report.seed})
+
+
+def averaged(paths: Sequence[Path]) -> Any:
+    """One report whose metrics are, user by user, the means over the reports in ``paths``."""
     from recsys.eval.report import Report
 
-    reports = [Report.load(folder) for folder in folders]
+    reports = [Report.load(path) for path in paths]
     first = reports[0]
     for report in reports[1:]:
         if (
             report.meta["fingerprint"] != first.meta["fingerprint"]
             or report.meta["data_hash"] != first.meta["data_hash"]
         ):
-            raise ValueError(
-                f"the seeds of {folders[0].parent} were not ranked on the same targets: remove the old ones"
-            )
+            raise ValueError(f"the seeds of {paths[0].parent} were not ranked on the same targets: remove the old ones")
     orders = [np.argsort(report.columns["user"], kind="stable") for report in reports]
     columns = {"user": first.columns["user"][orders[0]]}
     for metric in PAIRED:

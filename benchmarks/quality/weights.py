@@ -5,8 +5,9 @@
 
 Each method gets the weights that its authors publish times the factors of a grid, the same for all; a method with two
 weights keeps their ratio. The recipe takes for the data set what is best on validation, at the epoch that validation
-chooses. A cell that is empty was not run. Runs lie below ``runs/quality/weights``; a finished one is read. The table is
-written to ``benchmarks/quality/results/weights-DATA.md``.
+chooses. A cell that is empty was not run. Runs lie below ``runs/quality/weights``; what they found is kept in
+``benchmarks/quality/results/weights/DATA.json``, so a search can go on without them. The table is written to
+``benchmarks/quality/results/weights-DATA.md``.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from run import RESULTS, write, write_text
 
 from recsys.data.batches import TrainBatches
@@ -47,35 +51,53 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/quality/weights"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     chosen = parser.parse_args()
-    runs = chosen.runs / chosen.data
-    backbone = search(runs / "backbone", chosen.data, *BACKBONE, factor=0.0)
-    for name in chosen.only:
-        measure(runs / name / "gradients.json", chosen.data, *METHODS[name])
+    kept = Kept(chosen.results / "weights" / f"{chosen.data}.json")
+
+    def tried(name: str, *setting: Any, factor: float) -> dict[str, Any]:
+        folder = chosen.runs / chosen.data / name
+        return kept.get(name, lambda: search(folder, chosen.data, *setting, factor=factor))
+
+    backbone = tried("backbone", *BACKBONE, factor=0.0)
     for factor in chosen.factors:
         for name in chosen.only:
-            found = search(runs / f"{name}-{factor:g}", chosen.data, *METHODS[name], factor=factor)
+            kept.get(f"{name}-gradients", partial(measure, chosen.data, *METHODS[name]))
+            found = tried(f"{name}-{factor:g}", *METHODS[name], factor=factor)
             print(f"{name} x {factor:g}: {found['value']:.4f} (backbone {backbone['value']:.4f})", flush=True)
-            write_text(chosen.results / f"weights-{chosen.data}.md", table(runs, chosen.data))
-    print(table(runs, chosen.data))
+            write_text(chosen.results / f"weights-{chosen.data}.md", table(kept.read(), chosen.data))
+    print(table(kept.read(), chosen.data))
+
+
+class Kept:
+    """What was found so far, by name, in one file, which several processes may add to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """All of it."""
+        return dict(json.loads(self.path.read_text())) if self.path.is_file() else {}
+
+    def get(self, name: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """One finding, which ``find`` makes if it is not there."""
+        if name not in self.read():
+            found = find()
+            with FileLock(f"{self.path}.lock"):
+                write(self.path, dict(sorted({**self.read(), name: found}.items())))
+        return self.read()[name]
 
 
 def search(
     folder: Path, data: str, recipe: str, given: dict[str, Any], published: dict[str, float], factor: float
 ) -> dict[str, Any]:
-    """Train one setting, unless it was; the best validation value, its epoch and how many epochs there were."""
-    path = folder / "validation.json"
-    if not path.is_file():
-        weights = {name: weight * factor for name, weight in published.items()}
-        run = load_recipe(find_recipe(recipe))(data=data, **given, **weights)
-        fitted = run.fit(folder)
-        write(path, {**fitted.best, "epochs": len(fitted.history), "weights": weights, "factor": factor})
-    return dict(json.loads(path.read_text()))
+    """Train one setting: the best validation value, its epoch and how many epochs there were."""
+    weights = {name: weight * factor for name, weight in published.items()}
+    fitted = load_recipe(find_recipe(recipe))(data=data, **given, **weights).fit(folder)
+    today = datetime.date.today().isoformat()
+    return {**fitted.best, "epochs": len(fitted.history), "weights": weights, "factor": factor, "date": today}
 
 
-def measure(path: Path, data: str, recipe: str, given: dict[str, Any], published: dict[str, float]) -> None:
-    """Norms of the gradients of all terms in the first step of training, at the published weights, unless known."""
-    if path.is_file():
-        return
+def measure(data: str, recipe: str, given: dict[str, Any], published: dict[str, float]) -> dict[str, float]:
+    """Norms of the gradients of all terms in the first step of training, at the published weights."""
     import torch
 
     run = load_recipe(find_recipe(recipe))(data=data, **given, **published)
@@ -95,13 +117,13 @@ def measure(path: Path, data: str, recipe: str, given: dict[str, Any], published
     for name, term in terms.items():
         slopes = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
         norms[name] = float(sum(slope.square().sum() for slope in slopes if slope is not None) ** 0.5)
-    write(path, norms)
+    return norms
 
 
-def table(runs: Path, data: str) -> str:
-    """What the finished runs found: a row per method, a column per factor, the best one marked."""
-    found = {path.parent.name: json.loads(path.read_text()) for path in runs.glob("*/validation.json")}
-    factors = sorted({run["factor"] for run in found.values() if run["factor"]}, reverse=True)
+def table(found: dict[str, dict[str, Any]], data: str) -> str:
+    """What was found: a row per method, a column per factor, the best one marked."""
+    runs = [run for run in found.values() if "value" in run]
+    factors = sorted({run["factor"] for run in runs if run["factor"]}, reverse=True)
     lines = [
         f"| method | published | gradient | {' | '.join(f'x {factor:g}' for factor in factors)} |",
         f"{'|---' * (3 + len(factors))}|",
@@ -113,8 +135,12 @@ def table(runs: Path, data: str) -> str:
         best = max((run["value"] for run in row if run), default=0.0)
         cells = ["" if run is None else _shown(run, marked=run["value"] == best) for run in row]
         weights = ", ".join(f"{key} {weight:g}" for key, weight in published.items())
-        lines += [f"| {name} | {weights} | {_ratios(runs / name)} | {' | '.join(cells)} |"] if any(row) else []
-    stamp = f"{datetime.date.today()}, {processor()}, seed 0"
+        lines += (
+            [f"| {name} | {weights} | {_ratios(found.get(f'{name}-gradients', {}))} | {' | '.join(cells)} |"]
+            if any(row)
+            else []
+        )
+    stamp = f"{', '.join(sorted({run['date'] for run in runs}))}, {processor()}, seed 0"
     head = (
         f"### Weights of auxiliary losses on {data}\n\nValidation NDCG@10 (and its epoch) by factor on the published "
         "weights; the best in bold. Gradient: norm of each weighted term's against the softmax's, in the first step, "
@@ -128,10 +154,10 @@ def _shown(run: dict[str, Any], marked: bool = False) -> str:
     return f"{f'**{value}**' if marked else value} ({run['epoch']})"
 
 
-def _ratios(folder: Path) -> str:
-    norms = json.loads((folder / "gradients.json").read_text()) if folder.is_dir() else {}
-    own = norms.pop("loss", 1.0)
-    return ", ".join(f"{name.partition('.')[2] or 'term'} {norm / own:.3g}" for name, norm in norms.items())
+def _ratios(norms: dict[str, float]) -> str:
+    own = norms.get("loss", 1.0)
+    terms = {name.partition(".")[2] or "term": norm / own for name, norm in norms.items() if name != "loss"}
+    return ", ".join(f"{name} {ratio:.3g}" for name, ratio in terms.items())
 
 
 if __name__ == "__main__":
