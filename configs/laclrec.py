@@ -7,9 +7,9 @@ the triplet loss. Without the editor: ``--augmenter off``; without the triplet l
 
 The factors of the released code of TCLARec, its successor, are .1 for the contrast and .001 for the triplet (the paper
 does not say its own per data set). The contrast is of states whose length is the root of the width and the triplet is
-summed over rows, so their gradients are large against that of our softmax. MovieLens-100K has what was best on
-validation with their ratio kept (``benchmarks/quality/weights.py``), and MovieLens-1M the same; Amazon Beauty, whose
-search is not finished, has those of TCLARec. ``--contrast 0 --triplet 0`` leaves what the first stage alone brings.
+summed over rows, so their gradients are large against that of our softmax: MovieLens-100K and Amazon Beauty both have
+what was best on validation with their ratio kept (``benchmarks/quality/weights.py``), the smallest factor of the grid,
+and MovieLens-1M the same. ``--contrast 0 --triplet 0`` leaves what the first stage alone brings.
 
 Deviations: all positions of a history are trained at once (``--train last`` trains one row per prefix, as the code
 does); the backbone, its dropout and its optimizer are those of our table, with a fresh optimizer in the second stage;
@@ -29,16 +29,12 @@ from recsys.augment.editor import Editor
 from recsys.augment.triplet import Topped, TripletContrast
 from recsys.train.settings import Stage
 
-PUBLISHED = (0.1, 0.001)
-SEARCHED = (0.0003, 0.000003)
-WEIGHTS = {"ml-100k": SEARCHED, "ml-1m": SEARCHED, "amazon-beauty": PUBLISHED}  # of the contrast, of the triplet
-
 
 def run(
     data: Literal["ml-100k", "ml-1m", "amazon-beauty"] = "ml-100k",
     augmenter: Literal["learned", "off"] = "learned",
-    contrast: float | None = None,
-    triplet: float | None = None,
+    contrast: float = 0.0003,
+    triplet: float = 0.000003,
     pretrain_epochs: int = 20,
     editor_encoder: Literal["shared", "bidirectional"] = "shared",
     rec_layers: int = 0,
@@ -66,8 +62,6 @@ def run(
 
     ``augmenter="off"`` contrasts two random views, which leaves nothing for a triplet loss or a first stage.
     """
-    contrast = WEIGHTS[data][0] if contrast is None else contrast
-    triplet = WEIGHTS[data][1] if triplet is None else triplet
     if augmenter == "off":
         triplet, pretrain_epochs, keep_learning = 0.0, 0, 0.0
     sizes: dict[str, Any] = {"dropout": dropout, "max_length": max_length}
