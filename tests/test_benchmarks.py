@@ -1,0 +1,77 @@
+"""The quality tables: what is kept of finished runs stands for them on the next machine."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import recsys as rs
+from recsys.data.prepared import Prepared
+from recsys.data.split import Split
+from recsys.data.vocabulary import Vocabulary
+
+QUALITY = Path(__file__).parents[1] / "benchmarks" / "quality"
+pytestmark = pytest.mark.skipif(not QUALITY.is_dir(), reason="the benchmarks are not here")
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(QUALITY))
+    return importlib.import_module("driver")
+
+
+@pytest.fixture
+def split() -> Split:
+    items = np.random.default_rng(0).integers(1, 31, 600).astype(np.int32)
+    prepared = Prepared(items, np.arange(61) * 10, 30)
+    return Split.of(prepared, rs.LeaveLast(), Vocabulary(np.arange(30), first=1), Vocabulary(np.arange(60), first=0))
+
+
+def work_of(driver: Any, runs: Path, results: Path) -> Any:
+    return driver.Work(importlib.import_module("plan").AUGMENT, runs, results, [], float("inf"))
+
+
+def finished_run(folder: Path, model: Any, split: Split) -> None:
+    rs.fit(model, split, progress=False)
+    report = rs.evaluate(model, split.test, k=(10, 20), progress=False)
+    report.save(folder)
+    result = {
+        "metrics": {name: report.mean(name) for name in ("ndcg@10", "hr@10")}, "intervals": {}, "epochs": 1,
+        "seconds": 1.0, "train_seconds": 1.0, "threads": 1, "date": "2026-01-01", "machine": "any", "versions": {},
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def test_a_table_is_the_same_without_the_folders_of_its_runs(driver: Any, split: Split, tmp_path: Path) -> None:
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    for seed in (0, 1):
+        for name, model in (("backbone", rs.Popularity()), ("cl4srec", rs.ItemKNN(k=3 + seed))):
+            finished_run(runs / "ml-100k" / f"{name}-seed{seed}", model, split)
+    work = work_of(driver, runs, results)
+    work.summarise("ml-100k", ())
+    before = {path.name: path.read_text() for path in (results / "ml-100k").glob("*.json")}
+    assert json.loads(before["cl4srec.json"])["paired"]["backbone"]["seeds"] == [0, 1]
+
+    shutil.rmtree(runs)
+    again = work_of(driver, runs, results)
+    again.do(again.plan.by_name["cl4srec"], "ml-100k", 1)  # does not train
+    again.summarise("ml-100k", ())
+    assert {path.name: path.read_text() for path in (results / "ml-100k").glob("*.json")} == before
+    assert not again.failed and not runs.exists()
+
+
+def test_a_run_made_anew_replaces_what_was_kept(driver: Any, split: Split, tmp_path: Path) -> None:
+    work = work_of(driver, tmp_path / "runs", tmp_path / "results")
+    folder = work.folder("backbone", "ml-100k", 0)
+    kept = []
+    for model in (rs.Popularity(), rs.ItemKNN(k=3)):
+        finished_run(folder, model, split)
+        work.summarise("ml-100k", ())
+        kept.append(driver.averaged([work.kept("backbone", "ml-100k", 0)]).columns["ndcg@10"])
+    assert not np.array_equal(*kept)
