@@ -63,7 +63,7 @@ def test_a_table_is_the_same_without_the_folders_of_its_runs(driver: Any, split:
     again.do(again.plan.by_name["cl4srec"], "ml-100k", 1)  # does not train
     again.summarise("ml-100k", ())
     assert {path.name: path.read_text() for path in (results / "ml-100k").glob("*.json")} == before
-    assert not again.failed and not runs.exists()
+    assert not again.failed and not list(runs.glob("*/*-seed*"))
 
 
 def test_a_run_made_anew_replaces_what_was_kept(driver: Any, split: Split, tmp_path: Path) -> None:
@@ -75,3 +75,33 @@ def test_a_run_made_anew_replaces_what_was_kept(driver: Any, split: Split, tmp_p
         work.summarise("ml-100k", ())
         kept.append(driver.averaged([work.kept("backbone", "ml-100k", 0)]).columns["ndcg@10"])
     assert not np.array_equal(*kept)
+
+
+def test_seeds_recorded_without_their_users_stay_in_the_mean(driver: Any, split: Split, tmp_path: Path) -> None:
+    work = work_of(driver, tmp_path / "runs", tmp_path / "results")
+    for seed in (0, 1):
+        finished_run(work.folder("backbone", "ml-100k", seed), rs.ItemKNN(k=3 + seed), split)
+        finished_run(work.folder("cl4srec", "ml-100k", seed), rs.Popularity(), split)
+    work.summarise("ml-100k", ())
+    for folder in (work.folder("backbone", "ml-100k", 1), work.kept("backbone", "ml-100k", 1)):
+        shutil.rmtree(folder)
+    before = json.loads((tmp_path / "results/ml-100k/backbone.json").read_text())
+    work.summarise("ml-100k", ())
+    assert json.loads((tmp_path / "results/ml-100k/backbone.json").read_text())["metrics"] == before["metrics"]
+    compared = json.loads((tmp_path / "results/ml-100k/cl4srec.json").read_text())["paired"]["backbone"]
+    assert compared["seeds"] == [0]
+
+
+def test_seeds_of_a_row_that_were_trained_in_different_ways_are_not_averaged(
+    driver: Any, split: Split, tmp_path: Path
+) -> None:
+    work = work_of(driver, tmp_path / "runs", tmp_path / "results")
+    for seed, rate in ((0, 0.1), (1, 0.1), (2, 0.2)):
+        folder = work.folder("backbone", "ml-100k", seed)
+        finished_run(folder, rs.Popularity(), split)
+        settings = {"learning_rate": rate, "seed": seed, "vectors": f"/somewhere/{seed}/vectors"}
+        (folder / "config.json").write_text(json.dumps({"identity": {"settings": settings}}))
+        if seed < 2:
+            work.summarise("ml-100k", ())
+    with pytest.raises(ValueError, match="different ways"):
+        work.summarise("ml-100k", ())

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from driver import Work, main
 from plan import Plan, Row
-from run import T_95
+from run import over_seeds
 
 DATA = ("ml-100k", "amazon-beauty")
 METRIC, K = "hr@10", 10
@@ -54,7 +54,7 @@ def table(work: Work, data: str) -> str:
     """The table of one data set, empty if nothing was run."""
     lines = []
     for row in COLD.rows:
-        folders = work.finished(row.name, data)
+        folders = work.ranked(row.name, data)
         if folders:
             found = measured(list(folders.values()))
             lines.append(line(work.named(row.name), found, len(folders)))
@@ -91,8 +91,7 @@ def measured(folders: list[Path]) -> dict[str, Any]:
     }
     bounds = list(users)
     if len(seeds) > 1:
-        reach = T_95.get(len(seeds), 2.0) * seeds.std(ddof=1) / len(seeds) ** 0.5
-        found["seeds"] = (float(seeds.mean() - reach), float(seeds.mean() + reach))
+        found["seeds"] = over_seeds(seeds)
         bounds += found["seeds"]
     return found | {"low": max(min(bounds), 0.0), "high": max(bounds)}
 

@@ -1,11 +1,11 @@
 """What the scripts of the tables share (encoders.py, augment.py): run a plan, compare its rows, write the results.
 
-A finished run is read, not repeated, and an interrupted one is resumed. What later comparisons need of a finished run,
-each user's metrics, is kept beside the results (``per-user/NAME-seedN/``), so a table can be continued on another
-machine, without the folders of the runs; delete these to train a row anew. Two processes may work on a plan at the same
-time: a run that another one is at is passed over, and its result is taken in by whoever finishes a run later. With
-``--budget-minutes`` no run is begun that is expected not to end in time. What follows ``--`` goes to every recipe and
-becomes part of the names.
+A finished run is read, not repeated, and an interrupted one is resumed. A seed that the results hold counts as
+finished: what comparisons need of it, each user's metrics, is kept beside them (``per-user/NAME-seedN/``), so a table
+can be continued on another machine, without the folders of the runs. To train a row anew delete both. Two processes may
+work on a plan at the same time: a run that another one is at is passed over, and its result is taken in by whoever
+finishes a run later. With ``--budget-minutes`` no run is begun that is expected not to end in time. What follows ``--``
+goes to every recipe and becomes part of the names.
 
 Results: ``benchmarks/quality/results/TABLE/DATA/NAME.json``, as run.py writes them, with the tuning and the paired
 comparisons: each user's metric is averaged over the seeds that both rows have, the differences get a bootstrap
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from plan import DATA, RUNS, Plan, Row, recbole
 from run import BUSY, RESULTS, read, shown, split_arguments, start, summary, write, write_text
 
@@ -91,7 +92,7 @@ class Work:
         """One run, unless it is finished, somebody else's, or too long for what is left."""
         folder = self.folder(row.name, data, seed)
         label = f"{self.named(row.name)} on {data}, seed {seed}"
-        if seed in self.finished(row.name, data):
+        if seed in self.known(row.name, data):
             return
         reason = self._reason(row, data)
         if reason:
@@ -105,48 +106,72 @@ class Work:
         elif status:
             self.failed.append(f"failed: {label}: status {status}, see above")
         else:
-            print(f"{label}: {shown(self.result(row.name, data, seed))}", flush=True)
+            print(f"{label}: {shown(read(folder, seed))}", flush=True)
             self.summarise(data, (row,))
 
     def summarise(self, data: str, rows: Sequence[Row]) -> None:
         """Write the results of every row with runs on ``data``: a new run of a reference changes all comparisons."""
-        for row in {**self.plan.by_name, **{row.name: row for row in rows}}.values():
-            seeds = self.finished(row.name, data)
-            if not seeds:
-                continue
-            numbers = " ".join(map(str, seeds))
-            named = self.named(row.name)
-            which = f"--recbole {row.flags[1]}" if row.name.startswith("recbole-") else f"--only {row.name}"
-            command = f"python {self.plan.script} --data {data} {which} --seeds {numbers}"
-            command += f" -- {' '.join(self.flags)}" if self.flags else ""
-            found = summary(named, [self.result(row.name, data, seed) for seed in seeds], command)
-            found |= {"data": data, "tuning": row.tuning, "fewer": row.fewer.get(data, ""), "paired": {}}
-            for seed, folder in seeds.items():
-                keep(folder, self.kept(row.name, data, seed))
-            for other in row.others:
-                compared = paired(self.named(other), self.finished(other, data), named, seeds)
-                found["paired"] |= {} if compared is None else {other: compared}
-            write(self.results / data / f"{named}.json", found)
+        with FileLock(self.locked(data)):
+            for row in {**self.plan.by_name, **{row.name: row for row in rows}}.values():
+                self._summarise(row, data)
 
-    def finished(self, name: str, data: str) -> dict[int, Path]:
-        """Seed -> where each user's metrics lie, of the runs that are over: a run folder, or what was kept of one."""
-        stem = f"{self.named(name)}-seed"
-        kept = self.kept(name, data, 0).parent.glob(f"{stem}*")
-        runs = (path.parent for path in (self.runs / data).glob(f"{stem}*/result.json"))
-        found = {int(folder.name.removeprefix(stem)): folder for folder in (*kept, *runs)}
+    def _summarise(self, row: Row, data: str) -> None:
+        results, named = self.known(row.name, data), self.named(row.name)
+        if not results:
+            return
+        numbers = " ".join(map(str, results))
+        which = f"--recbole {row.flags[1]}" if row.name.startswith("recbole-") else f"--only {row.name}"
+        command = f"python {self.plan.script} --data {data} {which} --seeds {numbers}"
+        command += f" -- {' '.join(self.flags)}" if self.flags else ""
+        found = summary(named, list(results.values()), command)
+        found |= {"data": data, "tuning": row.tuning, "fewer": row.fewer.get(data, ""), "paired": {}}
+        ranked = self.ranked(row.name, data)
+        for other in row.others:
+            compared = paired(self.named(other), self.ranked(other, data), named, ranked)
+            found["paired"] |= {} if compared is None else {other: compared}
+        write(self.results / data / f"{named}.json", found)
+        for seed, folder in ranked.items():
+            keep(folder, self.kept(row.name, data, seed))
+
+    def known(self, name: str, data: str) -> dict[int, dict[str, Any]]:
+        """Seed -> what is known of the run, from its folder or from the results.
+
+        Raises:
+            ValueError: runs of one row were trained in different ways.
+        """
+        recorded = self.results / data / f"{self.named(name)}.json"
+        runs = json.loads(recorded.read_text())["runs"] if recorded.is_file() else []
+        found = {run["seed"]: run for run in runs}
+        found |= {seed: read(folder, seed) for seed, folder in self.finished(name, data).items()}
+        ways = {run["way"]: seed for seed, run in found.items() if "way" in run}
+        if len(ways) > 1:
+            raise ValueError(
+                f"{self.named(name)} on {data} was trained in different ways, for example with the seeds "
+                f"{sorted(ways.values())}: delete the runs of the old one below {self.runs / data} and, if they are "
+                f"recorded there, from {recorded}"
+            )
         return dict(sorted(found.items()))
 
-    def result(self, name: str, data: str, seed: int) -> dict[str, Any]:
-        """What is known of a finished run, from its folder or from the results."""
-        folder = self.folder(name, data, seed)
-        if (folder / "result.json").is_file():
-            return read(folder, seed)
-        recorded = json.loads((self.results / data / f"{self.named(name)}.json").read_text())
-        return next(run for run in recorded["runs"] if run["seed"] == seed)
+    def ranked(self, name: str, data: str) -> dict[int, Path]:
+        """Seed -> where each user's metrics lie, of the known runs that have them: a run folder, or what was kept."""
+        kept = {seed: self.kept(name, data, seed) for seed in self.known(name, data)}
+        kept = {seed: folder for seed, folder in kept.items() if (folder / "per_user.parquet").is_file()}
+        return dict(sorted((kept | self.finished(name, data)).items()))
+
+    def finished(self, name: str, data: str) -> dict[int, Path]:
+        """Seed -> folder of the runs that are over and still there."""
+        stem = f"{self.named(name)}-seed"
+        found = [path.parent for path in (self.runs / data).glob(f"{stem}*/result.json")]
+        return dict(sorted((int(folder.name.removeprefix(stem)), folder) for folder in found))
 
     def kept(self, name: str, data: str, seed: int) -> Path:
         """Where each user's metrics are kept beside the results."""
         return self.results / data / "per-user" / f"{self.named(name)}-seed{seed}"
+
+    def locked(self, data: str) -> Path:
+        """The lock of whoever writes results, among the runs."""
+        (self.runs / data).mkdir(parents=True, exist_ok=True)
+        return self.runs / data / "results.lock"
 
     def named(self, name: str) -> str:
         """The name of a row, with the flags that all recipes get."""
@@ -166,7 +191,7 @@ class Work:
         if row.name.startswith("recbole-") and importlib.util.find_spec("recbole") is None:
             return "RecBole is not installed here (python3 tasks.py parity makes an environment that has it)"
         spent = time.monotonic() - self.began
-        known = [self.result(row.name, data, seed)["seconds"] for seed in self.finished(row.name, data)]
+        known = [run["train_seconds"] + run["validation_seconds"] for run in self.known(row.name, data).values()]
         expected = max(known, default=0.0)
         if spent + expected > self.budget:
             return f"{spent / 60:.0f} minutes of the budget are spent and it takes about {expected / 60:.0f}"
@@ -199,8 +224,8 @@ def keep(run: Path, folder: Path) -> None:
     if run == folder:
         return
     report = Report.load(run)
-    columns = {"user": report.columns["user"].astype(np.int32)} | {name: report.columns[name] for name in PAIRED}
-    known = read_table(folder)[0] if folder.is_dir() else {}
+    columns = {name: report.columns[name] for name in ("user", "candidates", *PAIRED)}
+    known = read_table(folder)[0] if (folder / "per_user.parquet").is_file() else {}
     if any(name not in known or not np.array_equal(known[name], values) for name, values in columns.items()):
         write_table(folder, columns, {"meta": report.meta, "aggregates": report.aggregates, "seed": report.seed})
 

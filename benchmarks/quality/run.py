@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -33,7 +34,6 @@ RESULTS = Path(__file__).parent / "results"
 METRICS = ("ndcg@10", "hr@10", "hr@20", "mrr@10", "coverage@10")
 EDITOR = ("operation_accuracy", "majority_accuracy", "generator_top1", "popularity_top1")
 EDITOR_SECTION = "Editor quality on fresh corruption"  # in a run's sections.json
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided 95%, by number of seeds
 BUSY = 75  # exit status of a run that another process is at
 LIBRARIES = ("recsys", "torch", "lightning", "numpy", "numba", "recbole")
 
@@ -121,10 +121,26 @@ def read(folder: Path, seed: int) -> dict[str, Any]:
     """The result of one finished seed, with its pace and, if it has an editor, how good that is."""
     result = json.loads((folder / "result.json").read_text())
     found = {"seed": seed, **result, **pace(folder, result)}
+    if (folder / "config.json").is_file():
+        found["way"] = way(folder)
     if (folder / "sections.json").is_file():
         told = json.loads((folder / "sections.json").read_text()).get(EDITOR_SECTION, {})
         found["editor"] = {name: float(told[name]) for name in EDITOR if name in told}
     return found
+
+
+def way(folder: Path) -> str:
+    """A hash of how the run was trained, its seed and the places of files left out: seeds of one row have the same."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(one) for key, one in value.items() if key != "seed"}
+        if isinstance(value, list):
+            return [plain(one) for one in value]
+        return Path(value).name if isinstance(value, str) else value
+
+    identity = json.loads((folder / "config.json").read_text())["identity"]
+    return hashlib.sha256(json.dumps(plain(identity), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def pace(folder: Path, result: dict[str, Any]) -> dict[str, float]:
@@ -166,8 +182,8 @@ def summary(name: str, seeds: list[dict[str, Any]], command: str) -> dict[str, A
         values = np.array([seed["metrics"][metric] for seed in seeds])
         row = {"mean": float(values.mean()), "seeds": values.tolist()}
         if len(values) > 1:
-            reach = T_95.get(len(values), 2.0) * values.std(ddof=1) / len(values) ** 0.5
-            row |= {"low": float(values.mean() - reach), "high": float(values.mean() + reach), "over": "seeds"}
+            low, high = over_seeds(values)
+            row |= {"low": low, "high": high, "over": "seeds"}
         elif metric in seeds[0]["intervals"]:
             row |= dict(zip(("low", "high"), seeds[0]["intervals"][metric], strict=True)) | {"over": "users"}
         metrics[metric] = row
@@ -181,6 +197,14 @@ def summary(name: str, seeds: list[dict[str, Any]], command: str) -> dict[str, A
         "metrics": metrics,
         "runs": seeds,
     }
+
+
+def over_seeds(values: np.ndarray) -> tuple[float, float]:
+    """The 95% interval of the mean of two or more seeds (Student's t)."""
+    from scipy.stats import t
+
+    reach = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return float(values.mean() - reach), float(values.mean() + reach)
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:

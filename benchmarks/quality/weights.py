@@ -51,11 +51,14 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/quality/weights"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     chosen = parser.parse_args()
-    kept = Kept(chosen.results / "weights" / f"{chosen.data}.json")
+    chosen.runs.mkdir(parents=True, exist_ok=True)
+    kept = Kept(chosen.results / "weights" / f"{chosen.data}.json", chosen.runs / f"{chosen.data}.lock")
 
     def tried(name: str, *setting: Any, factor: float) -> dict[str, Any]:
         folder = chosen.runs / chosen.data / name
-        return kept.get(name, lambda: search(folder, chosen.data, *setting, factor=factor))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # another process may be at it: then wait for what it finds
+            return kept.get(name, lambda: search(folder, chosen.data, *setting, factor=factor))
 
     backbone = tried("backbone", *BACKBONE, factor=0.0)
     for factor in chosen.factors:
@@ -70,20 +73,21 @@ def main() -> None:
 class Kept:
     """What was found so far, by name, in one file, which several processes may add to."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, lock: Path) -> None:
+        self.path, self.lock = path, lock
 
     def read(self) -> dict[str, dict[str, Any]]:
         """All of it."""
         return dict(json.loads(self.path.read_text())) if self.path.is_file() else {}
 
     def get(self, name: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """One finding, which ``find`` makes if it is not there."""
-        if name not in self.read():
-            found = find()
-            with FileLock(f"{self.path}.lock"):
-                write(self.path, dict(sorted({**self.read(), name: found}.items())))
-        return self.read()[name]
+        """One finding, which ``find`` makes if it is not there; delete an entry of the file to make it anew."""
+        known = self.read().get(name)
+        if known is None:
+            known = find()
+            with FileLock(self.lock):
+                write(self.path, dict(sorted({**self.read(), name: known}.items())))
+        return known
 
 
 def search(
