@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,6 +40,18 @@ def from_hub(
         except (OSError, ValueError) as error:
             reason = error
     raise unavailable(name, what, otherwise, reason) from reason
+
+
+def held_commit(name: str, files: Sequence[str], revision: str | None = None) -> str | None:
+    """The commit at which the hub's cache holds one of the ``files`` of a model; None if it holds none.
+
+    Raises:
+        ValueError: no model of the hub can have this name.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    found = (try_to_load_from_cache(name, file, revision=revision) for file in files)
+    return next((Path(path).parent.name for path in found if isinstance(path, str)), None)
 
 
 def newest_commit(name: str, revision: str | None = None) -> str:

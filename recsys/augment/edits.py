@@ -29,15 +29,15 @@ def assemble(
 ) -> Batch:
     """The view that the edits make of ``batch``: per token its insertions, furthest first, then itself unless deleted.
 
-    Whole-batch tensor operations only. The newest ``max_length`` tokens stay; a history of which nothing is left is a
+    Whole-batch tensor operations. The newest ``max_length`` tokens stay; a history of which nothing is left is a
     lone end token; an empty history stays empty. Insertions have the time of the token they stand before.
 
     Args:
         operations: (B, L); padding is ignored.
         inserted: (B, L, M), nearest first; what stands behind an end token, or before no INSERT, is ignored.
         dedup: "none", "first" keeps the first of equal items, "released_set_order" also puts the rest in the order that
-            a Python set of the rows has, as TCLARec's code does; two rows that would share a slot of the set stay in
-            order here. For matching its numbers only: it destroys the order of the history.
+            a Python set of them has, as TCLARec's code does. For matching its numbers only: it destroys the order of
+            the history, and is made history by history.
     """
     depth, end = inserted.shape[2] + 1, end_token(num_items)
     listed = (inserted == end).cumsum(2) == 0
@@ -84,9 +84,10 @@ def _repeats(ids: Tensor) -> Tensor:
 
 
 def _set_order(ids: Tensor, valid: Tensor) -> Tensor:
-    """(B, W): the order in which a Python set of the ``valid`` rows is walked, two rows of one slot in order."""
-    count = valid.sum(1, keepdim=True)
-    slots = torch.full_like(count, 8)
-    for least, size in ((5, 32), (19, 128), (77, 512)):  # a set grows when three fifths are used, to four times that
-        slots = torch.where(count >= least, size, slots)
-    return torch.where(valid, ids % slots, 512).argsort(dim=1, stable=True)
+    """(B, W): the order in which a Python set of the ``valid`` rows is walked, the others behind."""
+    places = torch.full_like(ids, ids.shape[1])
+    for line, mask, place in zip(ids.tolist(), valid.tolist(), places, strict=True):
+        column_of = {row: column for column, (row, good) in enumerate(zip(line, mask, strict=True)) if good}
+        rows = list(column_of)  # a set of the dictionary itself would have other slots
+        place[[column_of[row] for row in set(rows)]] = torch.arange(len(rows), device=ids.device)
+    return places.argsort(dim=1, stable=True)

@@ -235,7 +235,7 @@ class ChatEndpoint:
         if seconds > self.longest_wait:
             error.args = (f"{error}; it asks to wait {seconds:.0f} s, longest_wait is {self.longest_wait:.0f} s",)
             return False
-        if error.wait is not None:
+        if error.wait is not None or error.crowded:
             self._pace.pause(seconds)
         if not stop.is_set() and time.monotonic() - self._told > TELL:
             self._told = time.monotonic()
@@ -267,8 +267,7 @@ class ChatEndpoint:
         except (OSError, http.client.HTTPException):
             told = f"HTTP {error.code}"
         if error.code in RETRIED or error.code >= 500:
-            hint = "Lower concurrency= or set requests_per_minute=" if error.code == 429 else _PassingError.hint
-            return _PassingError(told, _retry_after(error.headers.get("Retry-After")), hint)
+            return _PassingError(told, _retry_after(error.headers.get("Retry-After")), crowded=error.code == 429)
         if error.code in (401, 403):
             state = f"the key in the environment variable {self.key_env} was not accepted"
             if key is None:
@@ -305,13 +304,18 @@ class ChatEndpoint:
 
 
 class _PassingError(Exception):
-    """A failure that may pass; ``wait`` seconds are what the server asks for, ``hint`` what to do if it stays."""
+    """A failure that may pass.
 
-    hint = "Is the server up, and is its address right?"
+    ``wait`` seconds are what the server asks for; a ``crowded`` one (429) wants fewer requests; ``hint`` is what to do
+    if it stays.
+    """
 
-    def __init__(self, message: str, wait: float | None = None, hint: str = hint) -> None:
+    def __init__(self, message: str, wait: float | None = None, crowded: bool = False) -> None:
         super().__init__(message)
-        self.wait, self.hint = wait, hint
+        self.wait, self.crowded = wait, crowded
+        self.hint = "Is the server up, and is its address right?"
+        if crowded:
+            self.hint = "Lower concurrency= or set requests_per_minute="
 
 
 class _RefusedError(Exception):
@@ -324,12 +328,15 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def without_thoughts(text: str) -> str:
-    """An answer without what a reasoning model wrote to itself before it, ended or not.
+    """An answer without what a reasoning model wrote to itself before it, ended or not, begun here or in the prompt.
 
     >>> without_thoughts("<think>They like horror.</think> Horror films.")
     'Horror films.'
+    >>> without_thoughts("They like horror.</think> Horror films.")
+    'Horror films.'
     """
-    return re.sub(r"<think>.*?(</think>|\Z)", "", text, flags=re.DOTALL).strip()
+    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL).rpartition("</think>")[2]
+    return text.partition("<think>")[0].strip()
 
 
 def _chunks(response: http.client.HTTPResponse, deadline: float) -> Iterator[bytes]:

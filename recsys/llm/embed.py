@@ -29,7 +29,7 @@ from recsys.data.fetch import cache_folder
 from recsys.data.split import Split
 from recsys.data.vectors import FORMAT, KIND, GrowingMatrix, Vectors, check_finite
 from recsys.data.vocabulary import Vocabulary
-from recsys.hub import ModelUnavailableError, newest_commit, unavailable
+from recsys.hub import ModelUnavailableError, held_commit, newest_commit, unavailable
 from recsys.llm.texts import text_hash, texts_by_row
 from recsys.llm.tfidf import Tfidf, unit
 from recsys.parts import describe
@@ -182,15 +182,11 @@ def _local(name: str, folder: Path) -> _Source:
 def _hub(name: str) -> _Source:
     """A model of the hub, at the commit that the hub's cache holds, or else at the newest one."""
     try:
-        from huggingface_hub import try_to_load_from_cache
+        commit = held_commit(name, ("modules.json", "config.json")) or _newest(name)
     except ImportError as error:
         raise ImportError(f"the model {name!r} needs sentence-transformers: {_INSTALL}, or model='{TFIDF}'") from error
-    try:
-        found = [try_to_load_from_cache(name, file) for file in ("modules.json", "config.json")]
     except ValueError as error:  # no name that the hub could have
         raise _unavailable(name, error) from error
-    commits = [Path(path).parent.name for path in found if isinstance(path, str)]
-    commit = commits[0] if commits else _newest(name)
 
     def load(device: str) -> TextEncoder:
         try:

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from recsys.artifacts import hash_folder
-from recsys.hub import from_hub
+from recsys.hub import from_hub, held_commit, newest_commit
 from recsys.llm.chat import Answer, Prompt, without_thoughts
+
+THINKING = 8  # tokens at the end of a prompt in which a template may begin the model's thoughts
 
 
 class LocalWriter:
@@ -65,14 +67,27 @@ class LocalWriter:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Model, revision (of a folder the hash of its files), number format, longest answer; decoding is greedy."""
-        revision = self.revision if self._folder is None else self._digest
+        """Model, revision (of a folder the hash of its files, of a name on the hub the commit), number format, longest
+        answer; decoding is greedy.
+        """
+        revision = self._commit if self._folder is None else self._digest
         return {"model": self.name, "revision": revision, "dtype": self.dtype, "max_tokens": self.max_tokens}
 
     @cached_property
     def _digest(self) -> str:
         assert self._folder is not None
         return hash_folder(self._folder)
+
+    @cached_property
+    def _commit(self) -> str | None:
+        """What is loaded of a name on the hub; where nobody can tell, the revision that was asked for."""
+        if self._loaded is not None:
+            return self.revision
+        try:
+            held = held_commit(str(self.model), ("config.json",), self.revision)
+            return held or newest_commit(str(self.model), self.revision)
+        except (ImportError, OSError, ValueError):
+            return self.revision
 
     def write(self, prompts: Sequence[Prompt], done: Callable[[int, Answer], None]) -> None:
         """See ``recsys.llm.chat.Writer``; a prompt that leaves no room for the answer is refused, not cut.
@@ -114,7 +129,9 @@ class LocalWriter:
         answers = []
         for row, new in zip(rows, written, strict=True):
             end = next((place for place, token in enumerate(new) if token in stops), None)
-            text = without_thoughts(tokenizer.decode(new[:end], skip_special_tokens=True))
+            text = tokenizer.decode(new[:end], skip_special_tokens=True)
+            begun = tokenizer.decode(row[-THINKING:]).rstrip().endswith("<think>")  # by the template, for the model
+            text = without_thoughts(f"<think>{text}" if begun else text)
             answers.append(Answer(text, len(row), len(new) if end is None else end + 1, cut=end is None))
         return answers
 
@@ -142,8 +159,10 @@ class LocalWriter:
         dtype = "auto" if self.dtype is None else getattr(torch, self.dtype)
         options: dict[str, Any] = {"dtype" if int(__version__.split(".")[0]) >= 5 else "torch_dtype": dtype}
 
+        revision = self._commit if self._folder is None else None
+
         def load(offline: bool) -> tuple[Any, Any]:
-            told = {"revision": self.revision, "local_files_only": offline}
+            told = {"revision": revision, "local_files_only": offline}
             tokenizer = AutoTokenizer.from_pretrained(self.model, **told)
             return AutoModelForCausalLM.from_pretrained(self.model, **told, **options), tokenizer
 
@@ -151,7 +170,7 @@ class LocalWriter:
             "give a local folder that holds it, or download it once where there is one; writer=None makes offline "
             "profiles without any"
         )
-        model, tokenizer = from_hub(load, str(self.model), "language model", otherwise, self.revision)
+        model, tokenizer = from_hub(load, str(self.model), "language model", otherwise, revision)
         try:
             return model.to(device).eval(), tokenizer
         except (RuntimeError, AssertionError) as error:

@@ -138,6 +138,14 @@ def test_check_03_order_of_the_released_set() -> None:
     assert found.ids[0, :5].tolist() == list(set(ids[0].tolist())) == [5, 42, 300, 17, 11000]
 
 
+def test_check_03_order_of_released_sets_that_collide() -> None:
+    ids = torch.rand(50, 12101, generator=generator()).argsort(1)[:, :15] + 1
+    batch = Batch(torch.arange(50), torch.arange(50), ids, torch.full((50,), 15))
+    nothing = torch.zeros(50, 15, 5, dtype=torch.int64)
+    found = assemble(batch, torch.zeros_like(ids), nothing, 12101, 60, "released_set_order")
+    assert found.ids.tolist() == [list(set(row)) for row in ids.tolist()]
+
+
 def test_check_04_oracle_restores_the_history() -> None:
     lengths = torch.arange(300) % LENGTH + 1
     ids = torch.rand(300, N, generator=generator()).argsort(1)[:, :LENGTH] + 1

@@ -143,6 +143,23 @@ def test_wait_the_server_asks_for_replaces_the_back_off(server: Server) -> None:
         ask(endpoint(server), "one")
 
 
+def test_a_crowded_server_is_left_alone_by_all_threads(server: Server) -> None:
+    server.faults.append((429, {}, b""))
+    writer = endpoint(server, backoff=0.6, concurrency=1)
+    began = time.monotonic()
+    ask(writer, "one", "two")
+    assert time.monotonic() - began >= 0.3  # half the back-off is the least
+    assert writer._pace._resume > began + 0.3
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<think>a</think> b", "a</think>\n\nb", "<think>a</think><think>c</think>b", "b <think>cut", "b"],
+)
+def test_thoughts_are_no_part_of_an_answer(text: str) -> None:
+    assert without_thoughts(text) == "b"
+
+
 def test_retry_after_is_a_number_or_a_date() -> None:
     assert _retry_after("7") == 7
     assert _retry_after(email.utils.formatdate(time.time() + 100, usegmt=True)) == pytest.approx(100, abs=5)
@@ -287,7 +304,22 @@ TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'system' and no_system %}{{ raise_exception('no system') }}{% endif %}"
     "<s> {{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}<s> assistant {% endif %}"
 )
-WORDS = ["<pad>", "<unk>", "<s>", "</s>", "system", "user", "assistant", "Describe", "red", "blue", "shoe", "hat", "/"]
+WORDS = [
+    "<pad>",
+    "<unk>",
+    "<s>",
+    "</s>",
+    "system",
+    "user",
+    "assistant",
+    "Describe",
+    "red",
+    "blue",
+    "shoe",
+    "hat",
+    "/",
+    "<think>",
+]
 
 
 @pytest.fixture(scope="module")
@@ -401,3 +433,28 @@ def test_local_writer_answers_the_others_before_it_refuses(tiny: tuple[Any, Any]
         [Prompt("Describe.", user) for user in users], lambda index, answer: order.append(index)
     )
     assert set(order[:2]) == {3, 4} and order[2:] == [0, 1, 2], "three refusals before an answer end all of it"
+
+
+def test_thoughts_that_the_template_begins_are_no_answer(tiny: tuple[Any, Any]) -> None:
+    from recsys.llm.local import LocalWriter
+
+    tiny[1].add_tokens("<think>")
+    tiny[1].chat_template = TEMPLATE + "<think>"
+    assert ask(LocalWriter(*tiny, name="tiny", max_tokens=4), "red hat")[0].text == "", "cut within its thoughts"
+
+
+def test_local_writer_knows_the_commit_of_a_model_on_the_hub(
+    tiny: tuple[Any, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    from recsys.llm.local import LocalWriter
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repo, commit = tmp_path / "models--someone--tiny", "0123456789abcdef0123456789abcdef01234567"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    for part in tiny:
+        part.save_pretrained(repo / "snapshots" / commit)
+    assert LocalWriter("someone/tiny").settings["revision"] == commit
+    assert LocalWriter("someone/other").settings["revision"] is None, "not here, and the hub is out of reach"
