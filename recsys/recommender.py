@@ -85,12 +85,19 @@ class Recommender(Ranker):
                 f"{type(encoder).__name__} gives the state of the newest token alone, and "
                 f"{type(self.targets).__name__} has targets elsewhere: use LastItem or OneTarget"
             )
+        room -= getattr(self.targets, "appends", 0)
         for part in (*(part for part in auxiliaries if part.weight), *augmentations):
             longest = getattr(part, "longest", None)
             if longest is not None and longest > room:
                 raise ValueError(
                     f"{type(part).__name__} makes histories of up to max_length={longest} items, and "
                     f"{type(encoder).__name__} reads {room}: give the part max_length={room} or less"
+                )
+        for part in augmentations:
+            if getattr(part, "writes_mask", False):
+                raise ValueError(
+                    f"what {type(part).__name__} writes among augmentations becomes a target, and a mask is no item: "
+                    'give its Mask hide="drop"'
                 )
 
     @property
@@ -137,7 +144,7 @@ class Recommender(Ranker):
         multiplied by its weight and by the batch's share of the update. A term that ``step.losses`` does not name is
         not computed.
         """
-        step = replace(step, items=self.items, encode=self.encode)
+        step = replace(step, items=self.items, encode=self.encode, query=self.targets.query)
         terms: dict[str, Tensor] = {}
         if step.asks_for("loss"):
             terms["loss"] = self._objective(step) / step.total_weight

@@ -111,7 +111,9 @@ class Step:
     share: float = 1.0  # part of this update that this batch is, for losses that are means of their own
     items: ItemTable | None = None
     encode: Callable[[Batch], Encoded] | None = None
+    query: Callable[[Batch], Batch] | None = None  # makes of histories what is ranked (a mask behind them); None: as is
     twin: int = 0  # auxiliaries of the same class before the one that is called
+    scope: str = ""  # the part that calls another one
 
     @cached_property
     def encoded(self) -> Encoded:
@@ -126,15 +128,25 @@ class Step:
 
     def generator(self, name: str) -> torch.Generator:
         """The random stream of the part called ``name`` in this step, on the batch's device; twins have their own."""
-        name = f"{name} {self.twin}" if self.twin else name
+        name = f"{self.scope}{name} {self.twin}" if self.twin else f"{self.scope}{name}"
         return torch_generator(self.seed, name, self.epoch, self.index, self.rank, device=self.batch.ids.device)
 
     def for_twin(self, number: int) -> Step:
         """The same step, for the auxiliary that comes behind ``number`` others of its class."""
-        if number == self.twin:
-            return self
+        return self if number == self.twin else self._but(twin=number)
+
+    def within(self, name: str) -> Step:
+        """The same step, for a part that the part called ``name`` calls: its random streams are its own."""
+        return self._but(scope=f"{self.scope}{name}.")
+
+    def asked(self, histories: Batch) -> Batch:
+        """Histories as they are ranked: what the recommender's targets make of them."""
+        return histories if self.query is None else self.query(histories)
+
+    def _but(self, **changed: Any) -> Step:
         other = copy.copy(self)  # not replace: what was encoded already comes along
-        object.__setattr__(other, "twin", number)
+        for name, value in changed.items():
+            object.__setattr__(other, name, value)
         return other
 
 

@@ -185,13 +185,13 @@ def pooled(encoded: Encoded, pool: str) -> Tensor:
     return laid.view(size, -1)
 
 
-def halves(encoded: Encoded | None, pool: str, like: Tensor, width: int = 0) -> tuple[Tensor, Tensor]:
-    """(B, F) vectors of the first and of the second view that were read together; (0, ``width``) if nothing was.
+def halves(encoded: Encoded | None, pool: str, step: Step) -> tuple[Tensor, Tensor]:
+    """(B, F) vectors of the first and of the second view that were read together; none if nothing was read.
 
-    ``like`` is a tensor on the device that the vectors of nothing belong to.
+    Vectors of nothing are the step's own, so that a loss of them has a gradient: 0.
     """
     if encoded is None:
-        none = torch.zeros(0, width, device=like.device)
+        none = step.encoded.user[:0]
         return none, none
     first, second = pooled(encoded, pool).chunk(2)
     return first, second

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recsys.augment.contrast import alike, check_contrast, check_pool, halves, nt_xent, pooled, together
+from recsys.augment.contrast import alike, check_contrast, check_pool, halves, inputs, nt_xent, pooled, together
 from recsys.augment.pairs import ViewContrast
 from recsys.errors import DataWarning
 from recsys.index import kmeans
@@ -39,7 +39,9 @@ class IntentContrast(nn.Module):
 
         IntentContrast(CL4SRec(0.1, [Crop(0.2), Mask(0.7, hide="drop"), Reorder(0.2)], pool="flat"), dim)
 
-    and ICSRec for Beauty, whose intent term is a sum over the two views where ours is a mean, is
+    (the authors draw both operations of a pair on their own, so that they coincide in a third of the rows; here they
+    differ, and a history of one item stays as it is), and ICSRec for Beauty, whose intent term is a sum over the two
+    views where ours is a mean, is
 
         IntentContrast(DuoRec(0.3, hide=("target",)), dim, intent=0.2, pool="last", hide=True)
 
@@ -54,8 +56,8 @@ class IntentContrast(nn.Module):
         iterations: of k-means, per epoch.
         temperature: divides the products of the intent term.
         pool: what stands for a history: the "mean" over its items' states (ICLRec) or the state of the "last"
-            (ICSRec). The mean needs an encoder that gives all states, the last one where targets are elsewhere
-            (``MaskedItems``): ``readout="all"`` of those that spare some.
+            (ICSRec). An encoder may spare itself states that no target asks for; where the ``pool`` misses one the
+            histories are read once more, without gradient.
         hide: do not tell apart histories of one cluster.
 
     Raises:
@@ -90,6 +92,7 @@ class IntentContrast(nn.Module):
         self.pairs, self.dim, self.weight, self.intent, self.clusters = pairs, dim, weight, intent, clusters
         self.iterations, self.temperature, self.pool, self.hide = iterations, temperature, pool, hide
         self.needs: frozenset[str] = getattr(pairs, "needs", frozenset())
+        self.longest: int | None = getattr(pairs, "longest", None)
         self._seed = 0
         self._forget()
 
@@ -125,18 +128,18 @@ class IntentContrast(nn.Module):
         Raises:
             ValueError: the states have another width than ``dim``.
         """
-        rows = self.pairs.rows(step.batch)
+        rows, inner = self.pairs.rows(step.batch), step.within("IntentContrast")
         batch, terms = step.batch.select(rows), {}
         every = self.pool != "last" or self.pairs.pool != "last"
-        encoded = together(step, self.pairs.views(step, batch), every) if len(rows) else None
+        encoded = together(step, self.pairs.views(inner, batch), every) if len(rows) else None
         if self.pairs.weight:
             terms["pairs"] = self.pairs.weight * self.pairs.contrast(
-                step, batch, *halves(encoded, self.pairs.pool, rows)
+                step, batch, *halves(encoded, self.pairs.pool, step)
             )
-        own = pooled(step.encoded, self.pool)[rows].detach().float()
+        own = self._own(step, rows)
         if own.shape[1] != self.dim:
             raise ValueError(f"the encoder's states have width {own.shape[1]}, IntentContrast was told dim={self.dim}")
-        first, second = halves(encoded, self.pool, rows, self.dim)
+        first, second = halves(encoded, self.pool, step)
         if step.share == 0:  # the spare row of a process without rows
             own, first, second = own[:0], first[:0], second[:0]
         if self.training:
@@ -144,10 +147,20 @@ class IntentContrast(nn.Module):
         terms["intent"] = self.intent * self._term(own, first, second)
         return terms
 
+    def _own(self, step: Step, rows: Tensor) -> Tensor:
+        """(B, D) what stands for the histories ``rows``, of the recommendation pass if that computed all it takes."""
+        encoded = step.encoded
+        read = torch.zeros(len(encoded.batch.flat), dtype=torch.bool, device=rows.device)
+        read[encoded.batch.wanted] = True
+        if not bool((read[encoded.batch.last[encoded.batch.lengths > 0]] if self.pool == "last" else read).all()):
+            with torch.no_grad():
+                encoded = together(step, [inputs(step.batch)], every=True)
+        return pooled(encoded, self.pool)[rows].detach().float()
+
     def _term(self, own: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """The mean over the views of NT-Xent(view, centroid nearest to its history); all (B, D)."""
         if not self._ready:
-            return first.new_zeros(())
+            return 0.0 * first.sum()
         losses = []
         for view, state in ((first, own), (second, own if self.pairs.same_history else second.detach().float())):
             intents = torch.cdist(state, self.centroids).argmin(1)  # (B,)

@@ -76,7 +76,7 @@ class ViewContrast(nn.Module):
         rows = self.rows(step.batch)
         batch = step.batch.select(rows)
         encoded = together(step, self.views(step, batch), self.pool != "last") if len(rows) else None
-        return self.contrast(step, batch, *halves(encoded, self.pool, rows))
+        return self.contrast(step, batch, *halves(encoded, self.pool, step))
 
     def rows(self, batch: Batch) -> Tensor:
         """(B,) int64: which rows of the prepared batch take part."""
@@ -120,15 +120,18 @@ class CL4SRec(ViewContrast):
         super().__init__(weight, temperature, pool, cosine, hide, keep)
         self.operations = [Crop(0.6), Mask(0.3), Reorder(0.6)] if operations is None else list(operations)
         self.draw = DistinctPair(self.operations)
+        self.longest = self.draw.longest
 
     def bind(self, context: Context) -> None:
         """Let the operations learn the catalogue."""
         self.draw.bind(context)
 
     def views(self, step: Step, batch: Batch) -> tuple[Batch, Batch]:
-        """Two views, by operations that differ."""
+        """Two views, by operations that differ; of one that grew the newest items, as many as the longest input has."""
         _refresh(self.draw, step)
-        return self.draw(inputs(batch), step.generator("CL4SRec"))
+        first, second = self.draw(inputs(batch), step.generator("CL4SRec"))
+        width = self.longest or batch.ids.shape[1]
+        return newest(first, width), newest(second, width)
 
 
 class CoSeRec(ViewContrast):
@@ -269,8 +272,8 @@ class DuoRec(ViewContrast):
         return (newest_target(batch) > PAD).nonzero().squeeze(1)
 
     def views(self, step: Step, batch: Batch) -> tuple[Batch, Batch]:
-        """The history, and its partner's."""
-        return inputs(batch), self.partners(batch, step.generator("DuoRec"))
+        """The history, and its partner's as it would be ranked."""
+        return inputs(batch), step.asked(inputs(self.partners(batch, step.generator("DuoRec"))))
 
     def partners(self, batch: Batch, generator: torch.Generator) -> Batch:
         """(B, L') histories before other training events with the newest target of each row, with that target.

@@ -27,7 +27,7 @@ from recsys.data.vocabulary import Vocabulary
 from recsys.index import nearest_rows
 from recsys.randomness import numpy_generator
 
-KIND, VERSION = "recsys.neighbours", 1
+KIND, VERSION = "recsys.neighbours", 2
 SPARE = 32  # hits asked for beyond k, for those that are left out
 HITS = 1 << 26  # held at a time
 
@@ -88,14 +88,19 @@ def item_neighbours(vectors: np.ndarray, known: np.ndarray, k: int, kind: str = 
     vectors = unit(vectors)
     chosen = np.flatnonzero(known & vectors.any(1))
     chosen = chosen[chosen > 0]
-    found = _others(vectors[chosen], k, (), "items with a vector", kind, seed)
+    found = _others(vectors[chosen], k, [], "items with a vector", kind, seed)
     table = np.zeros((len(vectors), k), np.int32)
     table[chosen] = np.where(found < 0, 0, chosen[found])
     return table
 
 
 def pool_neighbours(
-    vectors: np.ndarray, k: int, apart: Sequence[np.ndarray] = (), kind: str = "auto", seed: int = 0
+    vectors: np.ndarray,
+    k: int,
+    apart: Sequence[np.ndarray] = (),
+    kind: str = "auto",
+    seed: int = 0,
+    twins: np.ndarray | None = None,
 ) -> np.ndarray:
     """(Q, k) int32: the ``k`` other rows of largest cosine, best first.
 
@@ -104,15 +109,18 @@ def pool_neighbours(
 
     Args:
         vectors: (Q, D); a zero row has no neighbours and is nobody's.
-        apart: labels (Q,); rows that share one (the user, the group of twins) are not each other's neighbours.
+        apart: labels (Q,); rows that share one (the user) are not each other's neighbours.
         kind, seed: of the search, as in :func:`recsys.index.nearest_rows`.
+        twins: a further such label, of rows that have equal vectors as well, which spares the search the many windows
+            of one best seller.
 
     Raises:
         ValueError: ``k`` is not below the number of rows with a vector.
     """
     vectors = unit(vectors)
     chosen = np.flatnonzero(vectors.any(1))
-    found = _others(vectors[chosen], k, [label[chosen] for label in apart], "rows of the pool", kind, seed)
+    labels, same = [label[chosen] for label in apart], None if twins is None else twins[chosen]
+    found = _others(vectors[chosen], k, labels, "rows of the pool", kind, seed, same)
     table = np.full((len(vectors), k), -1, np.int32)
     table[chosen] = np.where(found < 0, -1, chosen[found])
     return table
@@ -170,7 +178,15 @@ def shuffled(vectors: np.ndarray, known: np.ndarray, seed: int) -> np.ndarray:
     return dealt
 
 
-def _others(vectors: np.ndarray, k: int, apart: Sequence[np.ndarray], what: str, kind: str, seed: int) -> np.ndarray:
+def _others(
+    vectors: np.ndarray,
+    k: int,
+    apart: list[np.ndarray],
+    what: str,
+    kind: str,
+    seed: int,
+    twins: np.ndarray | None = None,
+) -> np.ndarray:
     """(n, k) int64 nearest rows that are neither the row itself nor share a label with it; see pool_neighbours.
 
     Searched wider and wider for those rows of which too many hits are left out, at most so far that all of these could
@@ -179,22 +195,41 @@ def _others(vectors: np.ndarray, k: int, apart: Sequence[np.ndarray], what: str,
     total = len(vectors)
     if not 1 <= k < total:
         raise ValueError(f"k={k} neighbours are asked for, and there are {total} {what}: k must lie in 1..{total - 1}")
-    widest = np.minimum(total, k + 1 + sum((np.bincount(label)[label] - 1 for label in apart), np.zeros(total, int)))
-    found, left, width = np.full((total, k), -1, np.int64), np.arange(total), k + 1 + (SPARE if len(apart) else 0)
+    among = np.arange(total) if twins is None else _enough(twins, apart, k)
+    apart = [*apart, *([] if twins is None else [twins])]
+    shares = (np.bincount(label[among], minlength=label.max() + 1)[label] for label in apart)
+    widest = np.minimum(len(among), k + 1 + sum(shares, np.zeros(total, int)))
+    found, left, width = np.full((total, k), -1, np.int64), np.arange(total), k + 1 + (SPARE if apart else 0)
     while len(left):
-        width = min(width, total)
+        width = min(width, len(among))
         for first in range(0, len(left), max(HITS // width, 1)):
             rows = left[first : first + max(HITS // width, 1)]
-            hits, _ = nearest_rows(vectors[rows], vectors, width, kind=kind, seed=seed, label=f"neighbours: {what}")
+            hits, _ = nearest_rows(
+                vectors[rows], vectors[among], width, kind=kind, seed=seed, label=f"neighbours: {what}"
+            )
+            hits = np.where(hits >= 0, among[hits], -1)
             fine = (hits >= 0) & (hits != rows[:, None])
             for label in apart:
                 fine &= label[hits] != label[rows][:, None]
             chosen = np.argsort(~fine, axis=1, kind="stable")[:, :k]
-            found[rows] = np.where(np.take_along_axis(fine, chosen, 1), np.take_along_axis(hits, chosen, 1), -1)
+            best = np.where(np.take_along_axis(fine, chosen, 1), np.take_along_axis(hits, chosen, 1), -1)
+            found[rows, : best.shape[1]] = best
         left = left[(found[left, -1] < 0) & (width < widest[left])]
         width *= 4
     count = (found >= 0).sum(1, keepdims=True)
     return np.take_along_axis(found, np.arange(k) % np.maximum(count, 1), 1)
+
+
+def _enough(twins: np.ndarray, apart: list[np.ndarray], k: int) -> np.ndarray:
+    """The rows that need to be searched where rows of one twin number are equal: the first few of each number.
+
+    So many that any row finds ``k`` of them that share no label with it.
+    """
+    most = k + sum(int(np.unique(np.stack([twins, label]), axis=1, return_counts=True)[1].max()) for label in apart)
+    order = np.argsort(twins, kind="stable")
+    sizes = np.unique(twins, return_counts=True)[1]
+    place = np.arange(len(twins)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.sort(order[place < most])
 
 
 def _titles(items: np.ndarray, split: Any) -> str:

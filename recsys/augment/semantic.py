@@ -187,8 +187,8 @@ class SemanticContrast(nn.Module):
             return {"intra": self._intra(step, *_states(step, parts))}
         own, anchors = self._locate(batch if step.share else batch.select(batch.rows[:0]))
         near, index = self._near(own)
-        neighbours = self._gather(near, batch)
-        parts += [inputs(batch)] if self.own_pass else []
+        neighbours = step.asked(inputs(self._gather(near, batch)))
+        parts += [step.asked(inputs(batch))] if self.own_pass else []
         states = _states(step, [*parts, neighbours] if self.neighbours_grad else parts)
         if not self.neighbours_grad:
             with torch.no_grad():
@@ -225,8 +225,10 @@ class SemanticContrast(nn.Module):
         facts = {"table": "pool", "k": self.k, "window": self.window, "apart": apart, **pool.facts(), **texts.facts}
 
         def search() -> np.ndarray:
-            labels = [pool.users] * self.exclude_same_user + [pool.twins()] * self.exclude_twins
-            return pool_neighbours(vectors, self.k, labels)
+            labels, twins = [pool.users] * self.exclude_same_user, pool.twins() if self.exclude_twins else None
+            if self.users is None:
+                return pool_neighbours(vectors, self.k, labels, twins=twins)
+            return pool_neighbours(vectors, self.k, labels if twins is None else [*labels, twins])
 
         table = self._table(facts, search)
         none, some = short_rows(table)

@@ -75,6 +75,7 @@ class Mask(nn.Module):
         if hide not in HIDES:
             raise ValueError(f"hide must be one of {', '.join(HIDES)}; found {hide!r}")
         self.share, self.hide, self.least = _checked(share), hide, _at_least_one(least)
+        self.writes_mask = hide == "token"
         self.num_items = 0
 
     def bind(self, context: Context) -> None:
@@ -207,6 +208,11 @@ class _Several(nn.Module):
     def longest(self) -> int | None:
         """The longest history that an operation lets grow; None if none does, or without bound."""
         return max(filter(None, (getattr(one, "longest", None) for one in self.operations)), default=None)
+
+    @property
+    def writes_mask(self) -> bool:
+        """Whether an operation writes the mask's row."""
+        return any(getattr(one, "writes_mask", False) for one in self.operations)
 
     def bind(self, context: Context) -> None:
         """Bind every operation."""

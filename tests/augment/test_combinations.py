@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import torch
 
 import recsys as rs
 from recsys.augment.editor import Editor
-from recsys.augment.views import Crop, Mask, Reorder
+from recsys.augment.similar import ItemCF
+from recsys.augment.views import Crop, Insert, Mask, OneOf, Reorder
 from recsys.data.vectors import Vectors
 from recsys.recommender import Recommender
-from recsys.testing import check_auxiliary, toy_split
+from recsys.seams import Step
+from recsys.testing import check_auxiliary, toy_context, toy_split
 from recsys.train.recipe import find_recipe, load_recipe
 
 DIM, LENGTH = 16, 12
@@ -142,3 +145,82 @@ def test_a_recipe_without_weight_is_the_backbone_and_adds_no_pass(recipe: str, m
     assert taken == plain
     for name, value in expected.items():
         assert torch.equal(value, found[name][: len(value)]), name  # a table may have input-only rows behind the items
+
+
+def seen(of: Recommender, needs: tuple[str, ...] = ("events",)) -> Step:
+    """A prepared step of a bound recommender."""
+    context = toy_context()
+    of.bind(context)
+    assert context.training is not None
+    batch = context.training.gather(np.arange(20), of.max_length + 1, needs=frozenset(needs) | of.train_needs)
+    return Step(of.prepare(batch, Step(batch)), seed=1)
+
+
+@pytest.mark.parametrize("encoder", ["SASRec", "BERT4Rec"])
+def test_intents_are_of_whole_histories_where_only_the_newest_state_is_asked_for(encoder: str) -> None:
+    auxiliary = rs.IntentContrast(rs.CL4SRec(0.1, [Crop(0.5), Reorder(0.5)]), DIM, clusters=4)
+    of = recommender(encoder, auxiliary, rs.LastItem()).eval()
+    step = seen(of, ())
+    of.train()
+    for module in of.modules():
+        if hasattr(module, "p"):
+            module.p = 0.0  # no dropout, so that passes can be compared
+    of.loss(step)
+    states = of.encode(step.batch.ask_all()).states
+    mean = states.sum(1) / step.batch.lengths[:, None]
+    count = len(step.batch)
+    torch.testing.assert_close(auxiliary.memory[:count], mean.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_partners_under_masked_items_are_read_at_a_mask_as_they_are_ranked() -> None:
+    auxiliary = rs.DuoRec(0.1, max_length=LENGTH - 1)
+    of = recommender("BERT4Rec", auxiliary, rs.MaskedItems(0.3))
+    step = replace(seen(of), items=of.items, encode=of.encode, query=of.targets.query)
+    _, partners = auxiliary.views(step, step.batch.select(auxiliary.rows(step.batch)))
+    assert bool((partners.ids.gather(1, partners.lengths[:, None] - 1) == of.num_items + 1).all())
+
+
+@pytest.mark.parametrize("name", ["CL4SRec", "DuoRec", "IntentContrast"])
+def test_a_stage_of_one_auxiliary_trains_where_nothing_takes_part(name: str) -> None:
+    made = {
+        "CL4SRec": lambda: rs.CL4SRec(0.1),
+        "DuoRec": lambda: rs.DuoRec(0.1, max_length=LENGTH - 1),
+        "IntentContrast": lambda: rs.IntentContrast(rs.CL4SRec(0.1), DIM, clusters=30),
+    }[name]()
+    of = recommender("BERT4Rec", made, rs.MaskedItems(0.2))
+    stage = rs.Stage(epochs=1, losses=[f"{name}0.intent" if name == "IntentContrast" else f"{name}0"])
+    fitted = rs.fit(of, toy_split(), stages=[stage], batch_size=3, progress=False, validate_every=0)
+    assert np.isfinite(fitted.history[-1]["loss"])
+
+
+def test_views_that_grow_are_cut_or_refused() -> None:
+    growing = [Crop(0.6), Insert(0.4, ItemCF())]
+    of = recommender("SASRec", rs.CL4SRec(0.1, growing))
+    rs.fit(of, toy_split(longest=LENGTH + 4), epochs=1, progress=False)  # full windows, and yet no history is too long
+    for part in (
+        rs.CL4SRec(0.1, [Crop(0.6), Insert(0.4, ItemCF(), 30)]),
+        rs.CoSeRec(max_length=30),
+        rs.DuoRec(max_length=30),
+    ):
+        for auxiliary in (part, rs.IntentContrast(part, DIM)):
+            with pytest.raises(ValueError, match="max_length=30"):
+                recommender("SASRec", auxiliary)
+
+
+def test_a_part_within_another_draws_views_of_its_own() -> None:
+    inner, outer = rs.CL4SRec(0.1), rs.CL4SRec(0.1)
+    of = recommender("SASRec", rs.IntentContrast(inner, DIM))
+    step = seen(of)
+    inner.bind(toy_context())
+    outer.bind(toy_context())
+    step = replace(step, items=of.items)
+    first, _ = inner.views(step.within("IntentContrast"), step.batch)
+    second, _ = outer.views(step, step.batch)
+    assert first.ids.shape != second.ids.shape or not torch.equal(first.ids, second.ids)
+
+
+def test_a_mask_among_augmentations_is_refused() -> None:
+    for part in (Mask(0.5), OneOf([Crop(), Mask(0.5)])):
+        with pytest.raises(ValueError, match='hide="drop"'):
+            Recommender(rs.IdItems(DIM, extra=1), ENCODERS["SASRec"](), rs.FullSoftmax(), augmentations=[part])
+    Recommender(rs.IdItems(DIM), ENCODERS["SASRec"](), rs.FullSoftmax(), augmentations=[Mask(0.5, hide="drop")])

@@ -193,8 +193,8 @@ def test_check_02_neighbours_equal_brute_force(
     items = np.random.default_rng(1).normal(size=(13, WIDTH)).astype(np.float32)
     vectors = pool.vectors(items, np.arange(13) > 0)
     groups, k = pool.twins(), 4
-    apart = [pool.users] * same_user + [groups] * twins
-    found = pool_neighbours(vectors, k, apart)
+    apart = [pool.users] * same_user
+    found = pool_neighbours(vectors, k, apart, twins=groups if twins else None)
     rng = np.random.default_rng(0)
     for query in rng.choice(len(pool), min(500, len(pool)), replace=False):
         allowed = np.arange(len(pool)) != query
@@ -213,6 +213,27 @@ def _held_out(split: Split) -> np.ndarray:
         for start, stop in zip(part.target_start, part.target_stop, strict=True):
             held[start:stop] = True
     return held
+
+
+def test_many_equal_windows_do_not_widen_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    vectors, twins = rng.normal(size=(900, WIDTH)).astype(np.float32), np.arange(900)
+    vectors[:600], twins[:600] = vectors[0], 0  # windows of one best seller
+    users, asked, search = rng.integers(0, 300, 900), [], retrieval.nearest_rows
+
+    def spy(queries: Any, rows: Any, k: int, **knobs: Any) -> Any:
+        asked.append(len(queries) * k)
+        return search(queries, rows, k, **knobs)
+
+    monkeypatch.setattr(retrieval, "nearest_rows", spy)
+    found = pool_neighbours(vectors, 5, [users], twins=twins)
+    assert sum(asked) <= 2 * 900 * (5 + 1 + retrieval.SPARE)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for query in rng.choice(900, 100, replace=False):
+        allowed = (users != users[query]) & (twins != twins[query])
+        best = np.sort((unit @ unit[query])[allowed])[::-1][:5]
+        assert allowed[found[query]].all() and len(set(found[query])) == 5
+        np.testing.assert_allclose((unit @ unit[query])[found[query]], best, atol=1e-5)
 
 
 def test_check_02_items_find_others_with_a_text() -> None:
