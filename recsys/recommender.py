@@ -85,13 +85,13 @@ class Recommender(Ranker):
                 f"{type(encoder).__name__} gives the state of the newest token alone, and "
                 f"{type(self.targets).__name__} has targets elsewhere: use LastItem or OneTarget"
             )
-        room -= getattr(self.targets, "appends", 0)
+        appended = getattr(self.targets, "appends", 0)
         for part in (*(part for part in auxiliaries if part.weight), *augmentations):
-            longest = getattr(part, "longest", None)
-            if longest is not None and longest > room:
+            longest, most = getattr(part, "longest", None), room - appended * getattr(part, "as_ranked", False)
+            if longest is not None and longest > most:
                 raise ValueError(
                     f"{type(part).__name__} makes histories of up to max_length={longest} items, and "
-                    f"{type(encoder).__name__} reads {room}: give the part max_length={room} or less"
+                    f"{type(encoder).__name__} reads {most}: give the part max_length={most} or less"
                 )
         for part in augmentations:
             if getattr(part, "writes_mask", False):

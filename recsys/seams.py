@@ -9,7 +9,7 @@ constructor arguments as attributes of the same name (that is how it is saved) a
 learned (for ``recsys evaluate`` and ``export``), and ``sections(model, split)``, which adds to the run's report:
 content by heading (text, a mapping, rows of a table, or ``{"bars": {label: number}}``). An auxiliary or augmentation
 may say in ``longest`` how long the histories are that it makes (None: no longer than those it gets); the encoder must
-read that many.
+read that many, and, where ``as_ranked`` says that they are read as they are ranked, what the targets append to them.
 """
 
 from __future__ import annotations

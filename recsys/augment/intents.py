@@ -93,6 +93,7 @@ class IntentContrast(nn.Module):
         self.iterations, self.temperature, self.pool, self.hide = iterations, temperature, pool, hide
         self.needs: frozenset[str] = getattr(pairs, "needs", frozenset())
         self.longest: int | None = getattr(pairs, "longest", None)
+        self.as_ranked: bool = getattr(pairs, "as_ranked", False)
         self._seed = 0
         self._forget()
 

@@ -232,6 +232,7 @@ class DuoRec(ViewContrast):
     """
 
     same_history = False
+    as_ranked = True
 
     def __init__(
         self,

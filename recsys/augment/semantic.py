@@ -131,7 +131,7 @@ class SemanticContrast(nn.Module):
         self.cross_loss, self.attention_dropout, self.temperature = cross_loss, attention_dropout, temperature
         self.neighbours_grad, self.own_pass, self.shuffle = neighbours_grad, own_pass, shuffle
         self.max_length, self.dim, self.cache = max_length, dim, cache
-        self.longest = max_length if cross else None
+        self.longest, self.as_ranked = max_length if cross else None, True
         self.needs = frozenset({"events"}) if self.weight and cross and pool == "prefix" else frozenset()
         self.synthesiser: Synthesiser | None = None
         if self.weight and cross:
