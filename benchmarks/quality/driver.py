@@ -224,7 +224,8 @@ def keep(run: Path, folder: Path) -> None:
     if run == folder:
         return
     report = Report.load(run)
-    columns = {name: report.columns[name] for name in ("user", "candidates", *PAIRED)}
+    few = ("candidates",) if "num_candidates" in report.meta else ()  # cold.py tells chance by them
+    columns = {name: report.columns[name] for name in ("user", *few, *PAIRED)}
     known = read_table(folder)[0] if (folder / "per_user.parquet").is_file() else {}
     if any(name not in known or not np.array_equal(known[name], values) for name, values in columns.items()):
         write_table(folder, columns, {"meta": report.meta, "aggregates": report.aggregates, "seed": report.seed})
