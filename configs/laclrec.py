@@ -10,7 +10,7 @@ does not say its own per data set). The contrast is of states whose length is th
 summed over rows, so their gradients are large against that of our softmax: MovieLens-100K and Amazon Beauty both have
 what was best on validation with their ratio kept (``benchmarks/quality/weights.py``), the smallest factor of the grid,
 and MovieLens-1M the same. ``--contrast 0 --triplet 0`` leaves what the first stage alone brings: on MovieLens-100K most
-of the gain, on Amazon Beauty a loss, of which the two losses make good a part (``benchmarks/quality/README.md``).
+of what gain there is, on Amazon Beauty harm, which the two losses make good in part (``benchmarks/quality/README.md``).
 
 Deviations: all positions of a history are trained at once (``--train last`` trains one row per prefix, as the code
 does); the backbone, its dropout and its optimizer are those of our table, with a fresh optimizer in the second stage;

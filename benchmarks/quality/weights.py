@@ -139,11 +139,8 @@ def table(found: dict[str, dict[str, Any]], data: str) -> str:
         best = max((run["value"] for run in row if run), default=0.0)
         cells = ["" if run is None else _shown(run, marked=run["value"] == best) for run in row]
         weights = ", ".join(f"{key} {weight:g}" for key, weight in published.items())
-        lines += (
-            [f"| {name} | {weights} | {_ratios(found.get(f'{name}-gradients', {}))} | {' | '.join(cells)} |"]
-            if any(row)
-            else []
-        )
+        ratios = _ratios(found.get(f"{name}-gradients", {}))
+        lines += [f"| {name} | {weights} | {ratios} | {' | '.join(cells)} |"] if any(row) else []
     stamp = f"{', '.join(sorted({run['date'] for run in runs}))}, {processor()}, seed 0"
     head = (
         f"### Weights of auxiliary losses on {data}\n\nValidation NDCG@10 (and its epoch) by factor on the published "

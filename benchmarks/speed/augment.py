@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from contest import HERE, ROOT, available_gib, machine, stamp_command
+from contest import HERE, ROOT, available_gib, machine, save, stamp_command
 
 ITEMS, DIM, ROWS, LENGTH = 12_101, 64, 256, 50
 STEP, ONCE = "training step", "similar vectors, once an epoch"
@@ -65,7 +65,9 @@ def main() -> None:
     ]  # fmt: skip
     print("\n".join(text))
     if not options.smoke:
-        save(options.output, "augment" if options.device == "cpu" else f"augment-{options.device}", text, stamp, runs)
+        name = "augment" if options.device == "cpu" else f"augment-{options.device}"
+        content = {"stamp": stamp, "command": stamp_command(), "runs": runs}
+        save(options.output / name, "\n".join(text), content)
 
 
 def child(options: argparse.Namespace) -> dict[str, Any]:
@@ -214,16 +216,6 @@ def table(runs: list[dict[str, Any]]) -> str:
         told = "" if name in (STEP, ONCE) else f"{share:.2%}" + ("" if share <= aim else " (above the aim)")
         lines.append(f"| {name} | {statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f}) | {told} |")
     return "\n".join(lines)
-
-
-def save(output: Path, name: str, text: list[str], stamp: dict[str, Any], runs: list[dict[str, Any]]) -> None:
-    """``name.md`` with the table, ``name.json`` with every round."""
-    output.mkdir(parents=True, exist_ok=True)
-    content = {"stamp": stamp, "command": stamp_command(), "runs": runs}
-    for suffix, data in ((".json", json.dumps(content, indent=1)), (".md", "\n".join(text))):
-        partial = output / f"{name}{suffix}.partial"
-        partial.write_text(data + "\n", encoding="utf-8")
-        os.replace(partial, output / f"{name}{suffix}")
 
 
 if __name__ == "__main__":

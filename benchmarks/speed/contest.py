@@ -168,17 +168,20 @@ def table(rows: Sequence[dict[str, Any]], unit: str) -> str:
 
 def write(output: Path, name: str, title: str, stamp: dict[str, Any], parts: Sequence[dict[str, Any]]) -> None:
     """``name.json`` with everything, ``name.md`` with the tables: a title, where it was measured, a table per part."""
-    output.mkdir(parents=True, exist_ok=True)
     told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in stamp.items() if value is not None)
     text = [f"# {title}", "", f"Command: `{stamp_command()}`", "", f"Measured: {told}.", ""]
     for part in parts:
         text += [f"## {part['name']}", "", part["text"], "", table(part["rows"], part["unit"]), ""]
-    content = {f"{name}.json": json.dumps({"stamp": stamp, "command": stamp_command(), "parts": list(parts)}, indent=1)}
-    content[f"{name}.md"] = "\n".join(text)
-    for file, data in content.items():
-        partial = output / f"{file}.partial"
+    save(output / name, "\n".join(text), {"stamp": stamp, "command": stamp_command(), "parts": list(parts)})
+
+
+def save(path: Path, text: str, content: dict[str, Any]) -> None:
+    """``path``.md with the tables and ``path``.json with the numbers, each whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix, data in ((".json", json.dumps(content, indent=1)), (".md", text)):
+        partial = path.with_name(f"{path.name}{suffix}.partial")
         partial.write_text(data + "\n", encoding="utf-8")
-        os.replace(partial, output / file)
+        os.replace(partial, path.with_name(f"{path.name}{suffix}"))
 
 
 def stamp_command() -> str:

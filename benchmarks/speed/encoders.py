@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from contest import HERE, ROOT, available_gib, machine, stamp_command
+from contest import HERE, ROOT, available_gib, machine, save, stamp_command
 
 ITEMS, DIM = 3416, 64
 LENGTHS = (50, 200)
@@ -49,10 +49,10 @@ def main() -> None:
         runs = measured(options)
         told = f"{options.rounds} rounds of {options.seconds:g} s, medians."
         rows = [{"name": name, "length": length, "runs": found} for (name, length), found in runs.items()]
-        save(options.output / "encoders", "Encoders: speed and memory", stamp, told, table(runs), {"encoders": rows})
+        record(options.output / "encoders", "Encoders: speed and memory", stamp, told, table(runs), {"encoders": rows})
     found = child(options, ["--reasoning"])
     told = "S = 50, d = 256, B = 256, encoder only, medians of interleaved calls."
-    save(
+    record(
         options.output / "reasoning", "Reasoning steps at inference", stamp, told, steps_table(found), {"steps": found}
     )
 
@@ -73,17 +73,12 @@ def measured(options: argparse.Namespace) -> dict[tuple[str, int], list[dict[str
     return runs
 
 
-def save(path: Path, title: str, stamp: dict[str, Any], told: str, lines: str, found: dict[str, Any]) -> None:
+def record(path: Path, title: str, stamp: dict[str, Any], told: str, lines: str, found: dict[str, Any]) -> None:
     """Write one result, as numbers and as text, whole or not at all."""
     where = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in stamp.items() if value is not None)
     head = [f"# {title}", "", f"Command: `{stamp_command()}`", "", f"Measured: {where}; {told}", ""]
     text = "\n".join([*head, lines, ""])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({"stamp": stamp, "command": stamp_command(), **found}, indent=1)
-    for suffix, data in ((".json", content), (".md", text)):
-        partial = path.with_name(f"{path.name}{suffix}.partial")
-        partial.write_text(data + "\n", encoding="utf-8")
-        os.replace(partial, path.with_name(f"{path.name}{suffix}"))
+    save(path, text, {"stamp": stamp, "command": stamp_command(), **found})
     print(text)
 
 

@@ -11,7 +11,6 @@ products and not their remainder.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -20,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from contest import HERE, machine, stamp_command
+from contest import HERE, machine, save, stamp_command
 
 SIZES = ((5120, 1682, 64), (5120, 3416, 64), (1557, 12101, 64), (1557, 12101, 128), (640, 200000, 64))  # T, N, D
 
@@ -52,7 +51,7 @@ def main() -> None:
     ]  # fmt: skip
     print("\n".join(text))
     if not options.smoke:
-        save(options.output, "\n".join(text), {"stamp": stamp, "command": stamp_command(), "sizes": runs})
+        save(options.output / "products", "\n".join(text), {"stamp": stamp, "command": stamp_command(), "sizes": runs})
 
 
 def measure(targets: int, items: int, width: int, seconds: float) -> dict[str, Any]:
@@ -94,15 +93,6 @@ def line(run: dict[str, Any]) -> str:
     return (
         f"| {' | '.join(numbers)} | {run['torch']:.1f} | {run['onednn']:.1f} | {run['torch'] / run['onednn']:.2f} × |"
     )
-
-
-def save(output: Path, text: str, content: dict[str, Any]) -> None:
-    """``products.md`` with the table, ``products.json`` with the numbers."""
-    output.mkdir(parents=True, exist_ok=True)
-    for suffix, data in ((".json", json.dumps(content, indent=1)), (".md", text)):
-        partial = output / f"products{suffix}.partial"
-        partial.write_text(data + "\n", encoding="utf-8")
-        os.replace(partial, output / f"products{suffix}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from contest import HERE, ROOT, available_gib, machine, stamp_command
+from contest import HERE, ROOT, available_gib, machine, save, stamp_command
 
 KERNELS = ("naive", "numba", "numba, last token", "torch", "chunked")
 SIZES = ((256, 200), (32, 50))  # rows, tokens of each
@@ -65,7 +65,12 @@ def main() -> None:
         ]
     print("\n".join(text))
     if not options.smoke:
-        save(options.output, f"scan-{options.threads}-threads", "\n".join(text), stamp, runs)
+        every = [
+            {"rows": rows, "length": length, "kernel": kernel, "runs": found}
+            for (rows, length, kernel), found in runs.items()
+        ]
+        content = {"stamp": stamp, "command": stamp_command(), "kernels": every}
+        save(options.output / f"scan-{options.threads}-threads", "\n".join(text), content)
 
 
 def child(name: str, rows: int, length: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -192,20 +197,6 @@ def versions(runs: dict[tuple[int, int, str], list[dict[str, Any]]]) -> str:
     for found in runs.values():
         used |= {key: value for one in found for key, value in one.get("versions", {}).items()}
     return ", ".join(f"{key} {value}" for key, value in used.items())
-
-
-def save(output: Path, name: str, text: str, stamp: dict[str, Any], runs: dict[Any, list[dict[str, Any]]]) -> None:
-    """``name.md`` with the tables, ``name.json`` with every run."""
-    output.mkdir(parents=True, exist_ok=True)
-    every = [
-        {"rows": rows, "length": length, "kernel": kernel, "runs": found}
-        for (rows, length, kernel), found in runs.items()
-    ]
-    content = {"stamp": stamp, "command": stamp_command(), "kernels": every}
-    for suffix, data in ((".json", json.dumps(content, indent=1)), (".md", text)):
-        partial = output / f"{name}{suffix}.partial"
-        partial.write_text(data + "\n", encoding="utf-8")
-        os.replace(partial, output / f"{name}{suffix}")
 
 
 if __name__ == "__main__":

@@ -196,6 +196,7 @@ def _others(
     if not 1 <= k < total:
         raise ValueError(f"k={k} neighbours are asked for, and there are {total} {what}: k must lie in 1..{total - 1}")
     among = np.arange(total) if twins is None else _enough(twins, apart, k)
+    searched = vectors if len(among) == total else vectors[among]
     apart = [*apart, *([] if twins is None else [twins])]
     shares = (np.bincount(label[among], minlength=label.max() + 1)[label] for label in apart)
     widest = np.minimum(len(among), k + 1 + sum(shares, np.zeros(total, int)))
@@ -204,9 +205,7 @@ def _others(
         width = min(width, len(among))
         for first in range(0, len(left), max(HITS // width, 1)):
             rows = left[first : first + max(HITS // width, 1)]
-            hits, _ = nearest_rows(
-                vectors[rows], vectors[among], width, kind=kind, seed=seed, label=f"neighbours: {what}"
-            )
+            hits, _ = nearest_rows(vectors[rows], searched, width, kind=kind, seed=seed, label=f"neighbours: {what}")
             hits = np.where(hits >= 0, among[hits], -1)
             fine = (hits >= 0) & (hits != rows[:, None])
             for label in apart:
@@ -225,7 +224,8 @@ def _enough(twins: np.ndarray, apart: list[np.ndarray], k: int) -> np.ndarray:
 
     So many that any row finds ``k`` of them that share no label with it.
     """
-    most = k + sum(int(np.unique(np.stack([twins, label]), axis=1, return_counts=True)[1].max()) for label in apart)
+    both = (twins.astype(np.int64) * (int(label.max()) + 1) + label for label in apart)
+    most = k + sum(int(np.unique(pair, return_counts=True)[1].max()) for pair in both)
     order = np.argsort(twins, kind="stable")
     sizes = np.unique(twins, return_counts=True)[1]
     place = np.arange(len(twins)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
