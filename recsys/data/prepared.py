@@ -7,8 +7,10 @@ by memory-mapping: opening 50 million events costs no more memory than opening f
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ FORMAT = 1
 ORDERS = ("time", "day", "file", "none")
 _ARRAYS = {"items": "int32", "offsets": "int64", "times": "int64", "weights": "float32", "parts": "int8"}
 _OPTIONAL = ("times", "weights", "parts")
+_HASHED = 1 << 22  # entries hashed at a time
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,17 @@ class Prepared:
     def num_events(self) -> int:
         """Number of events of all users."""
         return len(self.items)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all events as they lie here: user, item, time, weight. Reads everything once, about 1 GB a second."""
+        found = hashlib.blake2b(digest_size=16)
+        for name in ("items", "offsets", "times", "weights"):
+            array = getattr(self, name)
+            found.update(f"{name} {self.num_items} {None if array is None else len(array)} ".encode())
+            for start in range(0, 0 if array is None else len(array), _HASHED):
+                found.update(np.ascontiguousarray(array[start : start + _HASHED]).data)
+        return found.hexdigest()
 
     def check(self) -> None:
         """Read every event once and raise DataError if a row is out of range or a user's events run backwards."""

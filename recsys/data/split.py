@@ -8,7 +8,7 @@ validation at ``valid_stop[u]``; the rest is test. Nothing is copied, so the eve
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recsys.data.batch import Batch
+from recsys.data.cut import Cut
 from recsys.data.gather import available, check_needs, gather
 from recsys.data.prepared import Prepared, blocks, spread
 from recsys.data.splitters import Given as Given
@@ -158,6 +159,7 @@ class HeldOut:
     protocol: dict[str, Any]
     item_counts: np.ndarray  # (N+1,) int64 training popularity
     data_hash: str = ""
+    split: Split | None = field(default=None, compare=False, repr=False)  # whose part this is: its ids and its cut
 
     def __len__(self) -> int:
         return len(self.users)
@@ -247,6 +249,11 @@ class Split:
         return self.prepared.num_users
 
     @cached_property
+    def cut(self) -> Cut:
+        """Which events train, for telling this split from others of the same data."""
+        return Cut.of(self)
+
+    @cached_property
     def train(self) -> Training:
         """The training events."""
         return Training(self.prepared, self.prepared.offsets[:-1], self.train_stop)
@@ -321,6 +328,7 @@ class Split:
             protocol=self.protocol,
             item_counts=self.train.item_counts(),
             data_hash=self.data_hash,
+            split=self,
         )
 
 

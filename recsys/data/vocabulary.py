@@ -5,6 +5,7 @@ An id is an int or a string, never both in one vocabulary: ``50`` and ``"50"`` a
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from recsys.errors import DataError
+
+_HASHED = 1 << 16  # strings hashed at a time
 
 
 class Vocabulary:
@@ -54,6 +57,18 @@ class Vocabulary:
             assert self._blob is not None
             self._ids = _decode(*self._blob)
         return self._ids
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the kind of the ids and all of them in row order: who has the same one means the same rows."""
+        found = hashlib.sha256(f"{self.kind} {self.first} {len(self)} ".encode())
+        if self.kind == "int":
+            found.update(np.ascontiguousarray(self.ids, dtype=np.int64).data)
+            return found.hexdigest()
+        for start in range(0, len(self), _HASHED):
+            part = self.ids[start : start + _HASHED].tolist()
+            found.update("\x1f".join(f"{len(text)}:{text}" for text in part).encode("utf-8", "surrogatepass"))
+        return found.hexdigest()
 
     def rows(self, raw: Sequence[Any] | np.ndarray) -> np.ndarray:
         """The rows of raw ids: int64 in the shape of ``raw``, -1 where the id is unknown.

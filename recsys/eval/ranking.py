@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recsys.best import best
 from recsys.data.prepared import padded_blocks
 
 CHUNK = 1 << 20  # scores ranked at once on a CPU: a chunk stays near the cache
@@ -117,27 +118,9 @@ def rank_targets(
 
 def top(block: Tensor, length: int) -> Tensor:
     """(b, length) item rows with the highest scores, best first; equal scores by ascending row, -inf left out as 0."""
-    num_items = block.shape[1]
-    values, columns = torch.topk(block, min(length + 1, num_items), dim=1)
-    if values.shape[1] > length:
-        cut = (values[:, length] == values[:, length - 1]).nonzero().squeeze(1)
-        values, columns = values[:, :length], columns[:, :length]
-        if len(cut):
-            columns[cut] = _first_of_tied(block[cut], values[cut], columns[cut])
-    columns, order = columns.sort(dim=1)
-    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return torch.where(values == -torch.inf, 0, columns.gather(1, order) + 1)
-
-
-def _first_of_tied(block: Tensor, values: Tensor, columns: Tensor) -> Tensor:
-    """Columns of a list whose last score goes on behind its end: the places with that score get its lowest columns."""
-    length, num_items = values.shape[1], block.shape[1]
-    last = values[:, -1:]
-    age = torch.arange(num_items, 0, -1, dtype=torch.int32, device=block.device)
-    tied = torch.topk(torch.where(block == last, age, 0), length, dim=1).indices  # ascending: lower column, higher key
-    better = (values > last).sum(1, keepdim=True)
-    place = torch.arange(length, device=block.device)
-    return torch.where(place < better, columns, tied.gather(1, (place - better).clamp(min=0)))
+    values, columns = best(block, length)
+    rows = torch.where(values == -torch.inf, 0, columns + 1)
+    return torch.nn.functional.pad(rows, (0, length - rows.shape[1]))
 
 
 def _own_copy(scores: Tensor) -> Tensor:
