@@ -50,7 +50,8 @@ class Cut:
     @classmethod
     def from_dict(cls, values: dict[str, Any], stops: np.ndarray | None = None) -> Cut:
         """The cut that :meth:`to_dict` described, with the ends of training if they were kept."""
-        return cls(*(values[name] for name in ("events", "catalogue", "users", "digest", "newest")), stops)
+        known = {name: values[name] for name in ("events", "catalogue", "users", "digest", "newest")}
+        return cls(**known, stops=stops)
 
 
 def trained_targets(trained: Cut, part: HeldOut) -> int | None:
