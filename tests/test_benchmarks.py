@@ -92,6 +92,19 @@ def test_seeds_recorded_without_their_users_stay_in_the_mean(driver: Any, split:
     assert compared["seeds"] == [0]
 
 
+def test_a_comparison_whose_users_are_gone_stays_as_it_was_recorded(driver: Any, split: Split, tmp_path: Path) -> None:
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    for name, model in (("backbone", rs.Popularity()), ("cl4srec", rs.ItemKNN(k=3))):
+        finished_run(runs / "ml-100k" / f"{name}-seed0", model, split)
+    work_of(driver, runs, results).summarise("ml-100k", ())
+    recorded = results / "ml-100k" / "cl4srec.json"
+    before = json.loads(recorded.read_text())["paired"]
+    assert before
+    shutil.rmtree(results / "ml-100k" / "per-user")
+    work_of(driver, tmp_path / "elsewhere", results).summarise("ml-100k", ())
+    assert json.loads(recorded.read_text())["paired"] == before
+
+
 def test_seeds_of_a_row_that_were_trained_in_different_ways_are_not_averaged(
     driver: Any, split: Split, tmp_path: Path
 ) -> None:

@@ -9,7 +9,8 @@ goes to every recipe and becomes part of the names.
 
 Results: ``benchmarks/quality/results/TABLE/DATA/NAME.json``, as run.py writes them, with the tuning and the paired
 comparisons: each user's metric is averaged over the seeds that both rows have, the differences get a bootstrap
-interval and a sign-flip test over users. ``benchmarks/quality/table.py --write`` makes the tables.
+interval and a sign-flip test over users. A comparison that cannot be made anew, because the users' metrics of one of the
+rows are gone, stays as it was recorded. ``benchmarks/quality/table.py --write`` makes the tables.
 """
 
 from __future__ import annotations
@@ -125,11 +126,12 @@ class Work:
         command += f" -- {' '.join(self.flags)}" if self.flags else ""
         found = summary(named, list(results.values()), command)
         found |= {"data": data, "tuning": row.tuning, "fewer": row.fewer.get(data, ""), "paired": {}}
-        ranked = self.ranked(row.name, data)
+        ranked, recorded = self.ranked(row.name, data), self.results / data / f"{named}.json"
+        before = json.loads(recorded.read_text()).get("paired", {}) if recorded.is_file() else {}
         for other in row.others:
-            compared = paired(self.named(other), self.ranked(other, data), named, ranked)
+            compared = paired(self.named(other), self.ranked(other, data), named, ranked) or before.get(other)
             found["paired"] |= {} if compared is None else {other: compared}
-        write(self.results / data / f"{named}.json", found)
+        write(recorded, found)
         for seed, folder in ranked.items():
             keep(folder, self.kept(row.name, data, seed))
 
