@@ -18,6 +18,8 @@ from typing import Any
 
 from recsys.errors import DataError
 from recsys.folders import MANIFEST, read_manifest, refuse_foreign, write_folder
+from recsys.storage.files import hold, is_folder, write_text
+from recsys.storage.reading import read_json
 
 STARTED = ".started.json"  # in a work folder: what is being made
 
@@ -74,7 +76,7 @@ def _state(folder: Path, kind: str, version: int, wanted: dict[str, Any]) -> str
     refuse_foreign(folder, kind)
     if not (folder / MANIFEST).is_file():
         return ""
-    found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    found = read_json(folder / MANIFEST, "delete the folder, so that it is made again")
     if "facts" not in found:
         raise FileExistsError(
             f"{folder} is a {kind} that was not made from facts (somebody saved it): name another folder"
@@ -148,12 +150,13 @@ def _make(
 def _open(work: Path, record: dict[str, Any], resume: bool) -> None:
     """Leave in ``work`` what an interrupted call for the same artifact wrote there, or nothing."""
     started = work / STARTED
-    if work.exists() and not started.is_file() and (not work.is_dir() or any(work.iterdir())):
+    foreign = work.exists() and not started.is_file() and (not work.is_dir() or any(work.iterdir()))
+    if foreign or work.is_symlink():
         raise FileExistsError(f"{work} is in the way, and no artifact left it there: move it, or name another folder")
     if started.is_file():
         try:
-            before = json.loads(started.read_text(encoding="utf-8"))
-        except ValueError:
+            before = read_json(started, "")
+        except DataError:
             before = None
         if resume and before == record:
             return
@@ -161,13 +164,13 @@ def _open(work: Path, record: dict[str, Any], resume: bool) -> None:
             _say(f"{work} was begun for other inputs and is dropped")
         _drop(work)
     work.mkdir(exist_ok=True)
-    started.write_text(json.dumps(record), encoding="utf-8")
+    write_text(started, json.dumps(record))
 
 
 def _drop(work: Path) -> None:
     """Remove a work folder, the record last: killed in between, what is left is still known to be ours."""
     for path in work.iterdir():
-        if path.is_dir():
+        if is_folder(path):
             shutil.rmtree(path)
         elif path.name != STARTED:
             path.unlink()
@@ -176,14 +179,16 @@ def _drop(work: Path) -> None:
 
 def _lock(folder: Path) -> Any:
     """A lock on ``folder``, held; it says so if it has to wait."""
-    from filelock import FileLock, Timeout
+    from filelock import FileLock
 
-    lock = FileLock(folder.with_name(folder.name + ".lock"))
+    path = folder.with_name(folder.name + ".lock")
     try:
-        return lock.acquire(timeout=0)
-    except Timeout:
+        return hold(path, folder)
+    except BlockingIOError:
         _say(f"another process is making {folder}: waiting for it")
-        return lock.acquire()
+        lock = FileLock(path)
+        lock.acquire()
+        return lock
 
 
 def _link(source: Any, target: Any) -> None:

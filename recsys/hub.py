@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from recsys.storage.reading import outside, unbounded
+
 Loaded = TypeVar("Loaded")
 
 
@@ -26,19 +28,22 @@ def from_hub(
 
     Raises:
         ModelUnavailableError: it is nowhere.
+        PermissionError: a saved model is being loaded, and nobody said to trust this name.
     """
     from safetensors import SafetensorError
 
-    try:
-        return load(True)
-    except (OSError, ValueError, SafetensorError) as error:  # not here, in part, or damaged
-        reason: Exception = error
-    if not Path(name).is_dir():
+    outside(name, what)
+    with unbounded():
         try:
-            newest_commit(name, revision)
-            return load(False)
-        except (OSError, ValueError) as error:
-            reason = error
+            return load(True)
+        except (OSError, ValueError, SafetensorError) as error:  # not here, in part, or damaged
+            reason: Exception = error
+        if not Path(name).is_dir():
+            try:
+                newest_commit(name, revision)
+                return load(False)
+            except (OSError, ValueError) as error:
+                reason = error
     raise unavailable(name, what, otherwise, reason) from reason
 
 

@@ -27,6 +27,9 @@ from recsys.folders import read_manifest, write_folder
 from recsys.progress import Progress
 from recsys.randomness import derive_seed, numpy_generator
 from recsys.slots import Slots
+from recsys.storage.files import replace
+from recsys.storage.graphs import check_graph, checked_settings, read_index
+from recsys.storage.reading import reading
 
 KIND, FORMAT = "recsys.index", 1
 KINDS = ("exact", "hnsw")
@@ -34,6 +37,7 @@ SCAN_BYTES = 128 * 2**20  # scores held at a time when a query is compared with 
 OVERFETCH = 2048  # a query that must fetch more than this is compared with everything instead
 REBUILD = 0.2  # share of tombstones at which a graph is built anew
 LOW_RECALL = 0.9
+FILE = "index.faiss"
 
 
 class Hits(NamedTuple):
@@ -232,7 +236,7 @@ class Index:
         """Write the faiss file, the ids and a manifest with their hashes to ``folder``, all or nothing."""
 
         def fill(partial: Path) -> dict[str, Any]:
-            self._faiss.write_index(self._graph, str(partial / "index.faiss"))
+            replace(partial / FILE, lambda path: self._faiss.write_index(self._graph, str(path)))
             self.slots.save(partial)
             facts = {"faiss": self._faiss.__version__, "metric": "inner_product", "settings": self._settings}
             return facts | {"dim": self.dim, "count": len(self), "slots": len(self.slots), "recall": self.recall}
@@ -251,16 +255,16 @@ class Index:
         """
         folder, faiss = Path(folder), _faiss()
         manifest = read_manifest(folder, KIND, FORMAT, verify)
-        try:
-            graph = faiss.read_index(str(folder / "index.faiss"))
-            index = cls(graph, Slots.load(folder), manifest["settings"])
-            index.recall = manifest["recall"]
-            sizes = {len(index.slots), len(index.slots.alive), int(graph.ntotal), int(manifest["slots"])}
-            whole = len(sizes) == 1 and index.dim == manifest["dim"] and len(index) == manifest["count"]
-        except (RuntimeError, ValueError, KeyError, OSError) as error:
-            raise DataError(f"the index in {folder} cannot be read ({error}): write it again") from error
-        if not whole or graph.metric_type != faiss.METRIC_INNER_PRODUCT:
-            raise DataError(f"the files in {folder} do not belong together: write the index again")
+        slots = Slots.load(folder)
+        with reading(folder, "write the index again"):
+            settings = checked_settings(manifest["settings"], len(slots))
+            graph = read_index(faiss, folder / FILE)
+            check_graph(faiss, graph, settings["index"])
+            index = cls(graph, slots, settings)
+            index.recall = dict(manifest["recall"])
+            sizes = {len(slots), int(graph.ntotal), int(manifest["slots"])}
+            if len(sizes) > 1 or (index.dim, len(index)) != (manifest["dim"], manifest["count"]):
+                raise DataError(f"the files in {folder} do not belong together: write the index again")
         return index
 
     def _ask(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

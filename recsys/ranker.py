@@ -19,7 +19,9 @@ from recsys.data.batch import PAD, Batch
 from recsys.data.prepared import padded_blocks
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataWarning
+from recsys.plain import printable
 from recsys.seams import Context
+from recsys.storage.tensors import once_each, shared
 
 SCORE_BUDGET = 256 * 2**20  # bytes of one block of scores and padded histories in recommend and scores
 SHOWN = 10  # histories whose recommendations are printed
@@ -59,7 +61,9 @@ class TopK:
     def __str__(self) -> str:
         lines = []
         for at, items in enumerate(replace(self, rows=self.rows[:SHOWN]).items):
-            best = ", ".join(f"{item} {score:.4g}" for item, score in zip(items, self.scores[at], strict=False))
+            best = ", ".join(
+                f"{printable(item)} {score:.4g}" for item, score in zip(items, self.scores[at], strict=False)
+            )
             notes = ["by popularity"] if self.fallback[at] else []
             notes += [f"{self.unknown[at]:,} unknown in the history"] if self.unknown[at] else []
             told = f" ({'; '.join(notes)})" if notes else ""
@@ -152,11 +156,13 @@ class Ranker(nn.Module):
         return self._top(found, np.asarray(unknown, np.int64), k)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything learned, by name, ready for safetensors."""
-        return {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        """Everything learned, by name, ready for safetensors; what goes by several names is one tensor."""
+        return once_each(self.state_dict(), lambda value: value.detach().cpu().contiguous())
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take over what :meth:`tensors` gave; buffers may have any shape, parameters must fit.
+
+        Parameters that were one when they were saved are one afterwards.
 
         Raises:
             ValueError: names are missing or left over, or a parameter has another shape.
@@ -165,11 +171,14 @@ class Ranker(nn.Module):
         missing, left = own.keys() - tensors.keys(), tensors.keys() - own.keys()
         if missing or left:
             raise ValueError(f"saved tensors do not fit this model: missing {sorted(missing)}, unknown {sorted(left)}")
-        parameters = dict(self.named_parameters())
+        if tensors["popularity"].shape != own["popularity"].shape:
+            raise ValueError(f"popularity is {tuple(tensors['popularity'].shape)} for {self.num_items:,} items")
+        parameters = dict(self.named_parameters(remove_duplicate=False))
+        copies = once_each({name: tensors[name] for name in own if name not in parameters}, Tensor.clone)
         for name, value in tensors.items():
             path, _, leaf = name.rpartition(".")
             if name not in parameters:
-                setattr(self.get_submodule(path), leaf, value.clone().to(own[name].device))
+                setattr(self.get_submodule(path), leaf, copies[name].to(own[name].device))
             elif parameters[name].shape != value.shape:
                 raise ValueError(
                     f"{name} is {tuple(value.shape)} in the file and {tuple(own[name].shape)} in the model"
@@ -177,6 +186,11 @@ class Ranker(nn.Module):
             else:
                 with torch.no_grad():
                     parameters[name].copy_(value)
+        for first, *others in shared(tensors):
+            for name in others if first in parameters else ():
+                path, _, leaf = name.rpartition(".")
+                if parameters.get(name) is not parameters[first]:
+                    setattr(self.get_submodule(path), leaf, parameters[first])
 
     def _check(self, k: int, exclude: str) -> None:
         if self.vocabulary is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,55 +11,97 @@ from torch import Tensor
 
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
-from recsys.parts import build
+from recsys.folders import check_hashes
+from recsys.parts import build, class_of
+from recsys.plain import printable
 from recsys.ranker import Ranker
 from recsys.seams import Context
+from recsys.storage.bounds import bounded
+from recsys.storage.reading import inert, read_json, reading
+from recsys.storage.tensors import read_tensors as read_tensors
+from recsys.storage.tensors import refuse_not_finite, sizes
 
 KIND = "recsys.run"
 FORMAT = 1
 MANIFEST, CONFIG, WEIGHTS, VOCABULARY = "manifest.json", "config.json", "model.safetensors", "vocabulary"
 
 
-def load_run(folder: str | Path, trust: Sequence[str] = ()) -> Ranker:
+def load_run(folder: str | Path, trust: Sequence[str] = (), verify: bool = True) -> Ranker:
     """The model of a run folder with its best weights, ready to recommend. Needs neither the data nor pickle.
 
     Args:
-        trust: modules (or packages) outside recsys whose parts may be constructed; their code runs.
+        trust: modules (or packages) outside recsys whose parts may be constructed, whose code runs; and folders or hub
+            names that the model may read besides its own folder.
+        verify: compare the files with the hashes written beside them.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        PermissionError: a part comes from a module that is neither ours nor trusted.
-        DataError: the folder is damaged, of another version, or stopped before its first epoch was over.
+        PermissionError: a part comes from a module that is neither ours nor trusted, or would be read from elsewhere.
+        DataError: the folder is damaged, of another version, or stopped before its first epoch was over; or its
+            weights are not finite.
     """
     path = Path(folder)
     if not path.is_dir():
-        raise FileNotFoundError(f"{path} does not exist: pass the folder given to fit(..., folder=...)")
-    config = read_config(path)
-    tensors = read_weights(path)
-    model: Ranker = build(config["model"], trust)
-    model.bind(Context(config["num_items"], Vocabulary.load(path / VOCABULARY, "items")))
-    model.load_tensors(tensors)
+        raise FileNotFoundError(
+            f"{printable(path, None)} does not exist: pass the folder given to fit(..., folder=...)"
+        )
+    config = read_config(path, verify)
+    _require_weights(path)
+    vocabulary = Vocabulary.load(path / VOCABULARY, "items")
+    if config.get("num_items") != len(vocabulary):
+        raise DataError(
+            f"{printable(path / CONFIG, None)} says {printable(config.get('num_items'))} items, and {VOCABULARY} holds "
+            f"{len(vocabulary):,}: copy the run folder again"
+        )
+    return load_model(config.get("model"), path / WEIGHTS, vocabulary, trust, verify)
+
+
+def load_model(
+    described: Any, weights: Path, vocabulary: Vocabulary, trust: Sequence[str] = (), verify: bool = True
+) -> Ranker:
+    """The recommender that was described as JSON, with its tensors, ready to recommend.
+
+    Making it reads nothing but ``weights``, and takes no more memory than these can fill.
+
+    Raises:
+        PermissionError: a part comes from a module that is neither ours nor trusted, or would be read from elsewhere.
+        DataError: it is no recommender, or the file is damaged, does not fit or holds what is not finite.
+    """
+    with reading(weights.parent, "copy or write it again"):
+        cls = class_of(described, trust)
+        if not issubclass(cls, Ranker):
+            raise DataError(f"{printable(weights.parent, None)} holds a {cls.__name__}, which is not a recommender")
+        with inert(trust), bounded(sizes(weights)):
+            model: Ranker = build(described, trust)
+            model.bind(Context(num_items=len(vocabulary), vocabulary=vocabulary))
+        tensors = read_tensors(weights, verify)
+        refuse_not_finite(weights, tensors, never=dict(model.named_buffers(remove_duplicate=False)))
+        model.load_tensors(tensors)
     model.eval()
     return model
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """``config.json`` of a run that this version can read.
+def read_config(path: Path, verify: bool = False) -> dict[str, Any]:
+    """``config.json`` of a run that this version can read; ``verify`` compares its hash and those of the vocabulary.
 
     Raises:
         DataError: it is missing, damaged or of another format.
     """
-    try:
-        kind = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["kind"]
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        form = config["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a run folder, or it is damaged ({error!r})") from error
-    if kind != KIND:
-        raise DataError(f"{path} is a folder of kind {kind!r}, and a run ({KIND!r}) was expected")
-    if form != FORMAT:
-        raise DataError(f"{path} has run format {form!r}, and this version of recsys reads format {FORMAT}")
-    return dict(config)
+    remedy = "it is not a run folder, or it is damaged; copy it again"
+    manifest, config = read_json(path / MANIFEST, remedy), read_json(path / CONFIG, remedy)
+    if manifest.get("kind") != KIND:
+        raise DataError(
+            f"{printable(path, None)} is a folder of kind {printable(repr(manifest.get('kind')))}, and a run "
+            f"({KIND!r}) was expected"
+        )
+    if config.get("format") != FORMAT:
+        raise DataError(
+            f"{printable(path, None)} has run format {printable(repr(config.get('format')))}, and this version of "
+            f"recsys reads format {FORMAT}"
+        )
+    if "files" in manifest:  # runs of 0.1.0.dev0 have none
+        check_hashes(path, manifest["files"], verify)
+    return config
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -69,9 +110,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         DataError: there are none yet, or the file is damaged.
     """
-    if not (path / WEIGHTS).is_file():
-        raise DataError(f"{path} has no {WEIGHTS}: the run stopped before its first epoch was over; resume it")
+    _require_weights(path)
     return read_tensors(path / WEIGHTS)
+
+
+def _require_weights(path: Path) -> None:
+    if not (path / WEIGHTS).is_file():
+        raise DataError(
+            f"{printable(path, None)} has no {WEIGHTS}: the run stopped before its first epoch was over; resume it"
+        )
 
 
 def hash_run(folder: str | Path) -> str:
@@ -85,18 +132,3 @@ def hash_run(folder: str | Path) -> str:
         with (Path(folder) / name).open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        DataError: the file is missing or damaged.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} cannot be read ({error}): the file is missing or damaged") from error

@@ -13,6 +13,11 @@ from typing import Any
 import numpy as np
 
 from recsys.errors import DataError
+from recsys.storage.arrays import read_array, write_array
+from recsys.storage.files import replace
+from recsys.storage.reading import reading
+
+REMEDY = "write the index again"
 
 
 class Slots:
@@ -80,25 +85,38 @@ class Slots:
 
     def save(self, folder: Path) -> None:
         """Write ids and tombstones into ``folder``: plain arrays, no pickle."""
-        np.save(folder / "alive.npy", self.alive)
+        write_array(folder / "alive.npy", self.alive)
         if self.kind == "int":
-            np.save(folder / "ids.npy", self.ids)
+            write_array(folder / "ids.npy", self.ids)
             return
         encoded = [one.encode("utf-8") for one in self.ids.tolist()]
-        np.save(folder / "ids_ends.npy", np.cumsum([len(one) for one in encoded], dtype=np.int64))
-        (folder / "ids.utf8").write_bytes(b"".join(encoded))
+        write_array(folder / "ids_ends.npy", np.cumsum([len(one) for one in encoded], dtype=np.int64))
+        replace(folder / "ids.utf8", lambda partial: partial.write_bytes(b"".join(encoded)))
 
     @classmethod
     def load(cls, folder: Path) -> Slots:
-        """What :meth:`save` wrote; ValueError or OSError if it is damaged."""
-        alive = np.load(folder / "alive.npy", allow_pickle=False)
+        """What :meth:`save` wrote.
+
+        Raises:
+            DataError: a file is missing or damaged, or they do not belong together.
+        """
+        alive = read_array(folder / "alive.npy", REMEDY, kinds="b")
         if (folder / "ids.npy").is_file():
-            return cls(np.load(folder / "ids.npy", allow_pickle=False), alive)
-        ends = np.load(folder / "ids_ends.npy", allow_pickle=False).tolist()
-        blob = (folder / "ids.utf8").read_bytes()
-        starts = [0, *ends][: len(ends)]
-        ids = np.empty(len(ends), object)
-        ids[:] = [blob[first:last].decode("utf-8") for first, last in zip(starts, ends, strict=True)]
+            ids = read_array(folder / "ids.npy", REMEDY, kinds="i").astype(np.int64)
+        else:
+            ends = read_array(folder / "ids_ends.npy", REMEDY, kinds="i")
+            with reading(folder / "ids.utf8", REMEDY):
+                blob = (folder / "ids.utf8").read_bytes()
+                starts = np.concatenate([[0], ends])[: len(ends)]
+                if (ends < starts).any() or (len(ends) and int(ends[-1]) != len(blob)):
+                    raise ValueError("its ends are those of other ids")
+                pairs = zip(starts.tolist(), ends.tolist(), strict=True)
+                ids = np.empty(len(ends), object)
+                ids[:] = [blob[first:last].decode("utf-8") for first, last in pairs]
+        if len(ids) != len(alive):
+            raise DataError(f"{folder} holds {len(ids):,} ids and marks for {len(alive):,}: {REMEDY}")
+        with reading(folder, REMEDY):
+            _unique(ids[alive])
         return cls(ids, alive)
 
 

@@ -18,6 +18,8 @@ import numpy as np
 
 from recsys.errors import DataError
 from recsys.folders import read_manifest, write_folder
+from recsys.storage.arrays import read_array, write_array
+from recsys.storage.reading import reading
 
 KIND = "recsys.prepared"
 FORMAT = 1
@@ -86,13 +88,17 @@ class Prepared:
                 found.update(np.ascontiguousarray(array[start : start + _HASHED]).data)
         return found.hexdigest()
 
-    def check(self) -> None:
-        """Read every event once and raise DataError if a row is out of range or a user's events run backwards."""
+    def check(self, times: bool = True) -> None:
+        """Read every event once and raise DataError if a row is out of range or a user's events run backwards.
+
+        Args:
+            times: also look at the times, which takes longer than all the rest.
+        """
         if np.any(np.diff(self.offsets) < 0):
             raise DataError("offsets decrease: a user would own a negative number of events")
         if len(self.items) and not (self.items.min() >= 1 and self.items.max() <= self.num_items):
             raise DataError(f"item rows must lie in 1..{self.num_items}, found {self.items.min()}..{self.items.max()}")
-        if self.times is not None and self.order in ("time", "day") and self.parts is None:
+        if times and self.times is not None and self.order in ("time", "day") and self.parts is None:
             backwards = (np.diff(self.times) < 0) & ~self.user_boundaries()
             if backwards.any():
                 at = int(np.flatnonzero(backwards)[0])
@@ -112,7 +118,7 @@ class Prepared:
             for name in _ARRAYS:
                 array = getattr(self, name)
                 if array is not None:
-                    np.save(partial / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
+                    write_array(partial / f"{name}.npy", array)
             sizes = {"num_events": self.num_events, "num_users": self.num_users, "num_items": int(self.num_items)}
             return {**sizes, "order": self.order}
 
@@ -122,18 +128,25 @@ class Prepared:
     def load(cls, folder: str | Path, verify: bool = False) -> Prepared:
         """Open a prepared folder by memory-mapping it; ``verify`` also reads every byte and compares checksums.
 
+        Whether the arrays fit together, and the item rows are those of the catalogue, is always looked at.
+
         Raises:
             FileNotFoundError: there is no such folder.
             DataError: it is of another version, truncated or (``verify``) changed.
         """
         folder = Path(folder).absolute()
         manifest = read_manifest(folder, KIND, FORMAT, verify)
-        try:
-            arrays = {name: _open(folder / f"{name}.npy") for name in _ARRAYS if f"{name}.npy" in manifest["files"]}
+        remedy = "delete the folder and prepare the data again"
+        held = [name for name in _ARRAYS if f"{name}.npy" in manifest["files"]]
+        arrays = {name: read_array(folder / f"{name}.npy", remedy, mapped=name != "offsets") for name in held}
+        with reading(folder, remedy):
+            num_items = manifest["num_items"]
+            if type(num_items) is not int or num_items < 0:
+                raise ValueError(f"num_items is {num_items!r}")
             prepared = cls(
                 items=arrays["items"],
-                offsets=np.array(arrays["offsets"]),
-                num_items=int(manifest["num_items"]),
+                offsets=arrays["offsets"],
+                num_items=num_items,
                 times=arrays.get("times"),
                 weights=arrays.get("weights"),
                 parts=arrays.get("parts"),
@@ -141,11 +154,8 @@ class Prepared:
                 folder=folder,
             )
             if (prepared.num_events, prepared.num_users) != (manifest["num_events"], manifest["num_users"]):
-                raise DataError("the manifest counts other events or users than the arrays hold")
-            if verify:
-                prepared.check()
-        except (ValueError, KeyError) as error:
-            raise DataError(f"{folder} is damaged ({error}): delete it and prepare the data again") from error
+                raise ValueError("the manifest counts other events or users than the arrays hold")
+            prepared.check(times=verify)
         return prepared
 
 
@@ -187,17 +197,3 @@ def padded_blocks(lengths: np.ndarray, budget: int, per_row: int, per_token: int
         last = first + max(int(np.searchsorted(cost, budget, side="right")), 1)
         yield slice(first, last)
         first = last
-
-
-def _open(path: Path) -> np.ndarray:
-    # An empty file cannot be mapped.
-    array: np.ndarray = np.load(path, allow_pickle=False)[:0] if _is_empty(path) else np.load(path, mmap_mode="r")
-    return array
-
-
-def _is_empty(path: Path) -> bool:
-    with path.open("rb") as stream:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, _ = read(stream)
-    return 0 in shape

@@ -24,8 +24,9 @@ from recsys.data.splitters import Given as Given
 from recsys.data.splitters import GlobalTime as GlobalTime
 from recsys.data.splitters import LeaveLast as LeaveLast
 from recsys.data.splitters import Splitter
-from recsys.errors import DataError
 from recsys.folders import read_manifest, write_folder
+from recsys.storage.arrays import read_array, write_array
+from recsys.storage.reading import read_json, reading
 
 if TYPE_CHECKING:
     from recsys.data.audit import Audit
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 KIND = "recsys.split"
 FORMAT = 1
+PREPARED = "prepared"  # the folder of the events, with a manifest of its own
 
 
 class Training:
@@ -272,21 +274,26 @@ class Split:
         """Write the split to ``folder``, which is then all a training machine needs."""
 
         def fill(partial: Path) -> dict[str, Any]:
-            self.prepared.save(partial / "prepared")
-            np.save(partial / "stops.npy", np.stack([self.train_stop, self.valid_stop]), allow_pickle=False)
+            self.prepared.save(partial / PREPARED)
+            write_array(partial / "stops.npy", np.stack([self.train_stop, self.valid_stop]))
             self.items.save(partial, "items")
             self.users.save(partial, "users")
             if self.item_text is not None:
-                columns = {name: [str(value) for value in column] for name, column in self.item_text.items()}
+                columns = {name: [_text(value) for value in column] for name, column in self.item_text.items()}
                 (partial / "item_text.json").write_text(json.dumps(columns), encoding="utf-8")
             audit = None if self.audit is None else self.audit.to_dict()
             return {"name": self.name, "data_hash": self.data_hash, "protocol": self.protocol, "audit": audit}
 
-        write_folder(folder, KIND, FORMAT, fill)
+        write_folder(folder, KIND, FORMAT, fill, apart=(PREPARED,))
 
     @classmethod
-    def load(cls, folder: str | Path, verify: bool = False) -> Split:
-        """Open a saved split; the events stay on disk. ``verify`` also compares their checksums.
+    def load(cls, folder: str | Path, verify: bool = True) -> Split:
+        """Open a saved split; the events stay on disk.
+
+        Whether its parts fit together is always looked at.
+
+        Args:
+            verify: also compare every file with the hash written beside it, about a second for each gigabyte.
 
         Raises:
             FileNotFoundError: there is no such folder.
@@ -295,26 +302,32 @@ class Split:
         from recsys.data.audit import Audit
         from recsys.data.vocabulary import Vocabulary
 
-        folder = Path(folder)
-        manifest = read_manifest(folder, KIND, FORMAT, verify)
-        prepared = Prepared.load(folder / "prepared", verify)
-        try:
-            stops = np.load(folder / "stops.npy", allow_pickle=False)
-            text_file = folder / "item_text.json"
-            text = json.loads(text_file.read_text(encoding="utf-8")) if text_file.is_file() else None
-            items, users = Vocabulary.load(folder, "items"), Vocabulary.load(folder, "users")
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{folder} is damaged ({error}): delete it and split the data again") from error
-        if stops.shape != (2, prepared.num_users) or (len(items), len(users)) != (prepared.num_items, len(stops[0])):
-            raise DataError(f"{folder} is damaged (its parts differ in size): delete it and split the data again")
-        return cls(
-            prepared, stops[0], stops[1], items, users,
-            protocol=manifest["protocol"],
-            data_hash=manifest["data_hash"],
-            name=manifest["name"],
-            item_text=text and {name: np.array(column, dtype=object) for name, column in text.items()},
-            audit=manifest["audit"] and Audit.from_dict(manifest["audit"]),
-        )  # fmt: skip
+        folder, remedy = Path(folder), "delete it and split the data again"
+        manifest = read_manifest(folder, KIND, FORMAT, verify, apart=(PREPARED,))
+        prepared = Prepared.load(folder / PREPARED, verify)
+        stops = read_array(folder / "stops.npy", remedy, kinds="i", ndim=2)
+        items, users = Vocabulary.load(folder, "items"), Vocabulary.load(folder, "users")
+        with reading(folder, remedy):
+            if stops.shape != (2, prepared.num_users):
+                raise ValueError(f"stops of shape {stops.shape} for {prepared.num_users:,} users")
+            if (len(items), len(users)) != (prepared.num_items, prepared.num_users) or (items.first, users.first) != (
+                1,
+                0,
+            ):
+                raise ValueError("its parts differ in size")
+            edges = np.stack([prepared.offsets[:-1], *stops, prepared.offsets[1:]])
+            if (edges[1:] < edges[:-1]).any():
+                raise ValueError("training and validation of a user end outside of the user's events")
+            if not isinstance(manifest["protocol"], dict):
+                raise TypeError(f"the protocol is {manifest['protocol']!r}")
+            return cls(
+                prepared, stops[0], stops[1], items, users,
+                protocol=manifest["protocol"],
+                data_hash=str(manifest["data_hash"]),
+                name=str(manifest["name"]),
+                item_text=_read_text(folder / "item_text.json", len(items)),
+                audit=manifest["audit"] and Audit.from_dict(manifest["audit"]),
+            )  # fmt: skip
 
     def _held_out(self, name: str, start: np.ndarray, stop: np.ndarray) -> HeldOut:
         users = np.flatnonzero(stop > start)
@@ -330,6 +343,23 @@ class Split:
             data_hash=self.data_hash,
             split=self,
         )
+
+
+def _text(value: Any) -> str | None:
+    """A text as JSON has it; None, and NaN, stand for a missing one."""
+    return None if value is None or value != value else str(value)
+
+
+def _read_text(path: Path, num_items: int) -> dict[str, np.ndarray] | None:
+    if not path.is_file():
+        return None
+    columns = read_json(path, "delete the folder and split the data again")
+    for name, column in columns.items():
+        if not isinstance(column, list) or len(column) != num_items + 1:
+            raise ValueError(f"{path.name} has other rows than the {num_items:,} items in {name!r}")
+        if any(one is not None and not isinstance(one, str) for one in column):
+            raise ValueError(f"{path.name} holds what is no text in {name!r}")
+    return {name: np.array(column, dtype=object) for name, column in columns.items()}
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

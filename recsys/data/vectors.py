@@ -22,6 +22,9 @@ import numpy as np
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
 from recsys.folders import read_manifest, write_folder
+from recsys.storage.arrays import read_array, write_array
+from recsys.storage.files import write_text
+from recsys.storage.reading import outside
 
 KIND = "recsys.vectors"
 FORMAT = 1
@@ -82,14 +85,12 @@ class Vectors:
             FileNotFoundError: there is no such folder.
             DataError: it is something else, of another version, or damaged.
         """
+        outside(path, "folder of vectors")
         path = Path(path).absolute()
         manifest = read_manifest(path, KIND, FORMAT, verify)
-        try:
-            array = np.load(path / ARRAY, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path / ARRAY} is damaged ({error}): make it again") from error
+        array = read_array(path / ARRAY, "make it again", mapped=True, kinds="f", ndim=2)
         ids = Vocabulary.load(path, "ids")
-        if array.ndim != 2 or len(array) != len(ids):
+        if len(array) != len(ids) or array.dtype not in (np.float16, np.float32):
             raise DataError(f"{path} is damaged: {len(ids):,} ids for a matrix of shape {array.shape}")
         return cls(ids, array, manifest, path)
 
@@ -102,7 +103,7 @@ class Vectors:
 
         def fill(partial: Path) -> dict[str, Any]:
             self.vocabulary.save(partial, "ids")
-            np.save(partial / ARRAY, self.array, allow_pickle=False)
+            write_array(partial / ARRAY, self.array)
             return {key: value for key, value in self.manifest.items() if key not in ("kind", "format", "files")}
 
         write_folder(path, KIND, FORMAT, fill)
@@ -209,9 +210,7 @@ class GrowingMatrix:
             stream.flush()
             os.fsync(stream.fileno())
         done, truncated = self.done + len(vectors), self.truncated + truncated
-        beside = self.record.with_name(self.record.name + ".partial")
-        beside.write_text(json.dumps([done, self.width, truncated]), encoding="utf-8")
-        os.replace(beside, self.record)
+        write_text(self.record, json.dumps([done, self.width, truncated]))
         self.done, self.truncated = done, truncated
 
     def _header(self, width: int) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,11 @@ from typing import Any
 import numpy as np
 
 from recsys.errors import DataError
+from recsys.storage.arrays import read_array, write_array
+from recsys.storage.files import write_text
+from recsys.storage.reading import read_json, reading
+
+_REMEDY = "build it again, or copy its folder again"
 
 _HASHED = 1 << 16  # strings hashed at a time
 
@@ -104,13 +108,10 @@ class Vocabulary:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.kind == "int":
-            _write_array(folder / f"{name}.npy", self.ids)
+            write_array(folder / f"{name}.npy", self.ids)
         else:
             save_strings(folder, name, self.ids)
-        header = {"kind": self.kind, "first": self.first, "count": len(self)}
-        partial = folder / f"{name}.json.partial"
-        partial.write_text(json.dumps(header), encoding="utf-8")
-        os.replace(partial, folder / f"{name}.json")
+        write_text(folder / f"{name}.json", json.dumps({"kind": self.kind, "first": self.first, "count": len(self)}))
 
     @classmethod
     def load(cls, folder: str | Path, name: str) -> Vocabulary:
@@ -120,17 +121,17 @@ class Vocabulary:
             DataError: a file is missing, truncated or does not belong to the others.
         """
         folder = Path(folder)
-        try:
-            header = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        header = read_json(folder / f"{name}.json", _REMEDY)
+        with reading(folder / f"{name}.json", _REMEDY):
             kind, first, count = header["kind"], int(header["first"]), int(header["count"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"no readable vocabulary {name!r} in {folder} ({error}): build or download it again"
-            ) from error
+            if kind not in ("int", "str") or first < 0 or count < 0:
+                raise ValueError(f"kind {kind!r}, first row {first}, {count} ids")
         loaded = cls.__new__(cls)
         loaded.kind, loaded.first, loaded._size, loaded._ids, loaded._blob = kind, first, count, None, None
         if kind == "int":
-            loaded._ids = _read_array(folder / f"{name}.npy")
+            loaded._ids = read_array(folder / f"{name}.npy", _REMEDY, mapped=True, kinds="i").astype(
+                np.int64, copy=False
+            )
             size = len(loaded._ids)
         else:
             loaded._blob = _read_blob(folder, name)
@@ -189,8 +190,8 @@ def save_strings(folder: str | Path, name: str, strings: np.ndarray) -> None:
     encoded = [text.encode() for text in strings.tolist()]
     offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
     np.cumsum(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)), out=offsets[1:])
-    _write_array(Path(folder) / f"{name}.blob.npy", np.frombuffer(b"".join(encoded), dtype=np.uint8))
-    _write_array(Path(folder) / f"{name}.offsets.npy", offsets)
+    write_array(Path(folder) / f"{name}.blob.npy", np.frombuffer(b"".join(encoded), dtype=np.uint8))
+    write_array(Path(folder) / f"{name}.offsets.npy", offsets)
 
 
 def load_strings(folder: str | Path, name: str) -> np.ndarray:
@@ -259,35 +260,17 @@ def _is_integer(value: Any) -> bool:
 
 def _decode(blob: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     data, edges = blob.tobytes(), offsets.tolist()
-    return _objects([data[start:stop].decode() for start, stop in itertools.pairwise(edges)])
-
-
-def _write_array(path: Path, array: np.ndarray) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as stream:
-            np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def _read_array(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is missing, damaged or truncated ({error}): build it again") from error
+    with reading("the strings of a vocabulary", _REMEDY):
+        return _objects([data[start:stop].decode() for start, stop in itertools.pairwise(edges)])
 
 
 def _read_blob(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        # An empty array cannot be memory-mapped.
-        offsets = np.load(folder / f"{name}.offsets.npy", allow_pickle=False)
-        empty = len(offsets) <= 1 or offsets[-1] == 0
-        blob = np.load(folder / f"{name}.blob.npy", mmap_mode=None if empty else "r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"the strings {name!r} in {folder} are missing, damaged or truncated ({error})") from error
-    if not len(offsets) or offsets[-1] != len(blob):
-        raise DataError(f"the strings {name!r} in {folder} are damaged: {len(blob):,} bytes for other offsets")
+    path = folder / f"{name}.offsets.npy"
+    offsets = read_array(path, _REMEDY, kinds="i")
+    blob = read_array(folder / f"{name}.blob.npy", _REMEDY, mapped=True, kinds="u")
+    with reading(path, _REMEDY):
+        if not len(offsets) or blob.dtype != np.uint8 or offsets[0] or offsets[-1] != len(blob):
+            raise ValueError(f"{len(blob):,} bytes for other offsets")
+        if (offsets[1:] < offsets[:-1]).any():
+            raise ValueError("the offsets decrease")
     return blob, offsets

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recsys.errors import DataError, DataWarning
+from recsys.errors import DataWarning
+from recsys.storage.files import replace
+from recsys.storage.files import write_text as write_whole
+from recsys.storage.reading import reading
 
 NAME = "per_user.parquet"
 _KEY = "recsys.report"
@@ -28,10 +30,10 @@ def write_table(folder: Path, columns: dict[str, np.ndarray], facts: dict[str, A
         warnings.warn("polars is not installed: per-user numbers go to per_user.npz", DataWarning, stacklevel=3)
         path = folder / "per_user.npz"
         plain = {name: values.astype(str) if values.dtype == object else values for name, values in columns.items()}
-        _replace(path, lambda partial: _write_npz(partial, plain, text))
+        replace(path, lambda partial: _write_npz(partial, plain, text))
     else:
         path = folder / NAME
-        _replace(path, lambda partial: _write_parquet(partial, columns, text))
+        replace(path, lambda partial: _write_parquet(partial, columns, text))
     return path
 
 
@@ -45,29 +47,18 @@ def read_table(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         path = next((path / name for name in (NAME, "per_user.npz") if (path / name).exists()), path / NAME)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: evaluate the run first, or pass a folder that holds {NAME}")
-    try:
+    with reading(path, "delete it and evaluate again"):
         columns, text = _read_npz(path) if path.suffix == ".npz" else _read_parquet(path)
-        return columns, json.loads(text)
-    except ImportError:
-        raise
-    except Exception as error:
-        raise DataError(f"{path} is not a readable per-user table ({error}): delete it and evaluate again") from error
+        facts = json.loads(text)
+        if not isinstance(facts, dict):
+            raise TypeError(f"it says of itself {facts!r}")
+        return columns, facts
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step: either the old content or all of the new one is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-
-
-def _replace(path: Path, write: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_whole(path, text)
 
 
 def _write_parquet(path: Path, columns: dict[str, np.ndarray], text: str) -> None:

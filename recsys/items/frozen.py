@@ -5,14 +5,11 @@ Legend: N items (rows 1..N, 0 is padding), D width.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from recsys.data.vectors import KIND as VECTORS
@@ -23,6 +20,8 @@ from recsys.items.rows import blocks_of, no_row
 from recsys.saved import KIND as RUN
 from recsys.saved import VOCABULARY, WEIGHTS
 from recsys.seams import Context
+from recsys.storage.reading import outside, read_json, reading
+from recsys.storage.tensors import read_tensors
 
 BUNDLE = "recsys.bundle"
 
@@ -129,24 +128,22 @@ def saved_vectors(folder: str | Path) -> Vectors:
         FileNotFoundError: there is no such folder.
         DataError: it holds none that can be read without its model.
     """
+    outside(folder, "folder of item vectors")
     path = Path(folder).absolute()
     if not (path / "manifest.json").is_file():
         raise FileNotFoundError(f"{path} is no folder of a run, a bundle or vectors: it has no manifest.json")
-    try:
-        kind = json.loads((path / "manifest.json").read_text(encoding="utf-8")).get("kind")
+    matrix = None
+    with reading(path, "make it again"):
+        kind = read_json(path / "manifest.json", "make it again").get("kind")
         if kind == RUN and (path / WEIGHTS).is_file():
-            found = load_file(path / WEIGHTS).get("items.weight")
+            found = read_tensors(path / WEIGHTS).get("items.weight")
             ids = Vocabulary.load(path / VOCABULARY, "items").ids
-            matrix = None if found is None else found[1 : len(ids) + 1]
+            matrix = None if found is None else found.numpy()[1 : len(ids) + 1]
         elif kind == BUNDLE and (path / "vectors.safetensors").is_file():
-            matrix = load_file(path / "vectors.safetensors")["item_vectors"]
+            matrix = read_tensors(path / "vectors.safetensors")["item_vectors"].numpy()
             ids = Vocabulary.load(path, "items").ids
         elif kind == VECTORS:
             return Vectors.load(path)
-        else:
-            matrix = None
-    except (ValueError, KeyError, AttributeError, SafetensorError) as error:
-        raise DataError(f"{path} is damaged ({error!r}): make it again") from error
     if matrix is None:
         raise DataError(
             f"{path} holds no table of item vectors: name a finished run with IdItems, a bundle with an index, or save "

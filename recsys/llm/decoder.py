@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.hub import from_hub
+from recsys.storage.reading import is_inert
 
 SMALL: dict[str, Any] = {
     "model_type": "llama",
@@ -63,6 +64,8 @@ def load_decoder(
                 "incomplete, or of another kind of model; get it again"
             )
     else:
+        if is_inert():
+            _refuse_reaching(model)
         try:
             config = transformers.AutoConfig.for_model(**model)
         except (ValueError, KeyError, TypeError) as error:
@@ -73,6 +76,18 @@ def load_decoder(
     _truncate(body, layers, drop)
     _check_causal(body.eval(), dtype)
     return body
+
+
+_REACHING = ("auto_map", "quantization_config", "trust_remote_code", "kernel_config")  # lead to code or files elsewhere
+
+
+def _refuse_reaching(config: Any) -> None:
+    """Raise ValueError if the config of a saved model would make transformers fetch or run what lies elsewhere."""
+    if isinstance(config, dict):
+        for name, value in config.items():
+            if value is not None and (name in _REACHING or (name.endswith("_implementation") and "/" in str(value))):
+                raise ValueError(f"the config of its language model asks for {name}={value!r}, which lies elsewhere")
+            _refuse_reaching(value)
 
 
 def load_tokenizer(model: str, revision: str | None) -> Any:

@@ -16,6 +16,8 @@ Legend: B histories, H hidden size, D width of item vectors, b blocks, R trainin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,6 +49,8 @@ class Distillation(nn.Module):
         cache: None asks the teacher in every step. "prefixes" and "users" read every training row of ``LastItem`` or
             ``LastOfUser`` once and keep the states in the user's cache, R * b * H * 4 bytes; not with augmentations.
         weight: of all of it.
+        trust: as in :func:`recsys.load_run`, for the teacher: the folder or hub name of its language model, if that is
+            not in its run.
 
     Raises:
         ValueError: nothing to distil (all weights are 0, or no teacher for a term that needs one), a choice or number
@@ -67,6 +71,7 @@ class Distillation(nn.Module):
         hidden: int | None = None,
         cache: str | None = None,
         weight: float = 1.0,
+        trust: Sequence[str] = (),
     ) -> None:
         super().__init__()
         for name, value, known in (
@@ -91,6 +96,7 @@ class Distillation(nn.Module):
         self.dim, self.hidden, self.cache, self.weight = dim, hidden, cache, weight
         self.needs: frozenset[str] = frozenset({"events"} if cache else ())
         self.heads = nn.Parameter(torch.empty(blocks - 1, dim or 0, hidden or 0)) if supervision else None
+        self.trust = list(trust)
         self._source: list[TeacherStates] = []  # in a list, so that the teacher is no part of this module
 
     def bind(self, context: Context) -> None:
@@ -103,7 +109,7 @@ class Distillation(nn.Module):
         if self.heads is not None:
             nn.init.uniform_(self.heads, -((self.hidden or 1) ** -0.5), (self.hidden or 1) ** -0.5)
         if context.training is not None and (self.cosine or self.norm):
-            self._source = [TeacherStates(self.teacher, context, self.blocks, self.cache)]
+            self._source = [TeacherStates(self.teacher, context, self.blocks, self.cache, self.trust)]
 
     def sources(self) -> str:
         """Hash of the teacher: after another training of it this is another run."""

@@ -6,6 +6,7 @@ Legend: B histories, H hidden size, b blocks, R training rows.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,17 @@ class TeacherStates:
         context: of the training; its items must be the teacher's.
         blocks: b.
         cache: None, or which training rows are kept, as in :class:`recsys.llm.distil.Distillation`.
+        trust: as in :func:`recsys.load_run`.
 
     Raises:
         DataError: the teacher knows other items.
         ValueError: it has no language model, or its depth is not a multiple of ``blocks``.
     """
 
-    def __init__(self, run: str, context: Context, blocks: int, cache: str | None = None) -> None:
-        self.model = load_run(run)
+    def __init__(
+        self, run: str, context: Context, blocks: int, cache: str | None = None, trust: Sequence[str] = ()
+    ) -> None:
+        self.model = load_run(run, trust)
         assert self.model.vocabulary is not None  # a run folder has one
         _same_items(run, self.model.vocabulary.ids, context)
         encoder = getattr(self.model, "encoder", None)

@@ -25,23 +25,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 import recsys
 from recsys.data.batch import PAD
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
 from recsys.folders import read_manifest, refuse_foreign, write_folder
-from recsys.parts import build, describe
+from recsys.parts import describe
 from recsys.ranker import Ranker, TopK, as_histories
-from recsys.seams import Context
+from recsys.saved import load_model
+from recsys.storage.reading import read_json, reading
+from recsys.storage.tensors import write_tensors
 
 if TYPE_CHECKING:
     from recsys.data.split import Split
     from recsys.index import Index
 
 KIND, FORMAT = "recsys.bundle", 1
+INDEX = "index"  # the folder inside that has a manifest of its own, so that it can be saved alone
 INDEXES = ("auto", "exact", "hnsw", None)
 RECALL_USERS = 1000
 
@@ -85,7 +86,7 @@ def export(
     def fill(partial: Path) -> dict[str, Any]:
         model.eval()
         (partial / "model.json").write_text(json.dumps(described, indent=2, ensure_ascii=False), encoding="utf-8")
-        save_file(model.tensors(), str(partial / "model.safetensors"))
+        write_tensors(partial / "model.safetensors", model.tensors())
         vocabulary.save(partial, "items")
         if item_text:
             _save_text(partial / "items.parquet", item_text, vocabulary)
@@ -104,8 +105,9 @@ def export(
         }
         return json.loads(json.dumps(facts, default=str))
 
-    write_folder(folder, KIND, FORMAT, fill)
-    return Bundle(Path(folder), model, built[0] if built else None, read_manifest(folder, KIND, FORMAT, verify=False))
+    write_folder(folder, KIND, FORMAT, fill, apart=(INDEX,))
+    manifest = read_manifest(folder, KIND, FORMAT, verify=False, apart=(INDEX,))
+    return Bundle(Path(folder), model, built[0] if built else None, manifest)
 
 
 class Bundle:
@@ -119,36 +121,28 @@ class Bundle:
         """Read a bundle.
 
         Args:
-            trust: modules (or packages) of others whose classes the bundle may construct; that runs their code.
-            verify: compare every file with the hash written at export.
+            trust: modules (or packages) of others whose classes the bundle may construct, which runs their code; and
+                folders or hub names that the model may read besides its own folder.
+            verify: compare every file with the hash written at export, or with the index when that was saved.
 
         Raises:
             FileNotFoundError: there is no bundle.
             DataError: files are missing, damaged or of another version.
-            PermissionError: a part is of a module that is neither ours nor trusted.
+            PermissionError: a part is of a module that is neither ours nor trusted, or would be read from elsewhere.
         """
         folder = Path(folder)
-        manifest = read_manifest(folder, KIND, FORMAT, verify)
-        try:
-            described = json.loads((folder / "model.json").read_text(encoding="utf-8"))["model"]
-            vocabulary = Vocabulary.load(folder, "items")
-            model = build(described, trust)
-            if not isinstance(model, Ranker):
-                raise DataError(f"{described['class']} is not a recommender")
-            model.bind(Context(num_items=len(vocabulary), vocabulary=vocabulary))
-            model.load_tensors(load_file(str(folder / "model.safetensors")))
-        except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
-            if isinstance(error, PermissionError):
-                raise
-            raise DataError(f"the bundle in {folder} cannot be loaded ({error}): export it again") from error
+        manifest = read_manifest(folder, KIND, FORMAT, verify, apart=(INDEX,))
+        described = read_json(folder / "model.json", "export it again").get("model")
+        vocabulary = Vocabulary.load(folder, "items")
+        model = load_model(described, folder / "model.safetensors", vocabulary, trust, verify=False)
         index = None
-        if manifest["index"] is not None:
+        if manifest.get("index") is not None:
             from recsys.index import Index
 
-            index = Index.load(folder / "index", verify=False)
+            with reading(folder, "export it again"):
+                index = Index.load(folder / INDEX, verify)
             if not np.array_equal(index.slots.ids, vocabulary.ids):
                 raise DataError(f"the index in {folder} holds other items than the model: export it again")
-        model.eval()
         return cls(folder, model, index, manifest)
 
     def __str__(self) -> str:
@@ -176,8 +170,11 @@ class Bundle:
             return {}
         import polars as pl
 
-        _, *columns = pl.read_parquet(path)  # the first one holds the raw ids
-        return {column.name: np.array(["", *column.to_list()], object) for column in columns}
+        with reading(path, "export it again"):
+            _, *columns = pl.read_parquet(path)  # the first one holds the raw ids
+            if any(len(column) != len(self.vocabulary) for column in columns):
+                raise ValueError(f"it has other rows than the {len(self.vocabulary):,} items")
+            return {column.name: np.array(["", *column.to_list()], object) for column in columns}
 
     def recommend(
         self, histories: Sequence[Any], k: int = 10, exclude: str = "history", allow: Sequence[Any] | None = None
@@ -231,11 +228,11 @@ def _save_index(model: Any, partial: Path, kind: str, split: Split | None) -> In
     from recsys.index import Index
 
     vectors = np.ascontiguousarray(model.item_vectors(), np.float32)
-    save_file({"item_vectors": torch.from_numpy(vectors)}, str(partial / "vectors.safetensors"))
+    write_tensors(partial / "vectors.safetensors", {"item_vectors": torch.from_numpy(vectors)})
     queries = None if split is None else _user_vectors(model, split)
     kind = "exact" if kind == "auto" else kind
     index = Index.build(vectors, model.vocabulary.ids, kind=kind, recall_queries=queries)
-    index.save(partial / "index")
+    index.save(partial / INDEX)
     return index
 
 

@@ -7,8 +7,6 @@ a large file of events is read several times, each time keeping the users of one
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 import warnings
 from collections.abc import Iterator
@@ -23,6 +21,7 @@ from recsys.errors import DataError, DataWarning
 from recsys.progress import Progress
 from recsys.ranker import History, TopK
 from recsys.serve.bundle import Bundle
+from recsys.storage.files import Workplace, replace, writing
 
 if TYPE_CHECKING:
     import polars as pl
@@ -81,6 +80,7 @@ def recommend_file(
         DataError: the file cannot be read, a column is missing, events have no user or no readable time, or ids are
             of another type than the bundle's.
         ValueError: ``k``, ``exclude``, ``layout`` or a file name is not possible.
+        BlockingIOError: another process is writing ``out``.
     """
     import polars as pl
 
@@ -97,29 +97,23 @@ def recommend_file(
         total, passes = _open(users, bundle)
     except pl.exceptions.PolarsError as error:
         raise _unreadable(users, error) from error
-    parts, partial = out.with_name(out.name + ".parts"), out.with_name(out.name + ".partial")
-    shutil.rmtree(parts, ignore_errors=True)
-    parts.mkdir(parents=True)
     counts = dict.fromkeys(("users", "unknown_items", "empty_histories", "fallbacks", "short_lists"), 0)
     try:
-        with Progress(total, "recommend", "users", enabled=progress) as shown:
+        with Workplace(out, "parts") as parts, Progress(total, "recommend", "users", enabled=progress) as shown:
             for number, frame in enumerate(_batches(passes, batch_size)):
                 histories, length = _histories(frame)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", DataWarning)
                     top = bundle.recommend(histories, k, exclude)
-                _table(frame["user"], top, layout).write_parquet(parts / f"{number:08d}.parquet")
+                with writing(out):
+                    _table(frame["user"], top, layout).write_parquet(parts.path / f"{number:08d}.parquet")
                 short = (top.rows == 0).any(1).sum()
                 found = (len(top), top.unknown.sum(), (length == 0).sum(), top.fallback.sum(), short)
                 counts = {name: counts[name] + int(more) for name, more in zip(counts, found, strict=True)}
                 shown.advance(len(top))
-        _join(parts, partial)
-        os.replace(partial, out)
+            _join(parts.path, out)
     except pl.exceptions.PolarsError as error:  # damaged further down than the schema shows
         raise _unreadable(users, error) from error
-    finally:
-        shutil.rmtree(parts, ignore_errors=True)
-        partial.unlink(missing_ok=True)
     seconds = time.monotonic() - started
     report = FileReport(**counts, seconds=seconds)
     if report.fallbacks or report.unknown_items:
@@ -292,4 +286,4 @@ def _join(parts: Path, out: Path) -> None:
     files = sorted(parts.glob("*.parquet"))
     if not files:
         raise DataError("the file holds no users: nothing to recommend")
-    pl.scan_parquet(files).sink_parquet(out)
+    replace(out, lambda partial: pl.scan_parquet(files).sink_parquet(partial))

@@ -6,9 +6,11 @@ load. Whenever a process is killed, ``last.json`` leads to a complete checkpoint
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,9 +22,17 @@ import torch
 from torch import Tensor
 
 from recsys.errors import DataError
-from recsys.saved import read_tensors
+from recsys.plain import printable
+from recsys.storage.files import flush_folder, fresh, is_folder, refuse_links
+from recsys.storage.files import write_text as write_text
+from recsys.storage.reading import read_json, reading
+from recsys.storage.tensors import read_tensors
+from recsys.storage.tensors import write_tensors as write_tensors
 
 FORMAT = 1
+_OURS = re.compile(r"step-\d+(\.\d+)?(\.[0-9a-f]{16})?(\.partial)?")  # folders that may be removed
+_GROUP = re.compile(r"\w+", re.ASCII)
+REMEDY = "pass resume=False to start over, or copy the run folder again"
 POINTER = "last.json"
 STATE = "state.json"
 
@@ -40,28 +50,46 @@ def write_checkpoint(folder: Path, name: str, checkpoint: Checkpoint) -> Path:
 
     Raises:
         OSError: it cannot be written (a full disk); the checkpoint of before is still there and nothing is beside it.
+        FileExistsError: ``folder`` is a link, which is not followed.
     """
+    refuse_links(folder.parent, (folder.name,))
     folder.mkdir(parents=True, exist_ok=True)
     target = _unused(folder, name)
-    partial = target.with_name(target.name + ".partial")
+    partial = fresh(target)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         for group, tensors in checkpoint.tensors.items():
             write_tensors(partial / f"{group}.safetensors", tensors)
         state = {"format": FORMAT, "groups": sorted(checkpoint.tensors), **checkpoint.state}
-        write_text(partial / STATE, json.dumps(state, indent=1))
+        text = json.dumps(state, indent=1)
+        write_text(partial / STATE, text)
         _flush(partial)
         os.replace(partial, target)
         _flush(folder)
-        write_text(folder / POINTER, json.dumps({"format": FORMAT, "folder": target.name}))
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        write_text(folder / POINTER, json.dumps({"format": FORMAT, "folder": target.name, "sha256": digest}))
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    for other in folder.iterdir():
-        if other.is_dir() and other != target:
-            shutil.rmtree(other, ignore_errors=True)
+    remove_checkpoints(folder, but=target)
     return target
+
+
+def remove_checkpoints(folder: Path, but: Path | None = None) -> None:
+    """Delete the checkpoints in ``folder``, half-written ones too, and nothing else; no link is followed.
+
+    Args:
+        but: the one to keep, with what points at it; None deletes the folder as well if nothing else is in it.
+    """
+    if not is_folder(folder):
+        return
+    for other in folder.iterdir():
+        if other != but and _OURS.fullmatch(other.name) and is_folder(other):
+            shutil.rmtree(other, ignore_errors=True)
+    if but is None:
+        (folder / POINTER).unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def read_checkpoint(folder: Path) -> Checkpoint | None:
@@ -73,38 +101,26 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
     pointer = folder / POINTER
     if not pointer.is_file():
         return None
-    remedy = "; pass resume=False to start over, or copy the run folder again"
-    try:
-        head = json.loads(pointer.read_text(encoding="utf-8"))
-        _check_format(pointer, head)
-        state = json.loads((folder / head["folder"] / STATE).read_text(encoding="utf-8"))
-        _check_format(folder / head["folder"], state)
-        groups = state["groups"]
-        tensors = {group: read_tensors(folder / head["folder"] / f"{group}.safetensors") for group in groups}
-    except _OtherFormat:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"the checkpoint {pointer} points at cannot be read ({error}){remedy}") from error
-    return Checkpoint(state, tensors)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file whole or not at all, flushed to disk."""
-    _replace(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Replace a safetensors file whole or not at all, flushed to disk."""
-    from safetensors.torch import save_file
-
-    # Tied tensors are written once per name: the format knows no sharing.
-    own = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    seen: set[int] = set()
-    for name, value in own.items():
-        if value.numel() and value.untyped_storage().data_ptr() in seen:
-            own[name] = value.clone()
-        seen.add(own[name].untyped_storage().data_ptr())
-    _replace(path, lambda partial: save_file(own, partial))
+    head = read_json(pointer, REMEDY)
+    _check_format(pointer, head)
+    with reading(pointer, REMEDY):
+        place = folder / head["folder"]
+        if not _OURS.fullmatch(place.name) or place.parent != folder or not is_folder(place):
+            raise DataError(
+                f"{printable(pointer, None)} names {printable(repr(head['folder']))}, and that is no checkpoint beside "
+                f"it: {REMEDY}"
+            )
+    with reading(place, REMEDY):
+        data = (place / STATE).read_bytes()
+        if hashlib.sha256(data).hexdigest() != head.get("sha256", hashlib.sha256(data).hexdigest()):
+            raise DataError(f"{place / STATE} is not what was written (its SHA-256 differs): {REMEDY}")
+        state = json.loads(data)
+        _check_format(place, state)
+        groups = [group for group in state["groups"] if _GROUP.fullmatch(group)]
+        if len(groups) != len(state["groups"]):
+            raise ValueError("it names files outside of it")
+        files = {group: place / f"{group}.safetensors" for group in groups}
+        return Checkpoint(state, {group: read_tensors(path, remedy=REMEDY) for group, path in files.items()})
 
 
 def pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -172,13 +188,9 @@ def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
         yield f"{path}: {before!r} in the checkpoint, {now!r} now"
 
 
-class _OtherFormat(DataError):
-    """Not damaged, so not to be reported as such."""
-
-
 def _check_format(path: Path, head: dict[str, Any]) -> None:
     if head.get("format") != FORMAT:
-        raise _OtherFormat(
+        raise DataError(
             f"{path} has checkpoint format {head.get('format')!r}, and this version of recsys reads format {FORMAT}: "
             "resume with the version that wrote it, or pass resume=False to start over"
         )
@@ -191,23 +203,5 @@ def _unused(folder: Path, name: str) -> Path:
     return folder / f"{name}.{number}"
 
 
-def _replace(path: Path, write: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        write(partial)
-        with partial.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
 def _flush(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush_folder(folder)

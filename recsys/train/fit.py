@@ -108,7 +108,8 @@ def fit(
         exclude: "history" or "none", as in :func:`recsys.evaluate`.
         valid_users: validate on this many users, drawn once by ``seed``; None for all.
         resume: "auto" goes on if ``folder`` holds an unfinished run of exactly this kind, True insists on it, False
-            replaces what is there. A resumed run ends with the numbers of one that never stopped.
+            replaces what is there. A resumed run ends with the numbers of one that never stopped. While one process
+            trains into a folder, another that is to do the same is refused at once.
         checkpoint_every: updates between checkpoints, besides one every ``checkpoint_seconds`` and two per epoch.
         devices, accelerator, strategy, num_nodes, loggers: passed to Lightning's Fabric; one copy of the model per
             device ("ddp"). The folder must be visible to all of them.
@@ -133,6 +134,8 @@ def fit(
         return _learn(run) if hasattr(model, "learn") else _train(run)
     finally:
         restore_random_state(before)
+        if run.folder is not None:
+            run.folder.release()
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,8 @@ class _Request:
 
 def _train(run: _Request) -> Fitted:
     fabric = start(run.settings)
+    if run.folder is not None and fabric.is_global_zero:
+        run.folder.lock()
     identity = run.identity(
         {
             "settings": run.settings.identity(),
@@ -240,6 +245,8 @@ def _told(batches: TrainBatches) -> str:
 def _learn(run: _Request) -> Fitted:
     """Learn a model that is counted in one go, and validate it once."""
     settings, metric = run.settings, run.settings.metric
+    if run.folder is not None and leads():
+        run.folder.lock()
     identity = run.identity({"settings": {name: getattr(settings, name) for name in ("seed", "metric", "exclude")}})
     if run.folder is not None:
         run.folder.resumable(identity, False if settings.resume is False else "auto")

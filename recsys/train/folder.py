@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
-import subprocess
+import re
 import sys
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,21 +22,24 @@ import torch
 from torch import Tensor
 
 from recsys.errors import DataWarning
-from recsys.folders import refuse_foreign
+from recsys.folders import LOCK, hash_file, hashes, refuse_foreign
 from recsys.saved import CONFIG, FORMAT, KIND, MANIFEST, VOCABULARY, WEIGHTS, read_config
+from recsys.storage.files import hold, refuse_links, sweep, write_text
+from recsys.storage.reading import read_json, reading
+from recsys.storage.tensors import write_tensors
 from recsys.train.checkpoint import (
+    REMEDY,
     Checkpoint,
     differences,
     read_checkpoint,
+    remove_checkpoints,
     write_checkpoint,
-    write_tensors,
-    write_text,
 )
 
 if TYPE_CHECKING:
     from recsys.data.split import Split
 
-METRICS = "metrics.jsonl"
+METRICS, CHECKPOINTS, RECIPE = "metrics.jsonl", "checkpoints", "recipe.py"
 # What a run leaves, and must not pass on to one that replaces it.
 RESULTS = (
     METRICS, WEIGHTS, "per_user.parquet", "per_user.npz", "report.json", "report.html", "sections.json", "split.json",
@@ -44,10 +47,31 @@ RESULTS = (
 
 
 class RunFolder:
-    """Reads and writes one run folder. Everything in it is replaced whole or not at all."""
+    """Reads and writes one run folder. Everything in it is replaced whole or not at all, and no link is followed."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._lock: Any = None
+
+    def lock(self) -> None:
+        """Make the folder if it is not there, and keep other processes from training into it, until :meth:`release`.
+
+        Raises:
+            BlockingIOError: another process is training there.
+            FileExistsError: the folder holds something else than a run, or links in the place of its folders.
+        """
+        refuse_foreign(self.path, KIND)
+        refuse_links(self.path, (CHECKPOINTS, VOCABULARY))
+        if self._lock is None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = hold(self.path / LOCK, self.path)
+            sweep(self.path)
+
+    def release(self) -> None:
+        """Let others train into the folder; nothing happens if it is not locked."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def resumable(self, identity: dict[str, Any], resume: str | bool) -> Checkpoint | None:
         """The checkpoint to go on from, None to start at the beginning.
@@ -62,10 +86,12 @@ class RunFolder:
             DataError: the checkpoint is damaged or of another format.
         """
         refuse_foreign(self.path, KIND)
+        refuse_links(self.path, (CHECKPOINTS, VOCABULARY))
         if resume is False:
             return None
-        found = read_checkpoint(self.path / "checkpoints")
-        before = found.state["identity"] if found else self._identity()
+        found = read_checkpoint(self.path / CHECKPOINTS)
+        with reading(self.path / CHECKPOINTS, REMEDY):
+            before = found.state["identity"] if found else self._identity()
         if before is not None and before != identity:
             lines = list(differences(before, identity))
             shown = "\n  ".join(lines[:12] + ([f"... and {len(lines) - 12} more"] if len(lines) > 12 else []))
@@ -79,22 +105,24 @@ class RunFolder:
 
     def begin(self, manifest: dict[str, Any], config: dict[str, Any], split: Split, recipe: Path | None) -> None:
         """Make the folder of a run that starts at the beginning, without any results of an earlier one."""
+        refuse_links(self.path, (CHECKPOINTS, VOCABULARY))
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / MANIFEST, _json({"kind": KIND, "format": FORMAT, **manifest}))
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
-        for name in RESULTS:
-            (self.path / name).unlink(missing_ok=True)
+        manifest = {"kind": KIND, "format": FORMAT, **manifest}
+        write_text(self.path / MANIFEST, _json(manifest))
+        remove_checkpoints(self.path / CHECKPOINTS)
+        for name in (*RESULTS, RECIPE):
+            if (self.path / name).is_symlink() or not (self.path / name).is_dir():
+                (self.path / name).unlink(missing_ok=True)
         write_text(self.path / CONFIG, _json({"format": FORMAT, **config}))
         split.items.save(self.path / VOCABULARY, "items")
-        if recipe is None:
-            (self.path / "recipe.py").unlink(missing_ok=True)
-        else:
-            write_text(self.path / "recipe.py", Path(recipe).read_text(encoding="utf-8"))
+        if recipe is not None:
+            write_text(self.path / RECIPE, Path(recipe).read_text(encoding="utf-8"))
+        write_text(self.path / MANIFEST, _json({**manifest, "files": self._hashes()}))
 
     def resumed(self, manifest: dict[str, Any]) -> None:
         """Note in the manifest that the run goes on, and warn if it does so with other library versions."""
-        before = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-        changed = list(differences(before["versions"], manifest["versions"]))
+        before = read_json(self.path / MANIFEST, REMEDY)
+        changed = list(differences(before.get("versions"), manifest["versions"]))
         if changed:
             note = "resumed with other versions, so the numbers may differ in the last digits: " + "; ".join(changed)
             warnings.warn(note, DataWarning, stacklevel=2)
@@ -104,7 +132,7 @@ class RunFolder:
     def checkpoint(self, name: str, checkpoint: Checkpoint) -> None:
         """Write a checkpoint and make it the one to resume from."""
         try:
-            write_checkpoint(self.path / "checkpoints", name, checkpoint)
+            write_checkpoint(self.path / CHECKPOINTS, name, checkpoint)
         except OSError as error:
             error.add_note(f"the checkpoint before this one in {self.path} is intact: make room and resume")
             raise
@@ -116,6 +144,11 @@ class RunFolder:
     def write_weights(self, tensors: dict[str, Tensor]) -> None:
         """The weights that :func:`recsys.load_run` gives back."""
         write_tensors(self.path / WEIGHTS, tensors)
+
+    def _hashes(self) -> dict[str, Any]:
+        """Of what does not change any more; a file of tensors has its own hash in it."""
+        own = {name: hash_file(self.path / name) for name in (CONFIG, RECIPE) if (self.path / name).is_file()}
+        return own | {f"{VOCABULARY}/{name}": entry for name, entry in hashes(self.path / VOCABULARY).items()}
 
     def _identity(self) -> dict[str, Any] | None:
         if not (self.path / CONFIG).is_file():
@@ -162,17 +195,48 @@ def data_facts(split: Split) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The git commit of the working folder ("+" behind it if files are changed), None outside a repository."""
-    try:
-        head = _git("rev-parse", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
+    """The git commit of the working folder, None outside a repository.
+
+    It is read from the files of git, and no program is started: what a repository configures may run programs. So
+    whether files were changed since that commit is not known.
+    """
+    here = Path.cwd()
+    with suppress(OSError, ValueError):
+        for folder in (here, *here.parents):
+            if (folder / ".git").exists():
+                return _head(folder / ".git")
+    return None
+
+
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_REFERENCE = re.compile(r"refs/[\w./-]+")
+
+
+def _head(git: Path) -> str | None:
+    """The commit at which the repository stands that ``.git``, a folder or a file that names one, belongs to."""
+    if git.is_file():  # a worktree or a submodule
+        git = git.parent / _line(git).removeprefix("gitdir:").strip()
+    head = _line(git / "HEAD")
+    if not head.startswith("ref:"):
+        return head if _HASH.fullmatch(head) else None
+    name = head.removeprefix("ref:").strip()
+    if not _REFERENCE.fullmatch(name) or ".." in name:
         return None
+    common = git / _line(git / "commondir") if (git / "commondir").is_file() else git
+    for place in (git, common):
+        if (place / name).is_file():
+            found = _line(place / name)
+            return found if _HASH.fullmatch(found) else None
+    if not (common / "packed-refs").is_file():
+        return None
+    with (common / "packed-refs").open(encoding="utf-8", errors="replace") as lines:
+        pairs = (line.split() for line in lines)
+        return next((one[0] for one in pairs if len(one) == 2 and one[1] == name and _HASH.fullmatch(one[0])), None)
 
 
-def _git(*arguments: str) -> str:
-    answer = subprocess.run(("git", *arguments), capture_output=True, text=True, timeout=10, check=True)
-    return answer.stdout.strip()
+def _line(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        return stream.readline(4096).strip()
 
 
 def _fingerprint(split: Split) -> str:

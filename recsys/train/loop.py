@@ -17,7 +17,8 @@ from recsys.data.batch import Batch
 from recsys.data.batches import TrainBatches
 from recsys.progress import Progress
 from recsys.saved import read_weights
-from recsys.train.checkpoint import Checkpoint, pack, random_state, restore_random_state, unpack
+from recsys.storage.reading import reading
+from recsys.train.checkpoint import REMEDY, Checkpoint, pack, random_state, restore_random_state, unpack
 from recsys.train.folder import RunFolder
 from recsys.train.interrupt import Interrupt
 from recsys.train.settings import Settings, Stage
@@ -59,9 +60,10 @@ class Loop:
         self._saved = time.monotonic()
         self._saved_step = 0
         if resumed is not None:
-            self.state = State(**resumed.state["loop"])
+            with reading("the checkpoint of this run", REMEDY):
+                self.state = State.of(resumed.state["loop"], len(settings.plan))
+                model.load_tensors(resumed.tensors["model"])
             self._saved_step = self.state.step
-            model.load_tensors(resumed.tensors["model"])
 
     def run(self) -> None:
         """Train to the end, and leave the best weights in the model.
@@ -236,9 +238,10 @@ class Loop:
         """Optimizer, loss scaler and global generators as the checkpoint has them."""
         assert self._resumed is not None and self.updater is not None
         state, tensors = self._resumed.state, self._resumed.tensors
-        self.updater.raw_optimizer.load_state_dict(unpack(state["optimizer"], tensors["optimizer"]))
-        self.fabric.strategy.precision.load_state_dict(unpack(state["precision"], tensors["optimizer"]))
-        restore_random_state(unpack(state["random"], tensors["random"]))
+        with reading("the checkpoint of this run", REMEDY):
+            self.updater.raw_optimizer.load_state_dict(unpack(state["optimizer"], tensors["optimizer"]))
+            self.fabric.strategy.precision.load_state_dict(unpack(state["precision"], tensors["optimizer"]))
+            restore_random_state(unpack(state["random"], tensors["random"]))
 
     def _check_finite(self) -> None:
         for name, parameter in self.model.named_parameters():

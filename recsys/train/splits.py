@@ -6,18 +6,22 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recsys.errors import DataError
+from recsys.errors import DataError, DataWarning
+from recsys.plain import printable
+from recsys.storage.files import fresh, write_text
+from recsys.storage.reading import read_json
 from recsys.train.folder import data_facts
 
 if TYPE_CHECKING:
     from recsys.data.split import Split
     from recsys.ranker import Ranker
 
-NOTE = "split.json"
+NOTE, SPLITS = "split.json", "splits"
 
 
 def remember_split(split: Split, run: Path) -> None:
@@ -26,14 +30,23 @@ def remember_split(split: Split, run: Path) -> None:
 
     facts = {"data": data_facts(split)["hash"], **split.protocol}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    place = cache_folder() / "splits" / f"{split.name or 'data'}-{key}"
-    if not place.is_dir():
-        mine = place.with_name(f"{place.name}.{os.getpid()}")  # runs that end together do not meet
-        split.save(mine)
-        with suppress(OSError):  # another process was faster: its folder holds the same
-            os.replace(mine, place)
-        shutil.rmtree(mine, ignore_errors=True)
-    (run / NOTE).write_text(json.dumps({"folder": str(place.resolve()), "data_hash": split.data_hash}))
+    place = cache_folder() / SPLITS / f"{split.name or 'data'}-{key}"
+    try:
+        if not place.is_dir():
+            mine = fresh(place)  # runs that end together do not meet
+            split.save(mine)
+            with suppress(OSError):  # another process was faster: its folder holds the same
+                os.replace(mine, place)
+            shutil.rmtree(mine, ignore_errors=True)
+    except OSError as error:
+        warnings.warn(
+            f"the split of this run cannot be kept in the cache ({error}), so recsys evaluate and export will need it: "
+            "write it with split.save(FOLDER), or set RECSYS_CACHE to a folder that can be written",
+            DataWarning,
+            stacklevel=2,
+        )
+        return
+    write_text(run / NOTE, json.dumps({"folder": str(place.resolve()), "data_hash": split.data_hash}))
 
 
 def split_of(run: Path, model: Ranker, given: Path | None = None) -> Split:
@@ -42,11 +55,17 @@ def split_of(run: Path, model: Ranker, given: Path | None = None) -> Split:
     Raises:
         DataError: it is not there (any more), or its items are not those that ``model`` was trained on.
     """
+    from recsys.data.fetch import cache_folder
     from recsys.data.split import Split
 
     place = given
     if place is None and (run / NOTE).is_file():
-        place = Path(json.loads((run / NOTE).read_text())["folder"])
+        place = read_json(run / NOTE, "delete it and pass --split FOLDER", lambda note: Path(note["folder"]))
+        if place.resolve().parent != (cache_folder() / SPLITS).resolve():  # no folder is read because a file says so
+            raise DataError(
+                f"{run / NOTE} names {printable(place, None)}, which is not in the cache ({cache_folder()}): if you "
+                "want that split, pass --split FOLDER"
+            )
     if place is None or (given is None and not place.is_dir()):
         raise DataError(
             f"the split of {run} is not in the cache (any more): write it with split.save(FOLDER) and pass "

@@ -26,6 +26,27 @@ class State:
     seconds: float = 0.0  # of this epoch's training
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, record: Any, stages: int) -> State:
+        """The state that a checkpoint keeps as ``record``, of a run with so many stages.
+
+        Raises:
+            ValueError, TypeError: it cannot be one.
+        """
+        state = cls(**record)
+        counts = {name: getattr(state, name) for name in ("stage", "stage_epoch", "epoch", "consumed", "step", "stale")}
+        wrong = [name for name, value in counts.items() if type(value) is not int or value < 0]
+        wrong += ["stage"] if not wrong and state.stage >= stages else []
+        wrong += ["phase"] if state.phase not in ("train", "validate") else []
+        wrong += [name for name in ("weight", "seconds") if not isinstance(getattr(state, name), (int, float))]
+        rows = state.history if isinstance(state.history, list) else [None]
+        wrong += ["history"] if any(not isinstance(one, dict) for one in rows) or len(rows) != state.epoch else []
+        wrong += ["sums"] if not isinstance(state.sums, dict) else []
+        wrong += ["best"] if not isinstance(state.best, (dict, type(None))) else []
+        if wrong:
+            raise ValueError(f"where it stands makes no sense: {', '.join(dict.fromkeys(wrong))}")
+        return state
+
     @property
     def fresh(self) -> bool:
         """Nothing of this stage has been trained yet."""

@@ -155,7 +155,7 @@ def test_a_failed_export_keeps_the_old_bundle(model: Recommender, tmp_path, monk
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("recsys.serve.bundle.save_file", full)
+    monkeypatch.setattr("recsys.serve.bundle.write_tensors", full)
     with pytest.raises(OSError, match="No space"):
         export(model, tmp_path / "bundle")
     assert Bundle.load(tmp_path / "bundle").index is not None
