@@ -145,8 +145,13 @@ class CoSeRec(ViewContrast):
     newest item and zero where a view has none, while theirs also compare the states of padding. "mean" does not depend
     on alignment, and "last" is the vector that ranks.
 
+    The share to reorder is the .7 that the authors' code uses whenever a threshold is set, as in all their scripts: it
+    hands on the share to mask. Their paper has .2, for which pass ``reorder=0.2``: of 20 items 3 move then, not 13.
+
     Deviations: similarity is ItemCF alone, unless ``similar=Hybrid(...)`` mixes it with the model's own as the authors
-    do; a masked item leaves the history (theirs stays as a padded slot).
+    do; a masked item leaves the history (theirs stays as a padded slot); the window that the model reads is augmented,
+    where theirs is the whole history, of which the newest items are kept afterwards: the same for histories within the
+    window (all but a few of Amazon's), other views for longer ones (57% of the users of MovieLens-100K at 50 items).
 
     Args:
         crop, mask, reorder, substitute, insert: share of the items that each operation is about.
@@ -166,7 +171,7 @@ class CoSeRec(ViewContrast):
         weight: float = 0.1,
         crop: float = 0.2,
         mask: float = 0.7,
-        reorder: float = 0.2,
+        reorder: float = 0.7,
         substitute: float = 0.1,
         insert: float = 0.4,
         threshold: int = 4,

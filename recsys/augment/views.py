@@ -99,7 +99,8 @@ class Reorder(nn.Module):
     """A window of floor(share n) items at a start drawn uniformly is shuffled. Times stay where they are, and sorted.
 
     Args:
-        share: .6 in CL4SRec, .2 in CoSeRec. Histories with floor(share n) below 2 stay as they are.
+        share: .6 in CL4SRec, .2 in CoSeRec's paper and .7 in its code. Histories with floor(share n) below 2 stay as
+            they are.
 
     Raises:
         ValueError: ``share`` is outside of 0..1.

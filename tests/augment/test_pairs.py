@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -99,6 +100,27 @@ def test_check_03_the_prepared_batch_is_unchanged() -> None:
         auxiliary(step)
     for now, then in zip((batch.ids, batch.lengths, batch.targets), before, strict=True):
         assert now is not None and then is not None and torch.equal(now, then)
+
+
+def test_c1_coserec_reorders_the_share_of_the_authors_code_unless_told_otherwise() -> None:
+    """In their lists of operations Reorder gets the share to mask wherever a threshold is set: 14 of 20 items."""
+    for given, window in (({}, 14), ({"reorder": 0.2}, 4), ({"mask": 0.3}, 14)):
+        part = CoSeRec(**given)
+        part.bind(toy_context())
+        reorder = next(one for one in part.draw.operations if isinstance(one, Reorder))
+        batch = Batch(*(torch.zeros(1, dtype=torch.long),) * 2, torch.arange(1, 21)[None], torch.tensor([20]))
+        spans = []
+        for seed in range(200):
+            moved = (reorder(batch, torch.Generator().manual_seed(seed)).ids != batch.ids)[0].nonzero()
+            spans.append(int(moved.max() - moved.min()) + 1 if len(moved) else 0)
+        assert max(spans) == window
+
+
+def test_c1_the_recipe_does_as_its_part() -> None:
+    recipe = inspect.signature(load_recipe(find_recipe("coserec"))).parameters
+    part = inspect.signature(CoSeRec).parameters
+    for name in ("crop", "mask", "reorder"):
+        assert recipe[name].default == part[name].default, name
 
 
 def drawn(auxiliary: DuoRec, batch: Batch, seed: int) -> Batch:
