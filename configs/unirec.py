@@ -3,9 +3,10 @@
 Run: ``recsys fit configs/unirec.py``. By default its encoder and enhancements are trained with the full softmax, like
 the other encoders of our table; ``--loss bce`` trains each branch with one negative per position and the profile
 term, as the authors do. ``--no-enhanced`` leaves both enhancements out, ``--mode repo`` takes the authors' code at its
-word. Our copies of ml-1m and amazon-beauty have no times, so there it ends with an error that says so; foursquare-nyc
-has them. Deviations: see :mod:`recsys.encoders.unirec` and :mod:`recsys.objectives.unirec`; batches of 128 instead of
-512, windows that do not overlap, early stopping after ``patience`` epochs instead of 40.
+word, ``--first-times own`` gives each branch its own clock in the first block as well. Our copies of ml-1m and
+amazon-beauty have no times, so there it ends with an error that says so; foursquare-nyc has them. Deviations: see
+:mod:`recsys.encoders.unirec` and :mod:`recsys.objectives.unirec`; batches of 128 instead of 512, windows that do not
+overlap, early stopping after ``patience`` epochs instead of 40.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def run(
     max_length: int = 50,
     share_norms: bool = True,
     noise: float = 0.1,
+    first_times: Literal["calendar", "own"] = "calendar",
     windows: Literal["last", "sliding"] | None = None,
     epochs: int = 60,
     patience: int = 8,
@@ -50,7 +52,10 @@ def run(
     if enhanced:
         auxiliaries.append(SequenceEnhancement(dim, epochs=epochs, length=max_length, mode=mode))
         auxiliaries.append(ItemEnhancement(dim, epochs=epochs, mode=mode))
-    encoder = rs.UniRec(dim, num_layers, num_heads, knobs["dropout"], max_length, share_norms=share_norms, noise=noise)
+    encoder = rs.UniRec(
+        dim, num_layers, num_heads, knobs["dropout"], max_length, share_norms=share_norms, noise=noise,
+        first_times=first_times,
+    )  # fmt: skip
     model = rs.Recommender(
         items=rs.IdItems(dim),
         encoder=encoder,

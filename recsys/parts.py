@@ -1,7 +1,8 @@
 """Parts as class name and JSON arguments, so that run folders and bundles load without pickle.
 
 One convention carries it: a part keeps every constructor argument as an attribute of the same name. A part that stands
-in two places is described once, with a number ("shared"), and named by that number in the other place.
+in two places is described once, with a number ("shared"), and named by that number in the other place. A class whose new
+argument has a default that changes what it computes says in ``former`` which value stands for what it did before.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def _build(description: Any, trust: tuple[str, ...], made: dict[Any, Any]) -> An
     arguments = {key: _decode(value, trust, made) for key, value in given.items()}
     if not _inside(cls.__module__, trust):
         _check_places(cls, arguments)
-    part = cls(**arguments)
+    part = cls(**{**getattr(cls, "former", {}), **arguments})
     if isinstance(number, int):
         made[number] = part
     return part

@@ -3,7 +3,9 @@
 Every function takes a :class:`recsys.data.split.Training` and nothing else, so a held-out event cannot enter. Follows
 section 2 of UniRec (Liu, Wang & Feng, CIKM 2024, arXiv 2406.18470, as its code has it). What we do differently: the
 statistics leave validation and test out, an item with fewer than three interactions counts as rare (its variance of 0
-made it frequent), and mean gaps are counted only for pairs among the most similar ones.
+made it frequent), a user with fewer is not even, and mean gaps are counted only for pairs among the most similar ones.
+The authors' script looks the variances of neighbours up by whole numbers while its items are text, so it finds none and
+every neighbour gets the same .5: the published neighbours are by similarity and gap alone.
 
 Legend: U users, N items (arrays of items have N + 1 entries, entry 0 is padding), E events, K neighbours.
 Times are turned into seconds; variances are those of the population.
@@ -23,6 +25,8 @@ from recsys.data.split import Training
 MODES = ("paper", "repo")
 DEFINITIONS = ("variance", "count")
 DENSE = 1 << 26  # cells of a table of all pairs of items, where pairs are looked up rather than searched
+LEAST = 3  # events that have a variance of gaps: one gap, or none, does not vary
+UNKNOWN = 99_999_999.0  # stands for the variance of an item with fewer events
 PAIRS = 1 << 22  # pairs of events, or products of a sparse block, worked on at a time
 
 
@@ -56,8 +60,8 @@ def even_users(training: Training, share: float | None = None, mode: str = "pape
 
     Args:
         share: how many of the users (default: .6 for "paper", .4 for "repo").
-        mode: "paper" takes the lowest variances among users with at least one gap, "repo" the highest among all, as
-            the authors' code does, against their figure.
+        mode: "paper" takes the lowest variances among users with at least two gaps (one does not vary), "repo" the
+            highest among all, as the authors' code does, against their figure.
 
     Raises:
         ValueError: an unknown mode, a share outside 0..1, or training without times.
@@ -66,11 +70,11 @@ def even_users(training: Training, share: float | None = None, mode: str = "pape
         raise ValueError(f"mode must be one of {', '.join(MODES)}, found {mode!r}")
     share = {"paper": 0.6, "repo": 0.4}[mode] if share is None else share
     variance, gaps = user_variance(training)
-    return _lowest(variance, gaps > 0, share) if mode == "paper" else _lowest(-variance, gaps >= 0, share)
+    return _lowest(variance, gaps >= LEAST - 1, share) if mode == "paper" else _lowest(-variance, gaps >= 0, share)
 
 
 def frequent_items(
-    variance: np.ndarray, count: np.ndarray, share: float = 0.3, by: str = "variance", least: int = 3
+    variance: np.ndarray, count: np.ndarray, share: float = 0.3, by: str = "variance", least: int = LEAST
 ) -> np.ndarray:
     """(N+1,) bool: the ``share`` of items that recur most evenly, of those with at least ``least`` interactions.
 
@@ -95,7 +99,9 @@ def neighbours(
 
     score_ij = .4 sim / (1 + sim) + .8 / (1 + ln(1 + gap)) + .5 / (1 + ln(1 + var_j)), with sim of :func:`similar`,
     gap the mean |t_i - t_j| in seconds over all pairs of their interactions by one user, and var_j the variance of
-    item j. An item with fewer neighbours is its own for the rest, with score 0.
+    item j. Of an item with fewer than three interactions it is not known and counts as 99,999,999, the authors' value:
+    a bonus of .026, where gaps that vary by days give about .02. An item with fewer neighbours is its own for the rest,
+    with score 0.
 
     Args:
         candidates: of each item only this many most similar ones are scored.
@@ -107,6 +113,7 @@ def neighbours(
         raise ValueError(f"k and candidates must be at least 1, found {k} and {candidates}")
     row, column, similarity = similar(training, candidates)
     gap = _mean_gaps(training, row, column)
+    variance = np.where(training.item_counts() < LEAST, UNKNOWN, variance)
     score = 0.4 * similarity / (1 + similarity) + 0.8 / (1 + np.log1p(gap)) + 0.5 / (1 + np.log1p(variance[column]))
     chosen, place = _best(row, score, k)
     rows = np.repeat(np.arange(training.num_items + 1)[:, None], k, axis=1)

@@ -106,6 +106,44 @@ def test_frequent_items_need_three_interactions_or_are_counted() -> None:
     assert np.flatnonzero(rhythm.frequent_items(values, count, 0.25, least=1)).tolist() == [1]  # the authors' trap
 
 
+@pytest.mark.parametrize("events", [1, 2])
+def test_u2_an_item_whose_variance_is_not_known_gets_a_small_bonus(events: int) -> None:
+    """Item 1 goes with 2, which recurs every day, and with 3, of which one or two events tell nothing."""
+    day = 86_400.0
+    users = [[(2, day * k)] for k in range(4)]
+    users += [[(1, day * k), (2, day * k), *([(3, day * k)] * (k < 4 + events))] for k in (4, 5)]
+    rows, scores = rhythm.neighbours(training(users), rhythm.item_variance(training(users)))
+    assert rows[1, :2].tolist() == [2, 3]
+    similarity = brute_similarity(users)[1, 3]
+    expected = 0.4 * similarity / (1 + similarity) + 0.8 + 0.5 / (1 + math.log(1 + 99_999_999))
+    assert scores[1, 1] == pytest.approx(expected)
+    assert expected - 0.4 * similarity / (1 + similarity) - 0.8 == pytest.approx(0.026, abs=5e-4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_u2_every_bonus_follows_from_three_events_or_more(seed: int) -> None:
+    users = toy(seed)
+    train = training(users)
+    variances, by_item = rhythm.item_variance(train), times_of_items(users)
+    similarity, gaps = brute_similarity(users), brute_gaps(users)
+    rows, scores = rhythm.neighbours(train, variances)
+    unknown = 0
+    for item in range(1, NUM_ITEMS + 1):
+        for other, score in zip(rows[item].tolist(), scores[item], strict=True):
+            if other != item:
+                sim = similarity[item, other]
+                rest = score - 0.4 * sim / (1 + sim) - 0.8 / (1 + math.log(1 + gaps[item, other]))
+                few = len(by_item[other]) < 3
+                assert rest == pytest.approx(0.5 / (1 + math.log(1 + (99_999_999 if few else variances[other]))))
+                unknown += few
+    assert unknown
+
+
+def test_u2_a_user_with_a_single_gap_is_not_even() -> None:
+    users = [[(1, 0.0), (2, 5.0)], [(1, 0.0), (2, 10.0), (3, 25.0)], [(1, 0.0), (2, 10.0), (3, 90.0)], [(4, 1.0)]]
+    assert rhythm.even_users(training(users), 0.5).tolist() == [False, True, False, False]
+
+
 @pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize("pairs", [1 << 22, 5])
 def test_check_08_neighbours_equal_a_loop(dense: bool, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +151,7 @@ def test_check_08_neighbours_equal_a_loop(dense: bool, pairs: int, monkeypatch: 
     monkeypatch.setattr(rhythm, "DENSE", 1 << 26 if dense else 0)
     users = toy()
     similarity, gaps = brute_similarity(users), brute_gaps(users)
-    variances = rhythm.item_variance(training(users))
+    variances, by_item = rhythm.item_variance(training(users)), times_of_items(users)
     row, column, value = rhythm.similar(training(users))
     assert dict(zip(zip(row.tolist(), column.tolist(), strict=True), value, strict=True)) == pytest.approx(similarity)
     rows, scores = rhythm.neighbours(training(users), variances)
@@ -123,7 +161,8 @@ def test_check_08_neighbours_equal_a_loop(dense: bool, pairs: int, monkeypatch: 
         for (one, other), sim in similarity.items():
             if one == item:
                 near = 0.4 * sim / (1 + sim) + 0.8 / (1 + math.log(1 + gaps[item, other]))
-                expected[other] = near + 0.5 / (1 + math.log(1 + variances[other]))
+                spread = variances[other] if len(by_item[other]) > 2 else 99_999_999
+                expected[other] = near + 0.5 / (1 + math.log(1 + spread))
         best = sorted(expected, key=lambda other: -expected[other])[:10]
         filled = rows[item, : len(best)].tolist()
         assert sorted(filled) == sorted(best) and item not in filled

@@ -25,6 +25,7 @@ from recsys.items import IdItems
 from recsys.nn.clock import DAY, HOUR
 from recsys.objectives.softmax import FullSoftmax
 from recsys.objectives.unirec import SequenceEnhancement
+from recsys.parts import build, describe
 from recsys.recommender import Recommender
 from recsys.seams import Context, Step
 from recsys.testing import check_encoder, toy_split
@@ -36,6 +37,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"branches": ("interval",)},
     {"branches": ("interval", "calendar"), "num_heads": 4},
     {"noise": 0.0, "num_layers": 1, "num_heads": 1},
+    {"first_times": "own"},
+    {"first_times": "own", "branches": ("interval",)},
 ]
 
 
@@ -76,7 +79,8 @@ def loop(encoder: UniRec, items: IdItems, batch: Batch, branch: int) -> Tensor:
         clock = encoder.interval.table.weight[torch.tensor(hours)]
     position = encoder.position_table.weight[torch.arange(n - 1, -1, -1)]
     item = items.weight[batch.ids[0]] * d**0.5
-    x, z = torch.cat([item + position, d**0.5 * clock + position], 1), clock
+    x = torch.cat([item + position, d**0.5 * clock + position], 1)
+    z = encoder.calendar(times) if encoder.first_times == "calendar" else clock
     own = 0 if encoder.share_norms else branch
 
     def norm(layer: Any, values: Tensor) -> Tensor:
@@ -116,6 +120,57 @@ def test_states_equal_a_loop_over_one_history(settings: dict[str, Any]) -> None:
     expected = torch.stack([loop(encoder, items, batch, branch) for branch in range(len(encoder.branches))])
     torch.testing.assert_close(encoded.extra["branches"], expected, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(encoded.tokens, expected[..., :DIM].sum(0), atol=4e-5, rtol=1e-4)
+
+
+def test_u1_interval_branch_scores_the_calendar_in_its_first_block() -> None:
+    """One block, all scores of items 0: the interval branch attends by dates, unless each branch has its own times."""
+    batch = batch_of([3, 1, 4, 1, 5, 9])
+    assert batch.times is not None
+    weights = {}
+    for first in ("calendar", "own"):
+        encoder, items = pair(num_layers=1, num_heads=1, first_times=first, noise=0.0)
+        with torch.no_grad():
+            encoder.blocks[0].item_key.weight.zero_()
+            encoder.blocks[0].item_key.bias.zero_()
+        encoded = encoder(batch, items).extra["branches"]
+        expected = torch.stack([loop(encoder, items, batch, branch) for branch in (0, 1)])
+        torch.testing.assert_close(encoded, expected, atol=2e-5, rtol=1e-4)
+        weights[first] = encoded
+    torch.testing.assert_close(weights["calendar"][0], weights["own"][0])
+    assert (weights["calendar"][1] - weights["own"][1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("branches", [("interval",), ("interval", "calendar")])
+def test_u1_only_own_times_do_without_the_calendar(branches: tuple[str, ...]) -> None:
+    encoder, items = pair(branches=branches, num_layers=1)
+    one = batch_of([1, 2, 3, 4])
+    assert one.times is not None
+    later = one.replace(times=one.times + 100 * DAY)  # the same waits on other dates
+    at = branches.index("interval")
+    moved = encoder(one, items).extra["branches"][at] - encoder(later, items).extra["branches"][at]
+    assert moved.abs().max() > 1e-4
+    encoder, items = pair(branches=branches, num_layers=1, first_times="own")
+    same = [encoder(batch, items).extra["branches"][at] for batch in (one, later)]
+    torch.testing.assert_close(*same)
+
+
+def test_u1_a_model_saved_before_there_was_a_choice_computes_what_it_did() -> None:
+    description = describe(UniRec(DIM, max_length=12, first_times="own"))
+    del description["arguments"]["first_times"]
+    assert build(description).first_times == "own"
+    assert build(describe(UniRec(DIM, max_length=12))).first_times == "calendar"
+
+
+def test_an_empty_slot_has_a_position_and_a_time_and_no_item() -> None:
+    encoder, items = pair()
+    batch = batch_of([0, 0, 3, 4])
+    before = encoder(batch, items).tokens
+    with torch.no_grad():
+        items.weight[0] = 7.0
+    assert torch.equal(encoder(batch, items).tokens, before)
+    assert batch.times is not None
+    moved = batch.replace(times=batch.times - torch.tensor([[50, 20, 0, 0]]) * DAY)
+    assert not torch.allclose(encoder(moved, items).tokens[-1], before[-1], atol=1e-4)
 
 
 @pytest.mark.parametrize("settings", VARIANTS)
@@ -231,7 +286,8 @@ def weekday_split(num_users: int = 300, length: int = 20, seed: int = 0) -> Spli
 def trained(
     split: Split, branches: tuple[str, ...], enhanced: bool = False, epochs: int = 20, seed: int = 0
 ) -> Recommender:
-    encoder = UniRec(16, num_layers=1, dropout=0.1, max_length=20, branches=branches)
+    first = "calendar" if "calendar" in branches else "own"
+    encoder = UniRec(16, num_layers=1, dropout=0.1, max_length=20, branches=branches, first_times=first)
     auxiliaries = [SequenceEnhancement(16, epochs=epochs, length=20)] if enhanced else []
     model = Recommender(IdItems(16), encoder, FullSoftmax(), auxiliaries=auxiliaries)
     model.bind(Context(split.num_items, split.items, split.train, seed=seed))
@@ -296,6 +352,7 @@ def test_missing_times_are_an_error_of_the_encoder_and_of_the_data() -> None:
         ({"num_heads": 0}, "divisible"),
         ({"max_length": 0}, "max_length"),
         ({"noise": -1.0}, "noise"),
+        ({"first_times": "interval"}, "first_times"),
         ({"dropout": 1.0}, "dropout"),
     ],
 )

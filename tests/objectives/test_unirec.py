@@ -177,14 +177,35 @@ def test_check_06_sub_sequences_keep_the_newest_and_the_uneven() -> None:
     batch = toy_batch((7, 2, 4, 1))
     assert batch.times is not None
     thin = part.thin(batch)
-    assert thin.lengths.tolist() == [3, 2, 3, 1]
-    assert thin.ids[0].tolist() == batch.ids[0, 4:7].tolist() and thin.ids[2].tolist() == batch.ids[2, 1:4].tolist()
+    assert thin.lengths.tolist() == [2, 2, 2, 1]
+    assert thin.ids[0].tolist() == batch.ids[0, 5:7].tolist() and thin.ids[2].tolist() == batch.ids[2, 2:4].tolist()
     batch = batch.replace(ids=torch.tensor([[3, 1, 2, 5, 6, 7, 8]]), lengths=torch.tensor([7]), times=batch.times[:1])
     part.variance = torch.zeros(NUM_ITEMS + 1)
     part.variance[1], part.variance[2], part.variance[5] = 1.0, 0.99, 40.0  # kept from 1 on
     thin = part.thin(batch)
-    assert thin.ids.tolist() == [[1, 5, 6, 7, 8]] and thin.lengths.tolist() == [5]
-    assert thin.times is not None and thin.times.tolist() == [batch.times[0, [1, 3, 4, 5, 6]].tolist()]
+    assert thin.ids.tolist() == [[1, 5, 7, 8]] and thin.lengths.tolist() == [4]
+    assert thin.times is not None and thin.times.tolist() == [batch.times[0, [1, 3, 5, 6]].tolist()]
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+def test_u3_two_newest_items_are_always_kept(length: int) -> None:
+    """The authors' sampler keeps 2 of 7 unmarked items; what is older stays only if it recurs unevenly."""
+    part = SequenceEnhancement(DIM)
+    part.bind(toy_context())
+    part.variance = torch.zeros(NUM_ITEMS + 1)
+    batch = toy_batch((length,)).replace(ids=torch.arange(1, length + 1)[None])
+    assert part.thin(batch).ids.tolist() == [list(range(1, length + 1))[-2:]]
+    part.variance[1] = 1.0
+    expected = [item for item in range(1, length + 1) if item == 1 or item > length - 2]
+    assert part.thin(batch).ids.tolist() == [expected]
+
+
+def test_u3_the_phase_of_two_items_is_before_that_of_three() -> None:
+    part = SequenceEnhancement(DIM, **SCHEDULE)
+    weights = part.weigh(100, torch.tensor([2, 3, 4]))
+    expected = [abs(math.sin(math.pi / 2 * (kept - 3) / 50)) for kept in (2, 3, 4)]
+    assert weights.tolist() == pytest.approx(expected, abs=1e-6)
+    assert weights[0].item() == pytest.approx(0.0314, abs=1e-4)
 
 
 def test_sequence_enhancement_equals_its_formula() -> None:
@@ -203,21 +224,47 @@ def test_sequence_enhancement_equals_its_formula() -> None:
     torch.testing.assert_close(part(step), total / 3, atol=1e-5, rtol=1e-4)
 
 
-def test_repo_mode_compares_all_positions_with_the_times_of_the_whole() -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_u4_repo_mode_reads_and_compares_the_empty_slots_of_the_thinned_history(seed: int) -> None:
+    """Kept items sit at the newest slots with the times there; the slots before them have no item, and all count."""
     part = SequenceEnhancement(DIM, mode="repo", **SCHEDULE)
     found = bound(part)
-    part.flags = torch.ones_like(part.flags)
-    part.variance = torch.zeros(NUM_ITEMS + 1)
-    part.variance[1] = 5.0
-    batch = toy_batch((7,))
-    batch = batch.replace(ids=torch.tensor([[1, 2, 3, 4, 5, 6, 7]]))
-    step = step_of(found, batch, epoch=150)  # inputs 1..6, of which 1, 4, 5, 6 are kept
+    generator = torch.Generator().manual_seed(seed)
+    part.flags = torch.rand(len(part.flags), generator=generator) < 0.7
+    part.variance = torch.rand(NUM_ITEMS + 1, generator=generator) * 3
+    step = step_of(found, toy_batch((8, 2, 5, 1, 7), seed=seed), epoch=150)
     assert step.encoded is not None and step.batch.times is not None
-    thin = part.thin(step.batch)
-    assert thin.ids.tolist() == [[1, 4, 5, 6]]
-    q = found.encode(thin.replace(times=step.batch.times[:, 2:6])).extra["branches"][0]
-    error = (part.generator(q) - step.encoded.extra["branches"][0][2:]).square().mean(1).sum() / 6
-    torch.testing.assert_close(part(step), 2 * part.weigh(150, thin.lengths)[0] * error, atol=1e-5, rtol=1e-4)
+    full = step.encoded.extra["branches"][0].split(step.batch.lengths.tolist())
+    total = torch.tensor(0.0)
+    for row, states in enumerate(full):
+        if not part.flags[row] or not len(states):
+            continue
+        history, times = step.batch.ids[row, : len(states)], step.batch.times[row, : len(states)]
+        kept = [
+            item for place, item in enumerate(history.tolist()) if place >= len(history) - 2 or part.variance[item] >= 1
+        ]
+        slots = torch.tensor([[0] * (len(history) - len(kept)) + kept])
+        alone = Batch(*(torch.zeros(1, dtype=torch.long),) * 2, slots, torch.tensor([len(history)]), times=times[None])
+        q = found.encode(alone).extra["branches"][0]
+        weight = 2 * abs(math.sin(math.pi / 2 * (50 / 120 + (len(kept) - 3) / 50)))
+        total = total + weight * (part.generator(q) - states).square().mean(1).sum()
+    torch.testing.assert_close(part(step), total / step.batch.lengths.sum(), atol=1e-5, rtol=1e-4)
+
+
+def test_u4_an_empty_slot_is_attended_to_and_teaches_no_item() -> None:
+    part = SequenceEnhancement(DIM, mode="repo", **SCHEDULE)
+    found = bound(part)
+    part.flags, part.variance = torch.ones_like(part.flags), torch.zeros(NUM_ITEMS + 1)
+    batch = toy_batch((7,)).replace(ids=torch.tensor([[1, 2, 3, 4, 5, 6, 7]]))  # inputs 1..6, of which 5 and 6 are kept
+    step = step_of(found, batch, epoch=150)
+    loss = part(step)
+    loss.backward()
+    assert found.items.weight.grad is not None and not found.items.weight.grad[0].any()
+    assert step.batch.times is not None and step.encoded is not None
+    two = part.thin(step.batch).replace(times=step.batch.times[:, 4:6])
+    q = found.encode(two).extra["branches"][0]  # as if the four slots before were padding
+    error = (part.generator(q) - step.encoded.extra["branches"][0][4:]).square().mean(1).sum() / 6
+    assert abs(loss.item() - (2 * part.weigh(150, two.lengths)[0] * error).item()) > 0.01
 
 
 def enhancement(mode: str, transfer: float) -> tuple[ItemEnhancement, Recommender]:
