@@ -9,9 +9,10 @@ the learning rate should be 5e-5.
 
 Deviations: the published model is pre-trained on seven Amazon categories, which nothing here replaces; a constant
 learning rate (``--decay linear`` as the authors, where a stage is not meant to end early); validation after every epoch
-instead of every third; a history is ranked without its own items (``--exclude none`` as the authors); 256 tokens of a
-history are read, not 1024; and without pretrained weights the mean over the tokens stands for a document
-(``--pooling first`` as the authors): with random ones the first token learned nothing in an epoch of Amazon Beauty.
+instead of every third; a target has at least one item before it, where theirs may have none; a history is ranked
+without its own items (``--exclude none`` as the authors); 256 tokens of a history are read, not 1024; and without
+pretrained weights the mean over the tokens stands for a document (``--pooling first`` as the authors): with random ones
+the first token learned nothing in an epoch of Amazon Beauty.
 """
 
 from __future__ import annotations

@@ -152,7 +152,11 @@ class Step:
 
 @runtime_checkable
 class Targets(Protocol):
-    """What is predicted where. ``places = "newest"`` says that all targets are at the newest token of a row."""
+    """What is predicted where. ``places = "newest"`` says that all targets are at the newest token of a row.
+
+    ``scheme`` says which rows it gets, see :class:`recsys.data.batches.TrainBatches`; with "drawn" it may have
+    ``draw(lengths, random)``, which gives the places of the targets.
+    """
 
     sees: str  # what an encoder may see without leaking the target: "past" or "all"
 

@@ -34,6 +34,7 @@ from recsys.claims import (
     well_formed,
 )
 from recsys.data.batch import PAD, Batch
+from recsys.data.batches import SCHEMES
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
 from recsys.data.vocabulary import Vocabulary
@@ -161,7 +162,7 @@ def check_targets(targets: Targets) -> None:
     """Targets: well-formed rows and queries, nothing in place, seeded, and no target visible in its own input."""
     require(targets.sees in ("past", "all"), f'sees must be "past" or "all", found {targets.sees!r}')
     scheme = getattr(targets, "scheme", None)
-    require(scheme in ("windows", "prefixes"), f'scheme must be "windows" or "prefixes", found {scheme!r}')
+    require(scheme in SCHEMES, f"scheme must be one of {', '.join(SCHEMES)}, found {scheme!r}")
     targets = _bound(targets)
     batch = toy_batch((6, 2, 5, 3))
 

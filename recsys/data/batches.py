@@ -2,13 +2,14 @@
 
 Legend: U users, R rows, B rows of a batch, L longest input. A row is a run of up to L + 1 events of one user; L inputs
 and one more, because the last event is predicted and never read. No row is stored: where row r lies follows from the
-number of rows before its user, so that a row per event costs no more memory than a row per user.
+number of rows before its user, so that a row per event costs no more memory than a row per user. Where one target per
+user is drawn anew in each epoch, from the whole history, the row is the window that ends with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,19 +21,24 @@ from recsys.data.split import Training
 from recsys.errors import DataError
 from recsys.randomness import derive_seed, numpy_generator
 
-SCHEMES = ("windows", "prefixes")
+SCHEMES = ("windows", "prefixes", "drawn")
+Draw = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 CHUNK_BATCHES = 64  # how many batches are sorted by length together
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Which events each training row holds: row j of a user ends ``j * stride`` events before its newest one."""
+    """Which events each training row holds: row j of a user ends ``j * stride`` events before its newest one.
+
+    With ``place`` (R,) there is a row per user, which ends with that event of the user's training history.
+    """
 
     start: np.ndarray  # (U,) int64 first training event of each user
     stop: np.ndarray  # (U,) int64 end of the training events
     first: np.ndarray  # (U+1,) int64 number of rows of the users before
     width: int  # most events of a row, L + 1
     stride: int
+    place: np.ndarray | None = None
 
     def __len__(self) -> int:
         return int(self.first[-1])
@@ -41,7 +47,10 @@ class Rows:
         """User, first event and end of each row: (B,) int64 each."""
         rows = np.asarray(rows, dtype=np.int64)
         user = np.searchsorted(self.first, rows, side="right") - 1
-        stop = self.stop[user] - (rows - self.first[user]) * self.stride
+        if self.place is None:
+            stop = self.stop[user] - (rows - self.first[user]) * self.stride
+        else:
+            stop = self.start[user] + self.place[rows] + 1
         return user, np.maximum(stop - self.width, self.start[user]), stop
 
     def lengths(self) -> np.ndarray:
@@ -74,6 +83,11 @@ def prefixes(training: Training, max_length: int) -> Rows:
     return _rows(training, np.maximum(training.lengths - 1, 0), max_length, 1)
 
 
+def uniform_places(lengths: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """(n,) int64 places 1..length - 1 drawn uniformly, of histories of ``lengths`` (n,), two events or more."""
+    return random.integers(1, lengths)
+
+
 class TrainBatches:
     """The training batches of each epoch, before targets are set.
 
@@ -83,7 +97,9 @@ class TrainBatches:
 
     Args:
         training: what may be learned from.
-        scheme: "windows" (many targets per row) or "prefixes" (one target per row); the ``scheme`` of the targets.
+        scheme: "windows" (many targets per row), "prefixes" (one target per row) or "drawn" (one target per user and
+            epoch, from anywhere in the history; ``extra["place"]`` (B,) says where in the row it is); the ``scheme`` of
+            the targets. With windows="sliding" targets are drawn from each window instead.
         max_length: L, the most events the encoder reads.
         batch_size: rows per batch, over all ranks.
         tokens: instead, the most inputs per batch, over all ranks.
@@ -93,6 +109,8 @@ class TrainBatches:
         workers: processes that gather ahead; the batches are the same for any number.
         needs: optional batch fields to carry ("times", "weights", "query_time"); weights come along anyway.
         pin: page-locked memory, for copies to a GPU.
+        draw: gives the places of the targets in histories of some lengths (n,), two or more, for the scheme "drawn"
+            (default: :func:`uniform_places`).
 
     Raises:
         ValueError: contradictory arguments, or a token budget smaller than one row.
@@ -115,6 +133,7 @@ class TrainBatches:
         workers: int = 0,
         needs: frozenset[str] = frozenset(),
         pin: bool = False,
+        draw: Draw | None = None,
     ) -> None:
         _check("scheme", scheme, SCHEMES)
         _check("order", order, ("random", "length"))
@@ -131,9 +150,12 @@ class TrainBatches:
         self.batch_size, self.tokens, self.order, self.windows = batch_size, tokens, order, windows
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.workers, self.needs, self.pin = workers, frozenset(needs), pin
+        self.draw: Draw | None = None
+        if scheme == "drawn" and windows == "last":
+            self.draw = uniform_places if draw is None else draw
         self.rows = _cut(training, scheme, windows, max_length, stride)
         self._row_lengths = self.rows.lengths() if tokens is not None or order == "length" else None
-        self._planned: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._planned: tuple[int, Rows, np.ndarray, np.ndarray] | None = None
         if len(self.rows) == 0:
             raise DataError(
                 f"none of {training.num_users:,} users has two training events, so nothing can be predicted from "
@@ -154,7 +176,7 @@ class TrainBatches:
     @property
     def num_targets(self) -> int:
         """Targets of an epoch, over all ranks (with overlapping windows a target counts as often as it occurs)."""
-        if self.scheme == "prefixes":
+        if self.scheme in ("prefixes", "drawn"):
             return self.num_rows
         if self._row_lengths is not None:
             return int(self._row_lengths.sum(dtype=np.int64))
@@ -163,7 +185,7 @@ class TrainBatches:
     @property
     def truncated(self) -> int:
         """Training events that no row holds, because only the last window of a long history is used."""
-        if self.scheme == "prefixes" or self.windows == "sliding":
+        if self.scheme in ("prefixes", "drawn") or self.windows == "sliding":
             return 0
         return int(np.maximum(self.training.lengths - self.rows.width, 0).sum())
 
@@ -176,13 +198,13 @@ class TrainBatches:
         """Steps of an epoch, the same on every rank."""
         if self.batch_size is not None:
             return -(-self.num_rows // self.batch_size)
-        return len(self._plan(epoch)[1])
+        return len(self._plan(epoch)[2])
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This rank's batches of an epoch, from the one after ``start`` consumed batches on."""
-        rows, bounds = self._plan(epoch)
+        cut, rows, bounds = self._plan(epoch)
         shares = _Shares(rows, bounds[start:], self.rank, self.world_size)
-        gather = _Gather(self.training, self.rows, self.needs)
+        gather = _Gather(self.training, cut, self.needs)
         if self.workers == 0:
             for share in shares:
                 yield gather[share].pin_memory() if self.pin else gather[share]
@@ -198,29 +220,34 @@ class TrainBatches:
             generator=torch.Generator().manual_seed(derive_seed(self.seed, "workers", epoch)),
         )
 
-    def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """(rows (R,) in the order of the epoch, [begin, end) of each batch in it (S, 2))."""
+    def _plan(self, epoch: int) -> tuple[Rows, np.ndarray, np.ndarray]:
+        """What rows hold, (R,) their numbers in the order of the epoch, and [begin, end) of each batch in it (S, 2)."""
         if self._planned is None or self._planned[0] != epoch:
-            self._planned = (epoch, *self._draw(epoch))
+            self._planned = (epoch, *self._order(epoch))
         return self._planned[1:]
 
-    def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _order(self, epoch: int) -> tuple[Rows, np.ndarray, np.ndarray]:
         random = numpy_generator(self.seed, "batches", epoch)
+        cut, lengths = self.rows, self._row_lengths
+        if self.draw is not None:
+            histories = self.training.lengths[self.training.lengths > 1]
+            place = self.draw(histories, numpy_generator(self.seed, "places", epoch))
+            cut = replace(cut, place=place.astype(np.int32 if histories.max() < 2**31 else np.int64))
+            lengths = None if lengths is None else cut.lengths()
         rows = np.arange(self.num_rows, dtype=np.int32 if self.num_rows < 2**31 else np.int64)
         random.shuffle(rows)
         if self.order == "length":
-            self._sort_chunks(rows)
+            self._sort_chunks(rows, lengths)
         if self.tokens is None:
             assert self.batch_size is not None
             begins = np.arange(0, self.num_rows, self.batch_size)
             bounds = np.stack([begins, np.minimum(begins + self.batch_size, self.num_rows)], axis=1)
         else:
-            assert self._row_lengths is not None
-            bounds = _budgeted(self._row_lengths[rows], self.tokens)
-        return rows, random.permutation(bounds) if self.order == "length" else bounds
+            assert lengths is not None
+            bounds = _budgeted(lengths[rows], self.tokens)
+        return cut, rows, random.permutation(bounds) if self.order == "length" else bounds
 
-    def _sort_chunks(self, rows: np.ndarray) -> None:
-        lengths = self._row_lengths
+    def _sort_chunks(self, rows: np.ndarray, lengths: np.ndarray | None) -> None:
         assert lengths is not None
         size = self.batch_size
         if size is None:
@@ -254,9 +281,12 @@ class _Gather(Dataset[Batch]):
     def __getitem__(self, rows: np.ndarray) -> Batch:
         users, start, stop = self.rows.ranges(rows)
         order = np.argsort(stop - start, kind="stable")  # neighbours of like length: less padding in attention
-        return self.training.gather(
+        batch = self.training.gather(
             users[order], start=start[order], stop=stop[order], rows=rows[order], needs=self.needs
         )
+        if self.rows.place is None:
+            return batch
+        return batch.replace(extra={**batch.extra, "place": batch.lengths - 1})
 
 
 def _as_is(batch: Any) -> Any:
@@ -271,7 +301,7 @@ def _rows(training: Training, counts: np.ndarray, max_length: int, stride: int) 
 
 def _cut(training: Training, scheme: str, windows: str, max_length: int, stride: int | None) -> Rows:
     if stride is not None and (windows != "sliding" or scheme == "prefixes"):
-        raise ValueError(f"stride={stride} belongs to windows='sliding' of scheme 'windows'")
+        raise ValueError(f"stride={stride} belongs to windows='sliding' of the schemes 'windows' and 'drawn'")
     if scheme == "prefixes":
         return prefixes(training, max_length)
     return last_windows(training, max_length) if windows == "last" else sliding_windows(training, max_length, stride)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,16 +62,17 @@ class LastItem:
 
 
 class OneTarget:
-    """One target per row, at a random place, and what precedes it as input: one pair per user and epoch.
+    """One target per user and epoch, at a random place of the history, and what precedes it as input.
 
     So do Recformer's authors (arXiv 2305.13731, collators), where ``LastItem`` takes every prefix of every history
-    in every epoch. The place is uniform; in the stages ``late`` it is in the second half of the row. Unlike theirs an
-    input has at least one item: a user without history is never asked for.
+    in every epoch. The place is uniform over the whole training history, however long, and the input the newest events
+    before it; in the stages ``late`` it is in the second half. Unlike theirs an input has at least one item: a user
+    without history is never asked for.
     """
 
     sees = "all"
     places = "newest"
-    scheme = "windows"
+    scheme = "drawn"
 
     def __init__(self, late: Sequence[str] = ("pretrain",)) -> None:
         self.late, self.stage = list(late), ""
@@ -79,12 +81,26 @@ class OneTarget:
         """Remember which stage runs."""
         self.stage = name
 
+    def draw(self, lengths: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """(n,) places of the targets in histories of ``lengths`` (n,), two events or more."""
+        lowest = np.maximum((lengths - 1) // 2, 1) if self.stage in self.late else np.ones_like(lengths)
+        return random.integers(lowest, lengths)
+
     def train(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
-        """The events before a random one as input, and that one as the target of the last position."""
-        draws = torch.rand(len(batch), generator=generator, device=batch.ids.device)
-        lowest = ((batch.lengths - 1) // 2).clamp(min=1) if self.stage in self.late else batch.lengths.clamp(max=1)
-        count = (batch.lengths - lowest).clamp(min=1)
-        inputs = torch.minimum(lowest + (draws * count).long().clamp(max=count - 1), batch.lengths - 1).clamp(min=0)
+        """The events before a random one as input, and that one as the target of the last position.
+
+        ``extra["place"]`` (B,) says which event that is, where it was drawn before the rows were read; else it is drawn
+        from the events of the row.
+        """
+        extra = dict(batch.extra)
+        drawn = extra.pop("place", None)
+        if drawn is None:
+            draws = torch.rand(len(batch), generator=generator, device=batch.ids.device)
+            late = self.stage in self.late
+            lowest = ((batch.lengths - 1) // 2).clamp(min=1) if late else batch.lengths.clamp(max=1)
+            count = (batch.lengths - lowest).clamp(min=1)
+            drawn = lowest + (draws * count).long().clamp(max=count - 1)
+        inputs = torch.minimum(drawn, batch.lengths - 1).clamp(min=0)
         place = torch.arange(max(batch.ids.shape[1] - 1, 1), device=batch.ids.device)
         keep, last = place < inputs[:, None], place == inputs[:, None] - 1
 
@@ -95,7 +111,6 @@ class OneTarget:
         changes: dict[str, Any] = {"ids": ids * keep, "lengths": inputs, "targets": shifted(batch.ids)}
         if batch.weights is not None:
             changes["weights"] = shifted(batch.weights)
-        extra = dict(batch.extra)
         if "events" in extra:  # the event that is predicted, not the newest of the row
             extra["events"] = extra["events"] - (batch.lengths - 1 - inputs).clamp(min=0)
         if batch.times is not None:

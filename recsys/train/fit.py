@@ -229,6 +229,7 @@ def _batches(run: _Request, fabric: Fabric) -> TrainBatches:
         workers=settings.workers,
         needs=getattr(model, "train_needs", model.needs),
         pin=fabric.device.type == "cuda",
+        draw=getattr(getattr(model, "targets", None), "draw", None),
     )
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from recsys.data.batches import TrainBatches, last_windows, prefixes, sliding_windows
 from recsys.data.split import LeaveLast, Training
-from recsys.data.targets import LastItem, NextItem
+from recsys.data.targets import LastItem, NextItem, OneTarget
 from recsys.errors import DataError
 
 seeds = st.integers(0, 10**6)
@@ -77,6 +77,57 @@ def test_every_target_is_trained_exactly_once(draw, seed, length, kind):
     assert batches.truncated == 0
 
 
+@settings(max_examples=30, deadline=None)
+@given(seeds, st.integers(1, 6), st.booleans())
+def test_r1_a_drawn_target_lies_anywhere_in_the_history_with_the_events_before_it(draw, seed, length, late):
+    training = training_of(draw(seed, longest=20))
+    targets = OneTarget(late=["first"] if late else [])
+    targets.on_stage("first")
+    batches = TrainBatches(training, targets.scheme, length, batch_size=5, needs={"events"}, draw=targets.draw)
+    users = [user for user in range(training.num_users) if training.lengths[user] > 1]
+    assert batches.num_rows == batches.num_targets == len(users)
+    assert batches.truncated == 0
+    met = []
+    for epoch in range(3):
+        for batch in batches.epoch(epoch):
+            assert batch.ids.shape[1] <= length + 1  # no more of a history is read than the window
+            made = targets.train(batch, torch.Generator().manual_seed(0))
+            assert "place" not in made.extra
+            for row, user in enumerate(made.users.tolist()):
+                history, inputs = training.history(user).tolist(), int(made.lengths[row])
+                place = int(made.extra["events"][row]) - int(training.start[user])
+                assert max((len(history) - 1) // 2 if late else 1, 1) <= place < len(history)
+                assert made.ids[row, :inputs].tolist() == history[max(place - length, 0) : place]
+                assert made.targets[row, inputs - 1] == history[place]
+                assert int((made.targets[row] > 0).sum()) == 1
+                met.append(user)
+    assert sorted(met) == sorted(users * 3)
+
+
+def test_r1_every_event_but_the_first_is_a_target_as_often_as_another(prepare):
+    """The newest window alone would leave out 36 of 41 events."""
+    training = training_of(prepare([list(range(1, 10)) * 4 + list(range(1, 8))] * 60))
+    batches = TrainBatches(training, OneTarget.scheme, 4, batch_size=60, needs={"events"})
+    count = np.zeros(41)
+    for epoch in range(80):
+        for batch in batches.epoch(epoch):
+            place = OneTarget().train(batch).extra["events"].numpy() - training.start[batch.users.numpy()]
+            np.add.at(count, place, 1)
+    assert count[0] == 0 and count[1:].min() > 0
+    expected = 60 * 80 / 40
+    assert ((count[1:] - expected) ** 2 / expected).sum() < 80  # chi-square, 39 degrees of freedom: one in ten thousand
+
+
+def test_r1_epochs_draw_other_targets_and_windows_may_slide(prepare):
+    training = training_of(prepare([[1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2]] * 20))
+    batches = TrainBatches(training, "drawn", 3, batch_size=20, seed=1)
+    first, second = (next(iter(batches.epoch(epoch))) for epoch in (0, 1))
+    assert items_of(first) != items_of(second)
+    sliding = TrainBatches(training, "drawn", 3, batch_size=20, windows="sliding")
+    assert sliding.num_rows == sliding.num_targets == 60
+    assert all("place" not in batch.extra for batch in sliding.epoch(0))
+
+
 CHOICES = [
     {"batch_size": 4},
     {"batch_size": 4, "order": "length"},
@@ -84,6 +135,9 @@ CHOICES = [
     {"tokens": 20, "order": "length"},
     {"batch_size": 7, "scheme": "prefixes"},
     {"batch_size": 3, "windows": "sliding", "stride": 2},
+    {"batch_size": 4, "scheme": "drawn"},
+    {"tokens": 20, "scheme": "drawn", "order": "length"},
+    {"batch_size": 4, "scheme": "drawn", "windows": "sliding"},
 ]
 
 

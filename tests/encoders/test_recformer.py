@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from recsys.augment.pairs import DuoRec
 from recsys.data.batch import Batch
 from recsys.data.negatives import UniformNegatives
 from recsys.data.prepared import Prepared
@@ -579,6 +580,29 @@ def test_one_target_takes_each_place_and_late_stages_the_second_half():
     assert set(part.train(rows, generator).lengths.tolist()) == {2, 3, 4, 5}
 
 
+def test_r1_fit_draws_targets_from_the_whole_history_and_late_ones_in_pretraining(monkeypatch):
+    """Histories of 20 events and a model that reads 3: each event but the first is asked for sooner or later."""
+    split = toy_split(num_users=30, longest=40)
+    asked: dict[str, list[float]] = {"pretrain": [], "first": []}
+    train = OneTarget.train
+
+    def seen(self, batch, generator=None):
+        made = train(self, batch, generator)
+        events, users = made.extra["events"].numpy(), made.users.numpy()
+        lengths = split.train.lengths[users] - 1
+        asked[self.stage] += ((events - split.train.start[users]) / lengths).tolist()
+        assert batch.ids.shape[1] <= 4
+        return made
+
+    monkeypatch.setattr(OneTarget, "train", seen)
+    one = Recommender(IdItems(DIM), SASRec(DIM, 1, max_length=3), FullSoftmax(), OneTarget(), [DuoRec(mode="su")])
+    stages = [Stage(15, name="pretrain"), Stage(15, name="first")]
+    fit(one, split, stages=stages, batch_size=16, validate_every=0, progress=False)
+    assert min(asked["first"]) < 0.2 and max(asked["first"]) == 1
+    assert np.mean([share < 0.4 for share in asked["first"]]) > 0.2
+    assert min(asked["pretrain"]) > 0.3 and max(asked["pretrain"]) == 1
+
+
 def test_states_stand_at_the_newest_token_and_items_ask_to_be_made():
     part, table = bound()
     found = Encoded(batch([1, 2]), part(batch([1, 2]), table).tokens)
@@ -662,7 +686,7 @@ def test_two_processes_compute_what_one_does(tmp_path):
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     for devices in (1, 2):
         command = [sys.executable, "-m", "two_recformers", str(devices), str(tmp_path / f"{devices}.json")]
-        subprocess.run(command, env=environment, check=True, timeout=100)
+        subprocess.run(command, env=environment, check=True, timeout=900)
     one, two = (json.loads((tmp_path / f"{devices}.json").read_text()) for devices in (1, 2))
     assert [*one] == [*two] == ["RecformerPretraining0.contrast", "loss"]
     assert all(two[term] == pytest.approx(value, rel=1e-3) for term, value in one.items())
