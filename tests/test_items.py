@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.data.targets import MaskedItems
+from recsys.data.negatives import UniformNegatives
+from recsys.data.targets import MaskedItems, NextItem
 from recsys.data.vectors import Vectors
 from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.bert4rec import BERT4Rec
@@ -19,11 +20,14 @@ from recsys.encoders.sasrec import SASRec
 from recsys.errors import DataError
 from recsys.eval.evaluate import evaluate
 from recsys.items import FrozenItems, IdItems, SumItems, TextItems
+from recsys.objectives.bce import BCE
+from recsys.objectives.bpr import BPR
+from recsys.objectives.gbce import GBCE
 from recsys.objectives.sampled import SampledSoftmax
 from recsys.objectives.softmax import FullSoftmax
 from recsys.recommender import Recommender
 from recsys.saved import load_run
-from recsys.seams import Context, Step
+from recsys.seams import Context, Encoded, Step
 from recsys.serve.bundle import Bundle, export
 from recsys.testing import NUM_ITEMS, check_encoder, check_items, toy_batch, toy_context, toy_split
 from recsys.train.fit import fit
@@ -317,6 +321,88 @@ def test_frozen_items_are_those_of_a_trained_run_by_raw_id(tmp_path: Path) -> No
     torch.testing.assert_close(both.embed(rows)[0, 0], expected[1] * DIM**0.5)
     both.embed(rows).sum().backward()
     assert bool(both.rows.grad.all())
+
+
+def untied(extra: int = 0) -> IdItems:
+    items: IdItems = bound(IdItems(DIM, extra=extra, init="torch", tied=False))
+    return items
+
+
+@pytest.mark.parametrize("extra", [0, 2])
+def test_g1_an_untied_table_reads_one_matrix_and_scores_another(extra: int) -> None:
+    check_items(IdItems(DIM, extra=extra, tied=False))
+    items, tied = untied(extra), bound(IdItems(DIM, extra=extra, init="torch"))
+    assert torch.equal(items.weight, tied.weight)  # what is read starts as in a tied table
+    assert items.output_weight is not None and items.output_weight.shape == (1 + NUM_ITEMS, DIM)
+    assert not items.output_weight[0].any() and not torch.equal(
+        items.output_weight[1:], items.weight[1 : 1 + NUM_ITEMS]
+    )
+    rows = torch.arange(1, NUM_ITEMS + 1)
+    torch.testing.assert_close(items.embed(rows), items.weight[rows] * DIM**0.5)
+    assert torch.equal(items.output(rows), items.output_weight[1:]) and torch.equal(
+        whole(items), items.output_weight[1:]
+    )
+    behind = torch.arange(NUM_ITEMS + 1, NUM_ITEMS + 1 + extra)
+    assert torch.equal(items.output(behind), items.weight[behind])
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        FullSoftmax(), SampledSoftmax(UniformNegatives(5, per="batch")), SampledSoftmax(UniformNegatives(5)), BCE(),
+        GBCE(negatives=UniformNegatives(5)), BPR(),
+    ],
+)  # fmt: skip
+def test_g1_every_objective_scores_the_output_table(objective: Any) -> None:
+    """The same states against a tied table with these output vectors give the same losses; the input table none."""
+    items, tied, batch = untied(), bound(IdItems(DIM)), NextItem().train(toy_batch())
+    assert items.output_weight is not None
+    tied.weight.data.copy_(items.output_weight.data)
+    states = torch.randn(int(batch.lengths.sum()), DIM, generator=torch.Generator().manual_seed(2))
+    losses = [
+        objective(Encoded(batch, states), batch, table, torch.Generator().manual_seed(4)) for table in (items, tied)
+    ]
+    torch.testing.assert_close(*losses)
+    losses[0].sum().backward()
+    assert items.weight.grad is None or not items.weight.grad.any()
+    assert items.output_weight.grad is not None and items.output_weight.grad[1:].any()
+
+
+def test_g1_gbce_on_an_untied_table_by_hand() -> None:
+    items = untied()
+    assert items.output_weight is not None
+    batch = toy_batch((2,)).replace(ids=torch.tensor([[4, 9]]), weights=None, times=None)
+    made, state = NextItem().train(batch), torch.linspace(-1, 1, DIM)[None]
+    part = GBCE(t=0.75, negatives=UniformNegatives(3))
+    loss = part(Encoded(made, state), made, items, torch.Generator().manual_seed(4))
+    drawn = part.negatives.sample(made, torch.tensor([9]), NUM_ITEMS, torch.Generator().manual_seed(4)).ids[0]
+    scores = (items.output_weight[torch.cat([torch.tensor([9]), drawn])] @ state[0]).double()
+    alpha = 3 / (NUM_ITEMS - 1)
+    power = alpha * (0.75 * (1 - 1 / alpha) + 1 / alpha)
+    terms = power * scores[0].sigmoid().log() + (1 - scores[1:].sigmoid()).log().sum()
+    torch.testing.assert_close(loss[0].double(), -terms / 4, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("encoder", [SASRec, GRU4Rec])
+def test_g1_what_is_served_exported_and_compared_are_the_output_vectors(tmp_path: Path, encoder: Any) -> None:
+    split, histories = toy_split(), [["i1", "i4"], ["i3", "i17", "i2"]]
+    model = Recommender(IdItems(DIM, tied=False), encoder(DIM, num_layers=1, dropout=0.0, max_length=8), GBCE())
+    fit(model, split, epochs=2, folder=tmp_path / "run", learning_rate=0.01, progress=False)
+    items: Any = model.items
+    output = items.output_weight.detach().numpy()[1:]
+    np.testing.assert_array_equal(model.item_vectors(), output)
+    assert not np.allclose(output, items.weight.detach().numpy()[1:])
+    scores = model.scores(histories)
+    np.testing.assert_allclose(scores, model.user_vectors(histories) @ output.T, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(load_run(tmp_path / "run").scores(histories), scores, rtol=1e-4, atol=1e-5)
+    export(model, tmp_path / "bundle", split=split)
+    bundle = Bundle.load(tmp_path / "bundle")
+    assert bundle.recommend(histories, k=5).items == model.recommend(histories, k=5).items
+    lengths = np.linalg.norm(output, axis=1)
+    cosine = output @ output[3] / lengths / lengths[3]
+    best = [IDS[row] for row in np.argsort(-cosine) if row != 3][:4]
+    assert [item for item, _ in model.similar(["i4"], k=4)[0]] == best
+    torch.testing.assert_close(whole(bound(FrozenItems(str(tmp_path / "run")))), torch.from_numpy(output))
 
 
 def test_frozen_items_of_other_data_are_refused(full: str, tmp_path: Path) -> None:

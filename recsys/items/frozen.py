@@ -32,8 +32,9 @@ class FrozenItems(nn.Module):
     They are saved with the model, so a loaded one does not need the folder.
 
     Args:
-        run: folder of a run whose table is ``IdItems`` or this one, of a bundle with an index, or of
-            :class:`recsys.data.vectors.Vectors` (any other recommender: ``Vectors.of(ids, model.item_vectors())``).
+        run: folder of a run whose table is ``IdItems`` (if untied: its output vectors) or this one, of a bundle with an
+            index, or of :class:`recsys.data.vectors.Vectors` (any other recommender:
+            ``Vectors.of(ids, model.item_vectors())``).
         dim: width D; read from the folder if None.
         scale: multiply input vectors by sqrt(D); the vectors of a SASRec were read like that when it was trained.
         extra: input-only rows behind the items (a mask, an end token): learned, never scored.
@@ -136,7 +137,8 @@ def saved_vectors(folder: str | Path) -> Vectors:
     with reading(path, "make it again"):
         kind = read_json(path / "manifest.json", "make it again").get("kind")
         if kind == RUN and (path / WEIGHTS).is_file():
-            found = read_tensors(path / WEIGHTS).get("items.weight")
+            tensors = read_tensors(path / WEIGHTS)
+            found = tensors.get("items.output_weight", tensors.get("items.weight"))
             ids = Vocabulary.load(path / VOCABULARY, "items").ids
             matrix = None if found is None else found.numpy()[1 : len(ids) + 1]
         elif kind == BUNDLE and (path / "vectors.safetensors").is_file():

@@ -6,6 +6,12 @@ That is the paper's -1/(K + 1) [ log sigma(s_target)^beta + sum log(1 - sigma(s_
 beta = alpha (t (1 - 1/alpha) + 1/alpha), simplified: stable in fp32, where the authors transform logits in float64.
 t = 0 is BCE; t = 1 gives calibrated probabilities.
 
+What we do differently from the authors' code (asash/gSASRec-pytorch), which agrees to rounding otherwise: theirs scores
+an output table of its own by default, here ``IdItems(dim, scale=False, init="torch", tied=False)``; a negative of
+theirs is the target once in N draws (a share of .0195 at N = 50), of ours never; and they clamp the target's
+probability at 1e-10, so that below a score of -23 its loss is 23 beta and has no gradient, where ours goes on (40 beta
+at -40).
+
 Use when: many negatives per position are affordable and the catalogue is too large for a softmax. Prefer instead: the
 full softmax where it fits.
 """
