@@ -3,7 +3,8 @@
 Run: ``recsys fit configs/rearec.py --encoder sasrec --method erl`` (or ``prl``; ``--encoder gru4rec`` or ``sigma``;
 other data sets need ``RECSYS_MIRROR``). What is wrapped is the encoder's own recipe with its own knobs, so its run is
 the base to compare with. Deviations from the authors: leave-last instead of one split in time; their temperatures,
-alphas and weights were searched per data set and not published, so ours are one choice for all; no input norm, widths
+alphas and weights of the divergence (``erl``) were searched per data set and not published, so ours are one choice for
+all; their weight of the contrast (``prl``) is 1, ours .1; one dropout, theirs is .2 at the input; no input norm, widths
 of 64; and an encoder of the past trains all positions at once. SIGMA has no cache, so each of its steps reads the
 history again, in training and at inference.
 """

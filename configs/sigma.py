@@ -1,10 +1,11 @@
 """SIGMA (Liu et al., AAAI 2025, arXiv 2408.11451) on MovieLens-100K, MovieLens-1M or Amazon Beauty, leave-last.
 
-Run: ``recsys fit configs/sigma.py`` (others: ``--data ml-1m``, ``--data amazon-beauty``, which need
-``RECSYS_MIRROR``). The authors' protocol ranks with the history left in (``--exclude none``), and their reversed pass
-works on padded positions (``--flip repo``); by default the history is taken out, as everywhere in our tables, and real
-items are reversed. One target per prefix, because the encoder reads the whole input. Deviations: batches are smaller
-than their 2,048 rows, and the padding row is neither scored nor part of the item table.
+Run: ``recsys fit configs/sigma.py`` (others: ``--data ml-1m``, ``--data amazon-beauty``, which need ``RECSYS_MIRROR``).
+The authors' protocol ranks with the history left in (``--exclude none``), and their reversed pass works on padded
+positions (``--flip repo``); by default the history is taken out, as everywhere in our tables, and real items are
+reversed. One target per prefix, because the encoder reads the whole input. Deviations: batches are smaller than their
+2,048 rows, the padding row is neither scored nor part of the item table, and at 200 items (ml-1m) all but the newest 5
+are reversed, where their file reverses the first 45 whatever the length (``--keep 155``).
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ Presets: "clean" (default) searches one row per user of the training part, and l
 "parity" is as near as our training rows come to the released code: a row per prefix, of all users, and an own pass for
 the anchors. Deviations that remain in it: prefixes that end in a validation item are not in the pool, a row is left out
 of its own neighbours by number and not as the first hit, and pooled item vectors stand for an encoded text per prefix.
-Deviations of both: batch size, learning rate, width of the window and early stopping are the backbone's, and by default
-all positions of a history are trained at once (``--train last`` is the authors' row per prefix).
+Deviations of both: the backbone is our SASRec (one head, no GELU, inputs times the root of the width), theirs
+RecBole's; batch size, learning rate, width of the window and early stopping are the backbone's, and by default all
+positions of a history are trained at once (``--train last`` is the authors' row per prefix).
 
 The published weight is .1 for both terms. Products of states whose length is the root of the width are large, so is
 their gradient against that of our softmax, and early stopping may end the run before it has settled. So MovieLens-100K

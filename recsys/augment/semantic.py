@@ -9,7 +9,10 @@ Two terms, beside whatever the recommender is trained with:
 What we do differently from the released code: the pool holds training events only, neighbours of the same user and
 exact twins are left out (:mod:`recsys.augment.retrieval`), a history is encoded once for its own loss and as anchor
 unless ``own_pass``, a history that is a neighbour of several is encoded once, and pooled item vectors stand in for an
-encoded text per history. Recommending touches none of this: the tables are not saved with the model.
+encoded text per history. Text vectors of items, windows and users enter the mixture with length 1 and 16 bits, where
+the code takes them raw (only its search has unit length): nothing for encoders that give unit vectors, such as MiniLM,
+but with vectors of length 16 theirs starts with a largest share of .31 among ten neighbours, ours with .11, and the
+gradient of W is as much longer. Recommending touches none of this: the tables are not saved with the model.
 
 Legend: B histories, R distinct neighbours of a batch, k neighbours, N items, Q rows of the pool, H width of the text
 vectors, D width of the states.

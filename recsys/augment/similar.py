@@ -129,7 +129,8 @@ class Hybrid(nn.Module):
     Args:
         cf: the counted similarity, alone in charge during the warm-up.
         model: the similarity of vectors.
-        warm_up: epochs before vectors are asked; 160 in CoSeRec for Sports, 220 for Beauty.
+        warm_up: epochs before vectors are asked; 160 in CoSeRec for Sports, 220 for Beauty (its code asks them one
+            epoch later).
 
     Raises:
         ValueError: a negative ``warm_up``.

@@ -8,7 +8,8 @@ r_0..r_K (``combine="mean"``), progressive reasoning (PRL) with r_K (``combine="
 - The mean of K + 1 states divides by K + 1, as the code does and the paper's equation does not.
 - Every token with a target reasons, not only the newest one of a prefix. Under ``LastItem`` that is the released
   training; under ``NextItem`` one pass trains all prefixes, which share their histories' states.
-- The latents pass whatever input norm and dropout the wrapped encoder has; no norm is added.
+- The latents pass whatever input norm and dropout the wrapped encoder has; no norm is added. One ``dropout`` sets them
+  all, where the code has .2 at the input and .5 elsewhere.
 - Noise has the standard deviation ``noise``, as in the code (the paper writes it as a variance).
 
 An encoder that is ``Stepwise`` reads each latent at the cost of one token. Any other reads every history again with

@@ -10,7 +10,10 @@ made anew before each epoch; in "second" it stays as it was in the best epoch; i
 
 What we do differently from the authors' code (AaronHeee/RecFormer): what cannot reach ``<s>`` is not computed in the
 last layer, unless all states are asked for; padding has item position ``max_length`` and token type 3 everywhere; item
-texts are cleaned. Legend: B histories, S tokens, D width, N items.
+texts are cleaned; and the mean of a document counts every token once, where their "avg" counts ``<s>`` twice (unit
+vectors differ by .046) and fails unless the document's length is a multiple of the window.
+
+Legend: B histories, S tokens, D width, N items.
 """
 
 from __future__ import annotations
@@ -59,7 +62,7 @@ class Recformer(nn.Module):
         window: tokens that a token sees besides itself, half on each side, and ``<s>``.
         max_length: items read, the newest.
         max_tokens: tokens read, ``<s>`` included; the oldest text is cut.
-        pooling: the state of the "first" token, or the "mean" of all (an option of the authors' code).
+        pooling: the state of the "first" token, as the authors published it, or the plain "mean" of all.
         empty: user of a history without items: "zero", as everywhere in this library, or the vector of ``<s>`` alone
             ("start"), as in the authors' code.
         pretrained: folder or hub name of a Longformer whose weights training starts from; its tokenizer must be that

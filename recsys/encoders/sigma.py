@@ -13,8 +13,11 @@ so only the last position of an input can be trained (``LastItem``). Options whe
   than half of that sees nothing but padding. ``"valid"`` (default) reverses all but the last ``keep`` real items.
 - ``gate_cross="repo"`` (default) feeds the finished gate g1 to G in g2; ``"clean"`` feeds u2.
 
-Deviations: padding is never scored, and under ``flip="repo"`` its vector, row 0 of the tied table in the original, is
-a parameter ``pad`` of its own; under "valid" the convolution sees zeros behind a row's end, so padding has no effect.
+Deviations: padding is never scored, and under ``flip="repo"`` its vector, row 0 of the tied table in the original, is a
+parameter ``pad`` of its own. The forward pass is the original's, training is not: there the row is a class of the
+softmax and has no gradient as an input (``padding_idx``), here it is no class and learns through the input (gradients
+of .01 to .35 where theirs are 0). Under "valid" the convolution sees zeros behind a row's end, so padding has no
+effect.
 
 Legend: B histories, L = ``max_length``, T real tokens, S tokens with padding that is read, D width, Q wanted tokens.
 """
@@ -55,7 +58,8 @@ class SIGMA(nn.Module):
         state, conv, expand: sizes of the Mamba block, see :class:`recsys.nn.mamba.Mamba`.
         dropout: on the embeddings and behind each sub-layer; ``gate_dropout`` on the gates.
         max_length: longest history that batches are cut to; under ``flip="repo"`` also the padded length L.
-        keep: newest items that are not reversed (5 in the original at L = 50 and 100); ``max_length`` reverses none.
+        keep: newest items that are not reversed; ``max_length`` reverses none. 5 in the original at L = 50; the
+            released file reverses the first 45 positions whatever L is, which is ``keep=155`` at L = 200.
         flip, gate_cross: see above.
         ssm_init: "recbole", with which the published numbers were made, or "mamba", the block's own; see there.
         readout: "wanted" computes the end of the last layer only for the tokens of ``batch.wanted`` and leaves zeros

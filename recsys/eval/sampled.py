@@ -3,8 +3,9 @@
 They are no estimate of the ranking over the catalogue and can reverse the order of two models (Krichene & Rendle, KDD
 2020); the evaluator of this library is :func:`recsys.eval.evaluate.evaluate`. The protocol is that of UniRec's code:
 100 uniform negatives that the user is not known to have had, five cohorts of users, NDCG, HR and MRR (0 beyond k). What
-we do differently: mean and standard deviation are two numbers (the code prints their sum), no batch is dropped, and
-ties count with the expected value over their orders.
+we do differently: mean and standard deviation are two numbers (the code prints their sum), no batch is dropped, the
+negatives of a user are distinct (the code draws with replacement), and ties count with the expected value over their
+orders (the code orders them by index).
 
 Legend: S seeds (cohorts), b users of a batch, N items, K negatives, M most targets of a user.
 """

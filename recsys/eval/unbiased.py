@@ -6,7 +6,10 @@ arXiv 1909.03601):
     IPS = 1/n sum_u c_u / p_u,     SNIPS = sum_u (c_u / p_u) / sum_u (1 / p_u),
 
 SNIPS does not depend on the scale of p and lies within the range of the metric. It is only as good as p: propensities
-from popularity are a proxy. Legend: n users, N items, R ratings of the uniform test set, K cut-off.
+from popularity are a proxy. The sums run over users; the code of Rel-MF divides within each user, where the propensity
+of a single held-out click cancels and SNIPS is the plain metric.
+
+Legend: n users, N items, R ratings of the uniform test set, K cut-off.
 """
 
 from __future__ import annotations

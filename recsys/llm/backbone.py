@@ -37,7 +37,8 @@ class Backbone(nn.Module):
     Args:
         model: a name on the hub, a local folder, or a config dict with its ``model_type`` (such as ``SMALL``).
         layers: L, how many decoder layers are kept (None: all). The final norm is always kept.
-        drop: which layers go: the "last" ones, or some at even "interval"s.
+        drop: which layers go: the "last" ones, or some at even "interval"s, so that L evenly spaced ones stay. SLMRec's
+            code drops every (g + 1)-th instead, which keeps other layers; they published no number of that.
         revision: of the hub.
         rank: of the adapters; 0 for none.
         alpha: adapters are scaled by alpha / rank.

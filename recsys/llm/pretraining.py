@@ -4,9 +4,19 @@ L = - log exp(cos(h_s, h_i+) / tau) / sum over the batch of exp(cos(h_s, h_i) / 
 
 where s is a history, i+ the item that follows it and h their ``<s>`` states; the contrast goes from history to item
 only. Run it in a stage of its own: ``Stage(epochs, losses=["RecformerPretraining0"], name="pretrain",
-validate=False)``. Unlike in the authors' code the in-batch items that equal the positive are no negatives (an option),
-and words are taken as the tokenizer cut them, not by the leading blank. Legend: B histories, S tokens, D width, V
-words.
+validate=False)``.
+
+What we do differently from the authors' code:
+
+- In-batch items that equal the positive are no negatives (an option).
+- The decoder of words is the word table, as in Longformer; theirs is a matrix of its own that only starts equal to it
+  (losses agree to 6e-8 as long as the two are).
+- Words are taken as the tokenizer cut them, not by the leading blank, and one goes in if half of it fits, at least one;
+  theirs have a budget of max(1, round(.15 (n + 1))) tokens of n + 1, and words that do not fit are skipped. Masked
+  share, theirs / ours: .150 / .153 at 40 tokens, .150 / .151 at 200, .173 / .159 on the titles of MovieLens-100K (12
+  tokens). Only texts of a few long words part clearly: .173 / .491 at 4 tokens, and 31% of them unmasked by theirs.
+
+Legend: B histories, S tokens, D width, V words.
 """
 
 from __future__ import annotations
