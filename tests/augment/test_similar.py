@@ -221,6 +221,19 @@ def test_hybrid_takes_the_higher_score_after_the_warm_up() -> None:
     assert expected != counted and expected != neighbour.tolist()
 
 
+@pytest.mark.parametrize("warm_up", [0, 1, 5])
+def test_c3_vectors_are_asked_from_the_epoch_of_the_warm_up_on(warm_up: int) -> None:
+    """The released code begins an epoch later."""
+    histories = random_histories(40, 12)
+    part = Hybrid(ItemCF(), EmbeddingSimilar(), warm_up=warm_up)
+    part.bind(context_of(histories, 12))
+    items, begun = table(torch.randn(12, 4, generator=torch.Generator().manual_seed(1))), []
+    for epoch in range(7):
+        part.refresh(items, epoch)
+        begun.append(int(part.model.epoch) == epoch)
+    assert begun == [epoch >= warm_up for epoch in range(7)]
+
+
 def test_nested_parts_are_described_as_nested() -> None:
     part: Any = Substitute(0.1, Hybrid(ItemCF(False), EmbeddingSimilar(), 7))
     again = build(describe(part))

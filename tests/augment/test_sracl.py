@@ -338,6 +338,24 @@ def test_check_05_weights_of_the_neighbours() -> None:
     torch.testing.assert_close(dropped.mean(0), shares, atol=0.08, rtol=0)  # five standard errors at most
 
 
+def test_s1_shares_start_the_more_even_the_shorter_the_text_vectors_are() -> None:
+    """Of ten neighbours: vectors have length 1 here, in the released code that which their encoder gives them."""
+    generator, found = torch.Generator().manual_seed(0), []
+    torch.manual_seed(0)
+    synthesiser, texts = Synthesiser(384, 64).eval(), F.normalize(torch.randn(510, 384, generator=generator), dim=1)
+    for length in (1, 8, 16, 30):
+        shares = synthesiser(length * texts[:50], length * texts, torch.arange(10, 510).view(50, 10), generator)
+        found.append(shares.amax(1).mean().item())
+    assert found == sorted(found) and 0.1 < found[0] < 0.12 and found[1] > 0.15 and found[3] > 0.4
+
+
+def test_s1_text_vectors_enter_the_mixture_with_length_one(texts: str) -> None:
+    part = contrast(texts)
+    bound(part)
+    assert part.texts is not None and part.texts.dtype == torch.float16
+    torch.testing.assert_close(part.texts.float().norm(dim=1), torch.ones(len(part.texts)), atol=2e-3, rtol=0)
+
+
 def slow_shares(synthesiser: Synthesiser, own: Tensor, near: Tensor) -> Tensor:
     """Equations 6 and 7 as written: (B, k) of ``own`` (B, H) and ``near`` (B, k, H)."""
     rows = []

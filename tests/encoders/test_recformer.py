@@ -329,6 +329,42 @@ def test_check_11_whole_words_are_masked():
     assert (empty == -100).all()
 
 
+@pytest.mark.parametrize(("size", "theirs", "low", "high"), [(40, 0.150, 0.145, 0.165), (200, 0.150, 0.145, 0.155)])
+def test_r4_as_many_tokens_are_masked_as_by_the_authors_at_common_lengths(size, theirs, low, high):
+    """Words of 1 to 5 tokens: a share of .153 at 40 tokens and of .151 at 200, theirs .150; one word at least."""
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(5, 300, (2000, size + 1), generator=generator)
+    lengths = torch.randint(1, 6, (2000, size + 1), generator=generator).cumsum(1)
+    starts = torch.zeros(2000, size + 8, dtype=torch.bool).scatter(1, lengths.clamp(max=size + 7), True)[:, : size + 1]
+    starts[:, :2] = True
+    _, labels = mask_words(words, starts, torch.ones_like(starts), 4, 300, 0.15, generator)
+    chosen = labels != -100
+    assert low < chosen.sum().item() / (2000 * size) < high
+    assert abs(chosen.sum().item() / (2000 * size) - theirs) < 0.015
+    assert chosen.any(1).all()
+
+
+def test_r3_words_are_decoded_by_the_word_table():
+    """Theirs is a matrix that starts as a copy: here a step moves the table itself, and there is no other."""
+    head = RecformerPretraining(DIM, vocab_size=300)
+    one = model(num_layers=1, max_length=6, pretraining=[head], targets=OneTarget())
+    one.bind(context())
+    assert all(value.numel() < 300 * DIM for value in head.parameters())
+    made = one.prepare(batch([1, 2, 3, 4], [2, 3, 4, 1]), Step(batch([1])))
+    one.loss(Step(made, losses=["RecformerPretraining0"]))["RecformerPretraining0.mlm"].backward()
+    assert one.encoder.text.words.weight.grad.abs().sum(1).count_nonzero() > 250  # a softmax over all words
+
+
+def test_r2_the_mean_counts_every_token_once():
+    """Theirs counts <s> twice: (2 h_s + sum of the rest) / (n + 1)."""
+    part, table = bound(pooling="mean")
+    found = laid(part, [1, 2, 5])
+    hidden = part.text(found)[0][found.real[0]]
+    user = part(batch([1, 2, 5]), table).user[0]
+    torch.testing.assert_close(user, F.normalize(hidden.mean(0), dim=-1))
+    assert not torch.allclose(user, F.normalize(hidden.sum(0) + hidden[0], dim=-1), atol=1e-4)
+
+
 def test_check_12_the_first_stage_makes_the_items_anew_and_the_second_keeps_them():
     part, table = bound()
     seen = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -115,6 +117,28 @@ def test_gradients_equal_the_padded_reference(num_layers: int, flip: str) -> Non
     last = torch.stack([reference(encoder, items, one)[-1] for one in HISTORIES[:4]])
     theirs = torch.autograd.grad((last * weight).sum(), inputs)
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
+
+
+def test_m1_padding_learns_through_the_input_and_is_no_class() -> None:
+    encoder, items = pair(max_length=16, keep=4, flip="repo")
+    made = LastItem().train(batch_of([1, 2, 3], [4, 5]))
+    losses = FullSoftmax()(encoder(made, items), made, items, torch.Generator())
+    losses.sum().backward()
+    assert encoder.pad is not None and encoder.pad.grad is not None and encoder.pad.grad.abs().max() > 1e-4
+    assert items.weight.grad is not None and not items.weight.grad[0].any()
+    assert sum(len(vectors) for _, vectors in items.blocks()) == NUM_ITEMS
+
+
+@pytest.mark.parametrize(("max_length", "keep"), [(50, 5), (200, 155)])
+def test_m2_the_released_file_reverses_the_first_45_positions(max_length: int, keep: int) -> None:
+    """Whatever the length is, which is ``keep=155`` at 200."""
+    encoder, items = pair(max_length=max_length, keep=keep, flip="repo")
+    history = (LONG * 30)[: max_length - 2]
+    x = torch.cat([items.weight[torch.tensor(history)], encoder.pad.expand(2, -1)])  # type: ignore[union-attr]
+    layer: Any = encoder.layers[0]
+    x = encoder.before(x)
+    expected = around(layer, mixed(layer.mixer, x, 45), x)[len(history) - 1]
+    torch.testing.assert_close(encoder(batch_of(history), items).user[0], expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("num_layers", "flip"), VARIANTS)

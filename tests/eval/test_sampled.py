@@ -50,6 +50,14 @@ def test_check_15_negatives_are_unknown_distinct_and_fixed_per_seed(problem: tup
         assert drawn.tolist() != negatives_of(part, user, 20, SEEDS[1]).tolist()
 
 
+def test_fidelity_e1_the_negatives_of_a_user_are_distinct() -> None:
+    """Theirs are drawn with replacement: 100 of 110 items would hold about 66 different ones."""
+    nobody = np.zeros(0, np.int64)
+    for seed in SEEDS:
+        drawn = draw_negatives(np.arange(50), [(nobody, nobody)], 110, 100, seed=seed)
+        assert all(len(set(row)) == 100 for row in drawn.tolist())
+
+
 def test_check_15_negatives_are_uniform() -> None:
     nobody = np.zeros(0, np.int64)
     drawn = draw_negatives(np.arange(4000), [(nobody, nobody)], 20, 5, seed=3)

@@ -50,6 +50,19 @@ def test_check_10_the_scale_of_propensities_changes_ips_only(case: Any) -> None:
     assert other.effective_users == pytest.approx(one.effective_users)
 
 
+def test_fidelity_f1_snips_divides_over_users_where_within_one_it_would_be_the_plain_metric(case: Any) -> None:
+    report, part = case
+    theta = theta_of(part)
+    found = unbiased(report, part, theta, clip=0.0)
+    for name in report.metrics:
+        weights = np.array([1 / theta[part.targets(np.array([at]))[1][0]] for at in report.columns["position"]])
+        values = report.columns[name]
+        within = np.mean(values * weights / weights)  # one click a user: its propensity cancels
+        assert within == pytest.approx(found.plain[name].mean)
+        assert found.snips[name].mean == pytest.approx((values * weights).sum() / weights.sum())
+        assert found.snips[name].mean != pytest.approx(within)
+
+
 def test_check_10_by_the_formulas(case: Any) -> None:
     report, part = case
     theta, clip = theta_of(part), 0.2

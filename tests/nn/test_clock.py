@@ -110,6 +110,18 @@ def test_check_10_intervals_are_hours_clipped_to_a_year() -> None:
     assert torch.equal(encoder(earlier, later), encoder.table.weight[[0, 0, 1, 8760, 0, 2]])
 
 
+def test_u6_a_wait_is_of_whole_hours_elapsed() -> None:
+    """Not the difference of clock hours, as in the authors' code, which is an hour more for about half of all gaps."""
+    generator = torch.Generator().manual_seed(0)
+    earlier = torch.randint(0, 10**12, (4000,), generator=generator)
+    later = earlier + torch.randint(0, 5000 * HOUR, (4000,), generator=generator)
+    elapsed = hours_between(earlier, later)
+    assert torch.equal(elapsed, (later - earlier) // HOUR)
+    more = later // HOUR - earlier // HOUR - elapsed
+    assert set(more.tolist()) == {0, 1}
+    assert more.double().mean().item() == pytest.approx(0.5, abs=0.05)
+
+
 @pytest.mark.parametrize("wrong", [{"dim": 0}, {"expansion": 0}, {"first_year": 2001, "last_year": 2000}])
 def test_wrong_settings_are_errors(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must"):

@@ -267,6 +267,17 @@ def test_u4_an_empty_slot_is_attended_to_and_teaches_no_item() -> None:
     assert abs(loss.item() - (2 * part.weigh(150, two.lengths)[0] * error).item()) > 0.01
 
 
+@pytest.mark.parametrize("mode", ["paper", "repo"])
+def test_u5_padding_is_in_no_mean(mode: str) -> None:
+    """The authors divide by all slots, so that at a mean length of n of L the same weights act n / L as strongly."""
+    sequence, item = (part(DIM, mode=mode, **SCHEDULE) for part in (SequenceEnhancement, ItemEnhancement))
+    found = bound(sequence, item)
+    sequence.flags = torch.ones_like(sequence.flags)
+    for part in (sequence, item, ProfileTerm()):
+        narrow, wide = (part(step_of(found, toy_batch((6, 3, 4), width=width), epoch=120)) for width in (6, 8))
+        torch.testing.assert_close(narrow, wide, atol=1e-5, rtol=1e-4)
+
+
 def enhancement(mode: str, transfer: float) -> tuple[ItemEnhancement, Recommender]:
     """Heads are items 1..10, whose neighbours are heads; the neighbours of the others are among 11..30."""
     part = ItemEnhancement(DIM, transfer=transfer, mode=mode, **SCHEDULE)
