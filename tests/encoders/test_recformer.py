@@ -717,6 +717,7 @@ def test_a_table_of_other_texts_is_refused_with_its_split():
         table.check_split(one)
 
 
+@pytest.mark.timeout(1800)
 def test_two_processes_compute_what_one_does(tmp_path):
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

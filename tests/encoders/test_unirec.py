@@ -311,6 +311,7 @@ def ndcg(model: Recommender, part: Any) -> float:
     return evaluate(model, part, metrics=["ndcg@10"], progress=False).mean("ndcg@10")
 
 
+@pytest.mark.timeout(900)
 def test_check_16_without_the_calendar_a_weekday_is_not_found() -> None:
     split = weekday_split()
     both, without = (trained(split, branches) for branches in (("calendar", "interval"), ("interval",)))
@@ -318,6 +319,7 @@ def test_check_16_without_the_calendar_a_weekday_is_not_found() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_check_16_sequence_enhancement_does_not_harm_bursty_users() -> None:
     """The median of three starts, on a thousand users of the same rule.
 
