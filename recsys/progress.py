@@ -71,7 +71,7 @@ class Progress:
         for key, value in self._extra.items():
             text += f", {key} {value:.4g}" if isinstance(value, float) else f", {key} {value}"
         self._open = self._terminal
-        text = printable(text)
+        text = printable(text, None)
         _write(f"{_CLEAR}{text}" if self._terminal else f"{text}\n")
 
     def __exit__(
@@ -118,7 +118,7 @@ class _Doing:
         text = self.text
         lasts = f": {time.monotonic() - self.since:.0f} s so far" if text == self.said else " ..."
         self.said = text
-        _write(f"{printable(text)}{lasts}\n")
+        _write(f"{printable(text, None)}{lasts}\n")
 
 
 class _Speaker:
