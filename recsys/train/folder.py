@@ -1,8 +1,9 @@
 """The folder of a run: what was asked for, on which data and machine, what came out, and where to go on.
 
 ``manifest.json`` (data, versions, device, seed, commit), ``config.json`` (model, knobs, recipe arguments),
-``recipe.py``, ``vocabulary/``, ``metrics.jsonl`` (one line per epoch), ``model.safetensors`` (the best weights so far),
-``checkpoints/``, and later ``per_user.parquet`` and ``report.html``.
+``recipe.py`` and ``recipe_imports/`` (what the recipe imports from beside it), ``vocabulary/``, ``metrics.jsonl`` (one
+line per epoch), ``model.safetensors`` (the best weights so far), ``checkpoints/``, ``split.json`` (where its split is),
+and later ``per_user.parquet``, ``report.html`` and ``baselines/``.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from recsys.train.checkpoint import (
     remove_checkpoints,
     write_checkpoint,
 )
+from recsys.train.recipe import keep_recipe
 
 if TYPE_CHECKING:
     from recsys.data.split import Split
@@ -110,13 +112,12 @@ class RunFolder:
         manifest = {"kind": KIND, "format": FORMAT, **manifest}
         write_text(self.path / MANIFEST, _json(manifest))
         remove_checkpoints(self.path / CHECKPOINTS)
-        for name in (*RESULTS, RECIPE):
+        for name in RESULTS:
             if (self.path / name).is_symlink() or not (self.path / name).is_dir():
                 (self.path / name).unlink(missing_ok=True)
         write_text(self.path / CONFIG, _json({"format": FORMAT, **config}))
         split.items.save(self.path / VOCABULARY, "items")
-        if recipe is not None:
-            write_text(self.path / RECIPE, Path(recipe).read_text(encoding="utf-8"))
+        keep_recipe(recipe, self.path)
         write_text(self.path / MANIFEST, _json({**manifest, "files": self._hashes()}))
 
     def resumed(self, manifest: dict[str, Any]) -> None:
