@@ -56,14 +56,21 @@ class Got:
 
 
 def cache_folder() -> Path:
-    """``RECSYS_CACHE``, or what the platform uses for caches."""
+    """``RECSYS_CACHE``, or what the platform uses for caches.
+
+    Raises:
+        DataError: it is not set, and the user has no home folder.
+    """
     if named := os.environ.get("RECSYS_CACHE"):
         return Path(named).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "recsys"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "recsys"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recsys"
+    try:
+        if sys.platform == "win32":
+            return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "recsys"
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "recsys"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recsys"
+    except RuntimeError as error:
+        raise DataError(f"there is no place for a cache ({error}): set RECSYS_CACHE to a folder") from None
 
 
 def mirror_folder() -> Path | None:

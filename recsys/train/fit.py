@@ -23,6 +23,7 @@ from recsys.train.engine import start
 from recsys.train.folder import RunFolder, data_facts, machine_facts
 from recsys.train.loop import Loop
 from recsys.train.settings import Settings, Stage
+from recsys.train.splits import remember_split
 from recsys.train.validation import Validation
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ def fit(
             device ("ddp"). The folder must be visible to all of them.
         stages: phases of training instead of ``epochs``; the best weights of all of them are kept, unless a stage
             selects by another metric.
-        folder: the run folder; None keeps nothing on disk.
+        folder: the run folder; None keeps nothing on disk. The split is kept in the cache (``RECSYS_CACHE``), so that
+            ``recsys evaluate`` and ``export`` find it.
         name, recipe, arguments: what the run folder remembers of where the run came from.
 
     Raises:
@@ -174,6 +176,7 @@ class _Request:
         manifest = machine_facts(self.split, self.settings.seed, device, processes)
         if resumed:
             self.folder.resumed(manifest)
+            remember_split(self.split, self.folder.path)
             return
         config = {
             "name": self.name or type(self.model).__name__,
@@ -184,6 +187,7 @@ class _Request:
             "identity": identity,
         }
         self.folder.begin(manifest, config, self.split, self.recipe)
+        remember_split(self.split, self.folder.path)
 
 
 def _train(run: _Request) -> Fitted:

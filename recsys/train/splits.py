@@ -1,82 +1,173 @@
-"""The split that a run was trained on: kept in the cache, noted in the run folder, found again for its evaluation."""
+"""The split that a run was trained on: kept in the cache, noted in the run folder, found again for its evaluation.
+
+``fit`` keeps it before it trains. Splits that share a name and a protocol may still train on other events, and be of
+other texts: a kept split is named by its cut and by everything else that comes out of it again.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recsys.errors import DataError, DataWarning
-from recsys.plain import printable
 from recsys.storage.files import fresh, write_text
-from recsys.storage.reading import read_json
-from recsys.train.folder import data_facts
 
 if TYPE_CHECKING:
     from recsys.data.split import Split
     from recsys.ranker import Ranker
 
-NOTE, SPLITS = "split.json", "splits"
+NOTE = "split.json"
+INSIDE = "split"  # folder in the run, where the cache cannot be written
+REMEDY = "write the split with split.save(FOLDER) and pass --split FOLDER, or fit again (RECSYS_CACHE is where splits are kept)"
+SMALL = 64 * 2**20  # bytes of a split that a run folder may hold
 
 
 def remember_split(split: Split, run: Path) -> None:
-    """Keep the split in the cache, and where it is in the run folder, so that the run can be evaluated again."""
-    from recsys.data.fetch import cache_folder
+    """Keep the split in the cache, and its name there in the run folder, so that the run can be evaluated again.
 
-    facts = {"data": data_facts(split)["hash"], **split.protocol}
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    place = cache_folder() / SPLITS / f"{split.name or 'data'}-{key}"
+    Where the cache cannot be written, a small split is kept in the run folder and a large one not at all; a warning
+    says which. Training does not end for it.
+    """
+    if split.users is None or split.items is None:
+        return  # put together by hand: it cannot be saved
+    name = _name(split)
+    note: dict[str, Any] = {"cache": name, "cut": split.cut.digest, "data_hash": split.data_hash}
+    warning = ""
     try:
-        if not place.is_dir():
-            mine = fresh(place)  # runs that end together do not meet
-            split.save(mine)
-            with suppress(OSError):  # another process was faster: its folder holds the same
-                os.replace(mine, place)
-            shutil.rmtree(mine, ignore_errors=True)
-    except OSError as error:
-        warnings.warn(
-            f"the split of this run cannot be kept in the cache ({error}), so recsys evaluate and export will need it: "
-            "write it with split.save(FOLDER), or set RECSYS_CACHE to a folder that can be written",
-            DataWarning,
-            stacklevel=2,
-        )
-        return
-    write_text(run / NOTE, json.dumps({"folder": str(place.resolve()), "data_hash": split.data_hash}))
+        _keep(split, splits_folder() / name)
+        _drop(run / INSIDE)
+    except (OSError, DataError) as error:
+        why = f"the cache cannot be written ({error}): set RECSYS_CACHE to a folder that can be"
+        if split_bytes(split) <= SMALL:
+            split.save(run / INSIDE)
+            note["inside"] = INSIDE
+            warning = f"the split is kept in {run / INSIDE}, because {why}"
+        else:
+            note["cache"] = None
+            warning = (
+                f"the split is not kept, because {why}, or save it with split.save(FOLDER) and pass --split FOLDER"
+            )
+    write_text(run / NOTE, json.dumps(note))
+    if warning:  # last, since a warning may be an error
+        warnings.warn(warning, DataWarning, stacklevel=2)
 
 
 def split_of(run: Path, model: Ranker, given: Path | None = None) -> Split:
-    """The split in the folder ``given``, else the one of the run.
+    """The split in the folder ``given``, else the one that ``run`` was trained on.
 
     Raises:
-        DataError: it is not there (any more), or its items are not those that ``model`` was trained on.
+        FileNotFoundError: there is nothing at ``given``.
+        DataError: it was not kept or is gone, it is another one than the run's, or its items are not those that
+            ``model`` was trained on.
     """
-    from recsys.data.fetch import cache_folder
     from recsys.data.split import Split
 
-    place = given
-    if place is None and (run / NOTE).is_file():
-        place = read_json(run / NOTE, "delete it and pass --split FOLDER", lambda note: Path(note["folder"]))
-        if place.resolve().parent != (cache_folder() / SPLITS).resolve():  # no folder is read because a file says so
-            raise DataError(
-                f"{run / NOTE} names {printable(place, None)}, which is not in the cache ({cache_folder()}): if you "
-                "want that split, pass --split FOLDER"
-            )
-    if place is None or (given is None and not place.is_dir()):
-        raise DataError(
-            f"the split of {run} is not in the cache (any more): write it with split.save(FOLDER) and pass "
-            "--split FOLDER, or fit the recipe again"
-        )
+    place, cut = (given, None) if given is not None else _kept(run)
     split = Split.load(place)
+    if cut is not None and split.cut.digest != cut:
+        raise DataError(f"{place} is not the split that {run} was trained on: {REMEDY}")
     known = model.vocabulary
-    if known is None or split.items.kind != known.kind or split.items.ids.tolist() != known.ids.tolist():
-        raise DataError(f"{place} holds a split with other items than {run} was trained on: pass one of the same data")
+    if known is None or split.items.digest != known.digest:
+        same = known is not None and set(split.items.ids.tolist()) == set(known.ids.tolist())
+        found = "the same items in another order than" if same else "other items than"
+        raise DataError(f"{place} holds a split with {found} {run} was trained on: pass one of the same data")
     for part in model.modules():
         check = getattr(part, "check_split", None)
         if callable(check):
             check(split)
     return split
+
+
+def splits_folder() -> Path:
+    """Where the cache keeps splits."""
+    from recsys.data.fetch import cache_folder
+
+    return cache_folder() / "splits"
+
+
+def split_bytes(split: Split) -> int:
+    """About how much a saved split takes on disk."""
+    prepared = split.prepared
+    arrays = (prepared.items, prepared.offsets, prepared.times, prepared.weights, split.train_stop, split.valid_stop)
+    texts = sum(len(str(text)) for column in (split.item_text or {}).values() for text in column)
+    ids = 24 * (split.num_users + split.num_items)
+    return sum(array.nbytes for array in arrays if array is not None) + ids + texts
+
+
+def _name(split: Split) -> str:
+    """What the split is called in the cache; another name for anything that would come back otherwise."""
+    facts = json.dumps(
+        [split.cut.digest, split.protocol, split.data_hash, split.name, split.audit is None], default=str
+    )
+    digest = hashlib.sha256(json.dumps(facts, default=str).encode())
+    for column, texts in (split.item_text or {}).items():
+        digest.update(json.dumps([column, [None if text is None else str(text) for text in texts]]).encode())
+    plain = re.sub(r"[^\w.-]+", "-", split.name, flags=re.ASCII).lstrip(".")[:60] or "data"
+    return f"{plain}-{digest.hexdigest()[:16]}"
+
+
+def _keep(split: Split, place: Path) -> None:
+    """Write the split to ``place``, unless it is there already."""
+    if _is_split(place):
+        return
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        mine = fresh(place)  # runs that start together do not meet
+        split.save(mine)
+    except OSError as error:
+        raise DataError(f"{place.parent}: {error.strerror or error}") from error
+    try:
+        os.replace(mine, place)
+    except OSError:
+        if not _is_split(place):  # else another process was faster: its folder holds the same
+            raise
+    finally:
+        shutil.rmtree(mine, ignore_errors=True)
+
+
+def _is_split(place: Path) -> bool:
+    """Whether there is a complete split in the folder ``place`` itself."""
+    from recsys.data.split import FORMAT, KIND
+    from recsys.folders import read_manifest
+
+    if place.is_symlink():
+        return False
+    try:
+        read_manifest(place, KIND, FORMAT, verify=False)
+    except (OSError, DataError):
+        return False
+    return True
+
+
+def _drop(place: Path) -> None:
+    """Remove a split that an earlier run kept in its own folder."""
+    if _is_split(place):
+        shutil.rmtree(place)
+
+
+def _kept(run: Path) -> tuple[Path, str | None]:
+    """The folder of the split of a run, and the digest of its cut (none in runs of older versions)."""
+    path = run / NOTE
+    if not path.is_file():
+        raise DataError(f"{run} does not say on which split it was trained: {REMEDY}")
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        inside, name, cut = note.get("inside"), note.get("cache"), note.get("cut")
+        if name is None and "folder" in note:  # by earlier versions
+            name = Path(note["folder"]).name
+        if inside is None and name is None:
+            raise DataError(f"the split of {run} was not kept: {REMEDY}")
+        place = run / INSIDE if inside is not None else splits_folder() / Path(name).name
+    except DataError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({error}): {REMEDY}") from error
+    if not _is_split(place):
+        raise DataError(f"the split of {run} is not (or not whole) at {place}: {REMEDY}")
+    return place, cut

@@ -107,7 +107,8 @@ def test_a_run_that_is_replaced_leaves_nothing_of_the_one_before(split, tmp_path
     (tmp_path / "run" / "sections.json").write_text("{}")
     Run(tiny(), split, settings={"epochs": 1, "progress": False, "seed": 5}).fit(tmp_path / "run", resume=False)
     kept = {path.name for path in (tmp_path / "run").iterdir()}
-    assert kept == {"checkpoints", "config.json", "manifest.json", "metrics.jsonl", "model.safetensors", "vocabulary"}
+    first = {"checkpoints", "config.json", "manifest.json", "split.json"}
+    assert kept == first | {"metrics.jsonl", "model.safetensors", "vocabulary"}
 
 
 def test_runs_that_end_together_keep_one_whole_split(split, tmp_path):

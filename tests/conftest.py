@@ -1,0 +1,14 @@
+"""What all tests share: a cache of their own, since runs keep their splits there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECSYS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
