@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from recsys.eval.compare import Comparison
 from recsys.eval.report import Report, number
 from recsys.eval.storage import write_text
+from recsys.plain import printable
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; max-width: 76rem; margin: 2rem auto;
@@ -28,6 +30,8 @@ svg text { font: 11px system-ui, sans-serif; fill: #5a6572; }
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 360, 200, 56, 26, 10, 12
 _BAR, _LABELS, _BARS, _VALUES = 20, 240, 360, 80  # height of a bar's line, widths of labels, bars and values
 _LETTERS = 38  # of a label; the rest is in its tooltip
+_CELL, _TEXT = 2_000, 100_000  # most characters of a table's cell, and of a text
+_ROWS, _POINTS = 500, 1_000  # most rows of a table or bars of a chart, and points of a curve
 
 
 def write_html(
@@ -39,7 +43,7 @@ def write_html(
     audit: Mapping[str, Any] | str | None = None,
     extras: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a self-contained page; all text is escaped.
+    """Write a self-contained page; all text is escaped, and what would make it huge is cut and counted.
 
     Args:
         report: shown with its protocol, a table of means and its segments.
@@ -136,7 +140,7 @@ def _chart(name: str, axis: str, points: Sequence[tuple[float, float]]) -> str:
         _, y = place(left, value)
         lines.append(f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}" stroke="#e3e6ea"/>')
         lines.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in _thinned(points)))
     lines.append(f'<polyline points="{path}" fill="none" stroke="#2f6db3" stroke-width="1.8"/>')
     if len(points) <= 60:
         dots = [place(*point) for point in points]
@@ -152,10 +156,18 @@ def _chart(name: str, axis: str, points: Sequence[tuple[float, float]]) -> str:
     )
 
 
+def _thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """Of very many points every n-th, and the last one."""
+    step = -(-len(points) // _POINTS)
+    return points if step <= 1 else [*points[:-1:step], points[-1]]
+
+
 def _bars(bars: Mapping[str, Any]) -> str:
     """Horizontal bars as SVG, one line per label, from a common zero; what is not a finite number has no bar."""
     if not bars:
         return "<p>Nothing to show.</p>"
+    rest = _rest(len(bars))
+    bars = dict(islice(bars.items(), _ROWS))
     numbers = {label: float(value) for label, value in bars.items() if _is_number(value)}
     low, high = min(0.0, *numbers.values(), 0.0), max(0.0, *numbers.values(), 0.0)
     largest = max(-low, high) or 1.0  # divided by first: differences of numbers near the largest float overflow
@@ -175,7 +187,7 @@ def _bars(bars: Mapping[str, Any]) -> str:
     width, height = _LABELS + _BARS + _VALUES, _BAR * len(bars)
     return (
         f'<div class="wide"><svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="bar chart">{"".join(lines)}</svg></div>'
+        f'aria-label="bar chart">{"".join(lines)}</svg></div>{rest}'
     )
 
 
@@ -198,8 +210,9 @@ def _content(content: Any) -> str:
             names = list(dict.fromkeys(name for row in content for name in row))
             rows = [[_plain(row.get(name, "")) for name in names] for row in content]
             return _table([str(name) for name in names], rows)
-        return "<ul>" + "".join(f"<li>{_text(_plain(line))}</li>" for line in content) + "</ul>"
-    return f"<pre>{_text(str(content))}</pre>"
+        shown = "".join(f"<li>{_text(_plain(line))}</li>" for line in content[:_ROWS])
+        return f"<ul>{shown}</ul>{_rest(len(content))}"
+    return f"<pre>{_text(content, _TEXT)}</pre>"
 
 
 def _is_bars(content: Any) -> bool:
@@ -224,9 +237,15 @@ def _plain(value: Any) -> str:
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]], text: bool = False) -> str:
     kind = ' class="text"' if text else ""
     head = "".join(f"<th>{_text(cell)}</th>" for cell in heading)
-    body = "".join("<tr>" + "".join(f"<td{kind}>{_text(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
+    shown = rows[:_ROWS]
+    body = "".join("<tr>" + "".join(f"<td{kind}>{_text(cell)}</td>" for cell in row) + "</tr>\n" for row in shown)
     top = f"<thead><tr>{head}</tr></thead>\n" if any(heading) else ""
-    return f'<div class="wide"><table>\n{top}<tbody>\n{body}</tbody>\n</table></div>'
+    return f'<div class="wide"><table>\n{top}<tbody>\n{body}</tbody>\n</table></div>{_rest(len(rows))}'
+
+
+def _rest(count: int) -> str:
+    """What is said about rows that a page of this size leaves out."""
+    return f"<p>... and {count - _ROWS:,} more, which this page leaves out.</p>" if count > _ROWS else ""
 
 
 def _split(rows: Sequence[Sequence[str]]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
@@ -240,5 +259,7 @@ def _is_number(value: Any) -> bool:
         return False
 
 
-def _text(value: str) -> str:
-    return html.escape(str(value), quote=True).encode("utf-8", "replace").decode()  # without lone surrogates
+def _text(value: object, limit: int = _CELL) -> str:
+    """``value`` as HTML shows it: escaped, control characters visible instead of in force, no lone surrogates."""
+    whole = str(value).encode("utf-8", "replace").decode()
+    return html.escape(printable(whole, limit, lines=True), quote=True)

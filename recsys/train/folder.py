@@ -28,6 +28,7 @@ from recsys.saved import CONFIG, FORMAT, KIND, MANIFEST, VOCABULARY, WEIGHTS, re
 from recsys.storage.files import hold, refuse_links, sweep, write_text
 from recsys.storage.reading import read_json, reading
 from recsys.storage.tensors import write_tensors
+from recsys.train.baselines import clear_baselines
 from recsys.train.checkpoint import (
     REMEDY,
     Checkpoint,
@@ -112,6 +113,7 @@ class RunFolder:
         manifest = {"kind": KIND, "format": FORMAT, **manifest}
         write_text(self.path / MANIFEST, _json(manifest))
         remove_checkpoints(self.path / CHECKPOINTS)
+        clear_baselines(self.path)
         for name in RESULTS:
             if (self.path / name).is_symlink() or not (self.path / name).is_dir():
                 (self.path / name).unlink(missing_ok=True)

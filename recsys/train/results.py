@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,11 +21,17 @@ from recsys.eval.html import write_html
 from recsys.eval.report import Report, align, number
 from recsys.eval.storage import write_text
 from recsys.parts import title
+from recsys.saved import read_config
+from recsys.train.baselines import keep_baselines, kept_baselines
 from recsys.train.fit import Fitted, fit
+from recsys.train.folder import METRICS
 
 if TYPE_CHECKING:
     from recsys.data.split import Split
     from recsys.train.run import Run
+
+
+SECTIONS, METRIC = "sections.json", "ndcg@10"
 
 
 @dataclass(frozen=True)
@@ -81,32 +88,101 @@ def sections(model: Any, split: Split) -> tuple[dict[str, Any], list[str]]:
 def finish(run: Run, fitted: Fitted) -> Results:
     """Rank the test part with a fitted run's model and with its baselines, compare, and write what was found.
 
-    The run folder, if there is one, gets ``per_user.parquet``, ``report.json`` and ``report.html``, the last one with
-    the sections that parts of the model have to show (see :func:`sections`), which ``sections.json`` holds as well. The
-    baselines are fitted on training events only, like the model; none is chosen by its test result.
+    The run folder, if there is one, gets ``per_user.parquet``, ``report.json``, ``baselines/`` and ``report.html``,
+    which has the sections that parts of the model show (see :func:`sections`); ``sections.json`` holds them too. The
+    baselines are fitted on training events only, like the model; none is chosen by its test result. One that cannot be
+    had is left out, with a warning.
     """
     name = run.name or type(getattr(run.model, "encoder", run.model)).__name__
     reports = [evaluate(fitted.model, run.split.test, name=name, users=run.split.users, **run.evaluate)]
     if fitted.folder is not None:
         reports[0].save(fitted.folder)
+    failures = []
     for baseline in run.baselines:
-        began = time.monotonic()
-        fit(baseline, run.split, exclude=run.settings.get("exclude", "history"), seed=run.settings.get("seed", 0),
-            validate_every=0, progress=False)  # fmt: skip
-        reports.append(evaluate(baseline, run.split.test, name=title(baseline), users=run.split.users, **run.evaluate))
-        print(f"{reports[-1].name}: fitted and ranked in {time.monotonic() - began:.1f} s", file=sys.stderr)
-    metric = run.settings.get("metric", "ndcg@10")
-    comparison = compare(*reports, metrics=metric) if len(reports) > 1 else None
+        try:
+            reports.append(_baseline(run, baseline))
+        except Exception as error:  # the run itself is whole
+            failures.append(f"the baseline {title(baseline)} is left out: {type(error).__name__}: {error}")
+    comparison = compare(*reports, metrics=_asked(reports, _chosen_by(run, fitted))) if len(reports) > 1 else None
     if fitted.folder is not None:
-        audit = None if run.split.audit is None else str(run.split.audit)
-        extras, failures = sections(fitted.model, run.split)
+        keep_baselines(fitted.folder, reports[1:])
+        extras, failed = sections(fitted.model, run.split)
+        failures += [f"{failure}; the report says so in its place" for failure in failed]
         if extras:
             text = json.dumps(_plain(extras), indent=1, default=str, ensure_ascii=False)
-            write_text(fitted.folder / "sections.json", text.encode("utf-8", "replace").decode())
-        write_html(fitted.folder / "report.html", name, reports[0], comparison, curves(fitted.history), audit, extras)
-        for failure in failures:  # last, since a warning may be an error
-            warnings.warn(f"{failure}; the report says so in its place", DataWarning, stacklevel=2)
+            write_text(fitted.folder / SECTIONS, text.encode("utf-8", "replace").decode())
+        page = fitted.folder / "report.html"
+        write_html(page, name, reports[0], comparison, curves(fitted.history), _audit(run.split), extras)
+    for failure in failures:  # last, since a warning may be an error
+        warnings.warn(failure, DataWarning, stacklevel=2)
     return Results(tuple(reports), comparison)
+
+
+def renew(folder: Path, model: Any, split: Split, report: Report) -> Comparison | None:
+    """Put a new report into a run folder, and on its page beside what training left there.
+
+    The page keeps its curves, the sections of parts and, where ``report`` is over what the run's baselines were ranked
+    on, the comparison with them; where it is not, it says why there is none.
+    """
+    extras, comparison = dict[str, Any](), None
+    report.save(folder)
+    try:
+        kept = kept_baselines(folder)
+        if kept:
+            comparison = compare(report, *kept, metrics=_asked([report, *kept], _metric(folder)))
+    except (OSError, ValueError) as error:
+        extras["No comparison with the baselines"] = f"They were ranked otherwise, or cannot be read: {error}"
+    try:
+        extras |= _kept_sections(folder) or sections(model, split)[0]
+        history = _history(folder)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        warnings.warn(f"{folder} is damaged, and its page lacks sections or curves: {error}", DataWarning, stacklevel=2)
+        history = []
+    name = folder.resolve().name
+    write_html(folder / "report.html", name, report, comparison, curves(history), _audit(split), extras)
+    return comparison
+
+
+def _baseline(run: Run, baseline: Any) -> Report:
+    began, settings = time.monotonic(), run.settings
+    more = {"exclude": settings.get("exclude", "history"), "seed": settings.get("seed", 0)}
+    fit(baseline, run.split, validate_every=0, progress=False, **more)
+    report = evaluate(baseline, run.split.test, name=title(baseline), users=run.split.users, **run.evaluate)
+    print(f"{report.name}: fitted and ranked in {time.monotonic() - began:.1f} s", file=sys.stderr)
+    return report
+
+
+def _asked(reports: list[Report], metric: str) -> str | None:
+    """What to compare in: the metric the run was chosen by, where all reports have it, else the usual ones."""
+    shared = [name for name in reports[0].metrics if all(name in other.metrics for other in reports)]
+    if metric in shared:
+        return metric
+    return None if set(reports[0].primary()) & set(shared) or not shared else shared[0]
+
+
+def _chosen_by(run: Run, fitted: Fitted) -> str:
+    return str(run.settings.get("metric") or fitted.best.get("metric") or METRIC)
+
+
+def _metric(folder: Path) -> str:
+    settings = read_config(folder).get("settings")
+    found = settings.get("metric") if isinstance(settings, dict) else None
+    return found if isinstance(found, str) else METRIC
+
+
+def _audit(split: Split) -> str | None:
+    return None if split.audit is None else str(split.audit)
+
+
+def _kept_sections(folder: Path) -> dict[str, Any] | None:
+    path = folder / SECTIONS
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    path = folder / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [dict(json.loads(line)) for line in lines]
 
 
 def _plain(content: Any) -> Any:

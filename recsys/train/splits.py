@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NOTE = "split.json"
 INSIDE = "split"  # folder in the run, where the cache cannot be written
-REMEDY = "write the split with split.save(FOLDER) and pass --split FOLDER, or fit again (RECSYS_CACHE is where splits are kept)"
+REMEDY = "split.save(FOLDER) writes one to pass as --split FOLDER; or fit again (RECSYS_CACHE is where splits are kept)"
 SMALL = 64 * 2**20  # bytes of a split that a run folder may hold
 
 

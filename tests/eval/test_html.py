@@ -152,3 +152,32 @@ def test_no_bars_and_several_with_text_and_tables(tmp_path):
 def test_a_mapping_that_only_mentions_bars_stays_a_table(tmp_path):
     assert "svg" not in bars(tmp_path, {"bars": 3})[0].tags
     assert "svg" not in bars(tmp_path, {"bars": {"a": 1}, "more": 2})[0].tags
+
+
+def test_hostile_15_control_characters_are_shown_not_obeyed(tmp_path):
+    raw = "\x1b[2Jred\x00\r\x9b1m \u202egnp"
+    write_html(
+        tmp_path / "page.html", raw, curves=[{raw: 1.0, "epoch": 1}], audit={raw: raw}, extras={raw: [raw, "a\tb"]}
+    )
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert not set(page) & {*map(chr, (*range(9), *range(11, 32), *range(127, 160), 0x202E))}
+    assert "\\x1b[2Jred" in page and "a\tb" in page
+    read(tmp_path / "page.html")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "x" * 3_000_000,
+        [{"title": "x" * 5_000} for _ in range(3_000)],
+        {f"key {at}": at for at in range(30_000)},
+        [f"line {at}" for at in range(30_000)],
+        {"bars": {f"bar {at}": at for at in range(30_000)}},
+    ],
+    ids=["text", "table", "mapping", "list", "bars"],
+)
+def test_hostile_15_a_page_stays_readable_in_size(tmp_path, content):
+    curves = [{"epoch": at, "loss": 1 / (at + 1)} for at in range(50_000)]
+    write_html(tmp_path / "page.html", "Large", curves=curves, extras={"Section": content})
+    checker = read(tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_size < 2_500_000 and "..." in " ".join(checker.text)

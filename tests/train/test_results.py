@@ -10,9 +10,15 @@ import torch
 from cycles import tiny
 from torch import nn
 
+from recsys.baselines.markov import Markov
+from recsys.baselines.popularity import Popularity
 from recsys.data.split import Split
-from recsys.errors import DataWarning
-from recsys.train.results import finish, sections
+from recsys.errors import DataError, DataWarning
+from recsys.eval.evaluate import evaluate
+from recsys.eval.report import Report
+from recsys.saved import load_run
+from recsys.train.baselines import keep_baselines, kept_baselines
+from recsys.train.results import finish, renew, sections
 from recsys.train.run import Run
 from recsys.train.splits import remember_split
 
@@ -138,3 +144,78 @@ remember_split(split, run)
     assert [one.wait() for one in started] == [0, 0]
     (kept,) = (tmp_path / "cache" / "splits").iterdir()
     assert Split.load(kept, verify=True).num_users == 200_000
+
+
+def again(folder, split, part="test", **how):
+    """What ``recsys evaluate`` does: rank a part anew, and put the report into the run folder."""
+    model = load_run(folder)
+    report = evaluate(model, getattr(split, part), users=split.users, progress=False, name=folder.name, **how)
+    found = renew(folder, model, split, report)
+    return found, (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_evaluation_keeps_comparison_and_sections_on_the_page(split, tmp_path):
+    run = Run(Popularity(), split, {"progress": False}, baselines=[Markov(), Popularity()])
+    finish(run, run.fit(tmp_path / "run"))
+    (tmp_path / "run" / "sections.json").write_text('{"Edits": {"bars": {"keep": 3}}}')
+    for part, how, compared in (("test", {}, 2), ("valid", {}, 0), ("test", {"exclude": "none"}, 0), ("test", {}, 2)):
+        comparison, page = again(tmp_path / "run", split, part, **how)
+        assert (len(comparison.names) - 1 if comparison else 0) == compared, (part, how)
+        assert ("Compared with run" in page) == bool(compared) == ("Markov" in page) and "<h2>Edits" in page
+        assert ("No comparison" in page) == (not compared)
+    assert len(kept_baselines(tmp_path / "run")) == 2 and Report.load(tmp_path / "run" / "baselines" / "0-Markov").users
+
+
+def test_a_page_of_a_run_made_in_python_has_its_curves_and_sections(split, tmp_path, monkeypatch):
+    run = Run(Popularity(), split, {"progress": False})
+    run.fit(tmp_path / "run")
+    monkeypatch.setattr(Popularity, "sections", lambda self, model, split: {"Shown": "by a part"}, raising=False)
+    comparison, page = again(tmp_path / "run", split)
+    assert comparison is None and "by a part" in page and "No comparison" not in page
+
+
+@pytest.mark.parametrize("name", ["sections.json", "metrics.jsonl", "baselines/0-Markov/per_user.parquet"])
+@pytest.mark.parametrize("text", ["", "[", "7", "[1]", "\x00", '{"a": ' + "[" * 100_000])
+def test_hostile_14_a_damaged_file_costs_its_place_on_the_page_only(split, tmp_path, name, text):
+    run = Run(Popularity(), split, {"progress": False}, baselines=[Markov()])
+    finish(run, run.fit(tmp_path / "run"))
+    (tmp_path / "run" / name).write_text(text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        _, page = again(tmp_path / "run", split)
+    assert "<h2>Metrics" in page
+
+
+def test_a_baseline_that_fails_does_not_lose_the_run(split, tmp_path):
+    class Greedy(Popularity):
+        def learn(self, context):
+            raise MemoryError("items x items does not fit")
+
+    run = Run(Popularity(), split, {"progress": False}, baselines=[Greedy(), Markov()])
+    fitted = run.fit(tmp_path / "run")
+    with pytest.warns(DataWarning, match="does not fit"):
+        found = finish(run, fitted)
+    assert [report.name for report in found.reports][1:] == ["Markov"] and (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("metrics", [["recall"], ["hr@3"], ["map@2", "mrr@4"]])
+def test_a_run_that_is_ranked_by_other_metrics_is_compared_in_those(split, tmp_path, metrics):
+    run = Run(Popularity(), split, {"progress": False}, baselines=[Markov()], evaluate={"metrics": metrics})
+    found = finish(run, run.fit(tmp_path / "run"))
+    assert {row.metric for row in found.comparison.overall} <= set(found.reports[0].metrics)
+    assert str(found) and again(tmp_path / "run", split, metrics=metrics)[0] is not None
+
+
+def test_hostile_1_reports_of_baselines_are_neither_written_nor_removed_through_a_link(split, tmp_path):
+    (tmp_path / "home" / "0-mine").mkdir(parents=True)
+    (tmp_path / "home" / "0-mine" / "report.json").write_text("mine")
+    run = Run(Popularity(), split, {"progress": False})
+    run.fit(tmp_path / "run")
+    for link, target in (("baselines", tmp_path / "home"), ("baselines/0-mine", tmp_path / "home" / "0-mine")):
+        (tmp_path / "run" / link).parent.mkdir(exist_ok=True)
+        (tmp_path / "run" / link).symlink_to(target)
+        for action in (lambda: keep_baselines(tmp_path / "run", []), lambda: run.fit(tmp_path / "run", resume=False)):
+            with pytest.raises(DataError, match="link"):
+                action()
+        (tmp_path / "run" / link).unlink()
+    assert (tmp_path / "home" / "0-mine" / "report.json").read_text() == "mine"
