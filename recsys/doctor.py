@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
+
+from recsys.errors import DataError
 
 PACKAGES = ("torch", "lightning", "polars", "numpy", "scipy", "faiss-cpu", "safetensors", "tyro")
 EXTRAS = {
@@ -23,7 +26,7 @@ def examine() -> str:
     import torch
 
     from recsys import __version__
-    from recsys.data.fetch import cache_folder, mirror_folder
+    from recsys.data.fetch import mirror_folder
 
     lines = {
         "recsys": __version__,
@@ -32,12 +35,26 @@ def examine() -> str:
         "processor": f"{processor()}, {os.cpu_count()} cores, torch uses "
         f"{torch.get_num_threads()} threads ({torch.backends.cpu.get_cpu_capability()})",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "cache": str(cache_folder()),
+        "cache": _cache(),
         "mirror": str(mirror_folder() or "none (RECSYS_MIRROR is not set)"),
         "extras": ", ".join(name for name, module in EXTRAS.items() if find_spec(module)) or "none installed",
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+
+
+def _cache() -> str:
+    """The cache folder, and whether anything can be kept there."""
+    from recsys.data.fetch import cache_folder
+
+    try:
+        folder = cache_folder()
+    except DataError as error:
+        return f"none: {error}"
+    there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        return f"{folder} (cannot be written: set RECSYS_CACHE to a folder that can be)"
+    return f"{folder} ({shutil.disk_usage(there).free / 1e9:,.1f} GB free)"
 
 
 def processor() -> str:

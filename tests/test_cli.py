@@ -178,6 +178,36 @@ def test_help_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert "quickstart" in shown and "fit " in shown and "torch" in shown
 
 
+@pytest.mark.parametrize("kind", ["file", "missing", "homeless"])
+def test_hostile_7_doctor_says_whether_the_cache_can_be_written(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RECSYS_CACHE", str(tmp_path / kind / "deeper"))
+    if kind == "homeless":
+
+        def homeless() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        for name in ("RECSYS_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(Path, "home", homeless)
+    assert main(["doctor"]) == 0
+    assert ("GB free" if kind == "missing" else "RECSYS_CACHE") in capsys.readouterr().out
+
+
+def test_messages_advise_flags_that_the_shell_has(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_in_python("runs/a")
+    made_in_python("runs/b", model=rs.Markov())
+    assert main(["evaluate", "runs/a", "--k", "3"]) == 0 and main(["evaluate", "runs/b", "--k", "2", "3", "5"]) == 0
+    assert main(["compare", "runs/b", "runs/a"]) == 1
+    assert "--metrics" in capsys.readouterr().err
+    assert main(["compare", "runs/b", "runs/a", "--metrics", "ndcg@3"]) == 0
+    assert main(["fit", str(recipe), "--epochs", "1", "--out", "runs/a"]) == 1
+    assert "--resume no" in capsys.readouterr().err
+    assert main(["fit", str(recipe), "--epochs", "1", "--out", "runs/a", "--resume", "no"]) == 0
+
+
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "doctor"])
 def test_every_argument_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

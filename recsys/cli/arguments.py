@@ -52,7 +52,7 @@ def data_set(
     from recsys.data.dataset import Dataset
 
     if name in names() or name.endswith(".toml"):
-        if not user == item == time == items is None:
+        if any(column is not None for column in (user, item, time, items)):
             raise ValueError(f"the card of {name} says which columns are meant: leave --user, --item and --time away")
         return load(name)
     if not _is_path(name):

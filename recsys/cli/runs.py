@@ -64,19 +64,21 @@ def evaluate(
     print(report)
 
 
-def compare(runs: tuple[Path, ...], /) -> None:
+def compare(runs: tuple[Path, ...], /, metrics: tuple[str, ...] = ()) -> None:
     """Compare runs user by user: differences, intervals, corrected p-values.
 
     Args:
         runs: two or more run folders that were evaluated alike; the first is the reference. A baseline of a run is a
             folder in its folder baselines.
+        metrics: what to compare in, such as ndcg@10 (default: NDCG, recall and MRR at 10, or at the longest list).
     """
     from recsys.eval.compare import compare as contrast
     from recsys.eval.report import Report
 
     if len(set(runs)) < 2:
         raise ValueError(f"compare needs two different run folders or more, found {', '.join(map(str, runs))}")
-    print(contrast(*(Report.load(run) for run in runs), names=[str(run) for run in runs]))
+    reports = [Report.load(run) for run in runs]
+    print(contrast(*reports, names=[str(run) for run in runs], metrics=metrics or None))
 
 
 def quickstart(out: Path = Path("runs/quickstart"), epochs: int | None = None) -> None:

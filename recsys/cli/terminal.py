@@ -16,6 +16,14 @@ from recsys.plain import printable
 
 _REWRITE = re.compile("\r?(\x1b\\[K)?")  # how a line of progress begins in a terminal
 
+_FLAGS = {  # what messages advise in the words of Python -> how the shell says it
+    r"\bresume=False": "--resume no",
+    r"\bresume=\"auto\"": "--resume auto",
+    r"\btrust=\[": "--trust MODULE",
+    r"\baccelerator=": "--accelerator NAME",
+    r"name the metrics to compare": "--metrics NAME@K",
+}
+
 
 @contextmanager
 def plain_output() -> Iterator[None]:
@@ -73,6 +81,8 @@ def told(error: BaseException, arguments: Sequence[str]) -> str:
         doing = " ".join(["recsys", *arguments[:3]])
         text = f"{doing} failed: {type(error).__name__}{f': {text}' if text else ''} (is a file of it damaged?)"
     notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+    flags = [flag for advice, flag in _FLAGS.items() if re.search(advice, text)]
+    notes += f"\nIn the shell: {', '.join(flags)}" if flags else ""
     return printable(f"{text}{notes}", None, lines=True)
 
 
