@@ -141,7 +141,7 @@ def _encode(value: Any, where: str, numbers: dict[int, int], told: set[int]) -> 
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) or type(value).__name__ in ("ModuleList", "frozenset")
+    return isinstance(value, (list, tuple)) or type(value).__name__ in ("ModuleList", "PartList", "frozenset")
 
 
 def _is_code(value: Any) -> bool:

@@ -6,7 +6,7 @@ Legend: B histories, T targets, N items, D width, K cut-off.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from recsys.data.batch import Batch
 from recsys.data.targets import NextItem
+from recsys.hooks import PartList, bind, needs_of, unused
 from recsys.randomness import derive_seed
 from recsys.ranker import Ranker
 from recsys.seams import (
@@ -65,12 +66,12 @@ class Recommender(Ranker):
         super().__init__()
         self.items, self.encoder, self.objective = items, encoder, objective
         self.targets: Targets = NextItem() if targets is None else targets
-        self.auxiliaries = nn.ModuleList(auxiliaries)  # type: ignore[arg-type]
-        self.augmentations = list(augmentations)
-        self.weightings = nn.ModuleList(weightings)  # type: ignore[arg-type]
+        self.auxiliaries = PartList(auxiliaries)
+        self.augmentations = PartList(augmentations)
+        self.weightings = PartList(weightings)
         room = getattr(encoder, "longest", encoder.max_length)  # tokens it reads; targets may append some to a query
         self.max_length = min(encoder.max_length, room - getattr(self.targets, "appends", 0))
-        self.needs = getattr(encoder, "needs", frozenset()) | getattr(self.targets, "needs", frozenset())
+        self.needs = needs_of(encoder, self.targets)
         if items.dim != encoder.dim:
             raise ValueError(f"the item table has dim={items.dim}, the encoder dim={encoder.dim}: give both the same")
         if encoder.sees == "all" and self.targets.sees == "past":
@@ -86,7 +87,7 @@ class Recommender(Ranker):
                 f"{type(self.targets).__name__} has targets elsewhere: use LastItem or OneTarget"
             )
         appended = getattr(self.targets, "appends", 0)
-        for part in (*(part for part in auxiliaries if part.weight), *augmentations):
+        for part in (*(part for _, _, part in self._weighted()), *augmentations):
             longest, most = getattr(part, "longest", None), room - appended * getattr(part, "as_ranked", False)
             if longest is not None and longest > most:
                 raise ValueError(
@@ -102,21 +103,26 @@ class Recommender(Ranker):
 
     @property
     def train_needs(self) -> frozenset[str]:
-        """Optional batch fields that any part reads in training."""
-        parts = [self.encoder, self.targets, self.objective, *self.auxiliaries, *self.augmentations, *self.weightings]
-        return frozenset().union(*(getattr(part, "needs", frozenset()) for part in parts))
+        """Optional batch fields that any part reads in training; those of weight 0 read nothing."""
+        return needs_of(self)
 
     def bind(self, context: Context) -> None:
-        """Size and initialise every part; each draws from a seed of its own, so an unused part changes nothing."""
+        """Size and initialise every part; each draws from a seed of its own name, so an unused part changes nothing.
+
+        An auxiliary of weight 0 is bound as in a loaded model: it gets its shapes, and counts nothing.
+        """
         super().bind(context)
-        named = [("items", self.items), ("encoder", self.encoder), ("objective", self.objective)]
-        named += [("targets", self.targets)]
-        rest = [*self.auxiliaries, *self.augmentations, *self.weightings]
-        named += [(f"{type(part).__name__}{i}", part) for i, part in enumerate(rest)]
-        for name, part in named:
-            with torch.random.fork_rng(devices=[]):
+        named: list[tuple[str, Any]] = [("items", self.items), ("encoder", self.encoder)]
+        named += [("objective", self.objective), ("targets", self.targets)]
+        for parts in (self.auxiliaries, self.augmentations, self.weightings):
+            named += [(name, part) for name, _, part in _named(parts, unused(self))]
+        with torch.random.fork_rng(devices=[]):
+            for name, part in named:
                 torch.manual_seed(derive_seed(context.seed, "init", name))
-                _bind(part, context)
+                bind(part, context)
+            for place, part in enumerate(unused(self)):
+                torch.manual_seed(derive_seed(context.seed, "init", "unused", place))
+                bind(part, replace(context, training=None, item_text=None))
 
     def encode(self, batch: Batch) -> Encoded:
         """States of a batch as it is (no targets or augmentation applied)."""
@@ -124,11 +130,11 @@ class Recommender(Ranker):
 
     def prepare(self, batch: Batch, step: Step) -> Batch:
         """A training batch, augmented, with its targets set."""
-        for index, augmentation in enumerate(self.augmentations):
-            batch = augmentation(batch, step.generator(f"{type(augmentation).__name__}{index}"))
+        for name, _, augmentation in _named(self.augmentations):
+            batch = augmentation(batch, step.generator(name))
         batch = self.targets.train(batch, step.generator("targets"))
         for weighting in self.weightings:
-            batch = _weighted(batch, weighting)  # type: ignore[arg-type]
+            batch = _weighted(batch, weighting)
         return batch
 
     def on_epoch(self, epoch: int) -> None:
@@ -161,13 +167,8 @@ class Recommender(Ranker):
         return ["loss", *(name for name, _, _ in self._weighted())]
 
     def _weighted(self) -> list[tuple[str, int, Any]]:
-        """Name, number of auxiliaries of the same class before it, and part; those of weight 0 cost nothing."""
-        found, earlier = [], Counter[type]()
-        for index, part in enumerate(self.auxiliaries):
-            if part.weight:
-                found.append((f"{type(part).__name__}{index}", earlier[type(part)], part))
-            earlier[type(part)] += 1
-        return found
+        """Name, number among those of its class, and part; auxiliaries of weight 0 have neither name nor cost."""
+        return _named(self.auxiliaries, unused(self))
 
     def _objective(self, step: Step) -> Tensor:
         """The weighted sum of the objective over the targets."""
@@ -245,11 +246,12 @@ def _weighted(batch: Batch, weighting: Weighting) -> Batch:
     return batch.replace(extra={**batch.extra, "importance": found if before is None else before * found})
 
 
-def _bind(part: Any, context: Context) -> None:
-    bind: Callable[[Context], None] | None = getattr(part, "bind", None)
-    if bind is not None:
-        bind(context)
-    elif isinstance(part, nn.Module):
-        for layer in part.modules():
-            if layer is not part and hasattr(layer, "reset_parameters"):
-                layer.reset_parameters()  # type: ignore[operator]
+def _named(parts: Iterable[Any], idle: Sequence[Any] = ()) -> list[tuple[str, int, Any]]:
+    """Name ("CL4SRec0"), number and part: numbers count the parts of one class in their list, but for ``idle`` ones."""
+    found, earlier = [], Counter[str]()
+    for part in parts:
+        if all(part is not one for one in idle):
+            kind = type(part).__name__
+            found.append((f"{kind}{earlier[kind]}", earlier[kind], part))
+            earlier[kind] += 1
+    return found

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from recsys.augment.corruption import Corrupted
 from recsys.augment.edits import DEDUPS, INSERT, OPERATIONS, assemble, end_token
 from recsys.data.batch import PAD, Batch
+from recsys.hooks import bind
 from recsys.nn.blocks import Block
 from recsys.nn.dropout import Dropout
 from recsys.nn.initialise import check_scheme, initialise
@@ -107,8 +108,8 @@ class Editor(nn.Module):
     def bind(self, context: Context) -> None:
         """Initialise all weights (from torch's generator, which the caller seeds)."""
         initialise(self, self.init)
-        if self.encoder is not None and hasattr(self.encoder, "bind"):
-            self.encoder.bind(context)
+        if self.encoder is not None:
+            bind(self.encoder, context)
 
     def states(self, batch: Batch, encode: Encode, items: ItemTable) -> Tensor:
         """(T, D): what the editor knows about each token; ``encode`` is used if it has no encoder of its own."""

@@ -15,7 +15,6 @@ Legend: B histories that take part, D width, K clusters, M states remembered.
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from recsys.augment.contrast import alike, check_contrast, check_pool, halves, inputs, nt_xent, pooled, together
 from recsys.augment.pairs import ViewContrast
 from recsys.errors import DataWarning
+from recsys.hooks import bind
 from recsys.index import kmeans
 from recsys.nn.processes import from_all
 from recsys.seams import Context, Step
@@ -101,9 +101,7 @@ class IntentContrast(nn.Module):
         """Forget all states, and let ``pairs`` learn the catalogue."""
         self._seed = context.seed
         self._forget()
-        bind: Any = getattr(self.pairs, "bind", None)
-        if bind is not None:
-            bind(context)
+        bind(self.pairs, context)
 
     def on_epoch(self, epoch: int) -> None:
         """Cluster the states of the epoch before, unless that was done before training was interrupted."""

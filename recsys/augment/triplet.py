@@ -32,6 +32,7 @@ from recsys.augment.places import take, view_of
 from recsys.augment.views import Crop, Mask, OneOf, Reorder
 from recsys.data.batch import Batch
 from recsys.errors import DataWarning
+from recsys.hooks import bind
 from recsys.nn.blocks import Block
 from recsys.nn.initialise import initialise
 from recsys.nn.processes import from_all
@@ -124,10 +125,9 @@ class TripletContrast(nn.Module):
     def bind(self, context: Context) -> None:
         """Initialise the editor, and let the random operations learn the catalogue."""
         self.taught, self._asked = torch.tensor(False), False
-        parts: tuple[Any, ...] = (self.editor, self.views)
-        for part in parts:
-            if hasattr(part, "bind"):
-                part.bind(context)
+        if self.editor is not None:
+            bind(self.editor, context)
+        bind(self.views, context)
         self.on_epoch(0)
 
     def on_epoch(self, epoch: int) -> None:
@@ -259,8 +259,7 @@ class Topped(nn.Module):
 
     def bind(self, context: Context) -> None:
         """Initialise the inner encoder by its own rule, the blocks by Xavier's."""
-        if hasattr(self.encoder, "bind"):
-            self.encoder.bind(context)
+        bind(self.encoder, context)
         initialise(self.blocks, "xavier_normal")
 
     def forward(self, batch: Batch, items: ItemTable) -> Encoded:

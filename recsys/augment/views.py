@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from recsys.augment.places import located, lowest, part, pick_rows, places, take, uniform, view_of, whole
 from recsys.augment.similar import Similar
 from recsys.data.batch import PAD, Batch
+from recsys.hooks import PartList, bind
 from recsys.seams import Augmentation, Context, ItemTable
 
 HIDES = ("token", "drop")
@@ -133,7 +134,7 @@ class _Informed(nn.Module):
     def bind(self, context: Context) -> None:
         """Learn which rows are items, and bind ``similar``."""
         self.num_items = context.num_items
-        _call([self.similar], "bind", context)
+        bind(self.similar, context)
 
     def refresh(self, items: ItemTable, epoch: int) -> None:
         """Show ``similar`` the item vectors as they are in this epoch."""
@@ -203,7 +204,7 @@ class _Several(nn.Module):
 
     def __init__(self, operations: Sequence[Augmentation]) -> None:
         super().__init__()
-        self.operations = nn.ModuleList(operations)  # type: ignore[arg-type]
+        self.operations = PartList(operations)
 
     @property
     def longest(self) -> int | None:
@@ -217,7 +218,8 @@ class _Several(nn.Module):
 
     def bind(self, context: Context) -> None:
         """Bind every operation."""
-        _call(self.operations, "bind", context)
+        for one in self.operations:
+            bind(one, context)
 
     def refresh(self, items: ItemTable, epoch: int) -> None:
         """Show every operation the item vectors as they are in this epoch."""

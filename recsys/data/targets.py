@@ -77,6 +77,10 @@ class OneTarget:
     def __init__(self, late: Sequence[str] = ("pretrain",)) -> None:
         self.late, self.stage = list(late), ""
 
+    def bind(self, context: Any) -> None:
+        """Forget the stage of an earlier fit."""
+        self.stage = ""
+
     def on_stage(self, name: str) -> None:
         """Remember which stage runs."""
         self.stage = name

@@ -24,7 +24,7 @@ Legend: B histories, L longest of the batch, T real tokens, Q wanted tokens, D w
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from recsys.data.batch import PAD, Batch
 from recsys.errors import DataWarning
+from recsys.hooks import bind
 from recsys.seams import Context, Encoded, Encoder, ItemTable, Stepwise
 
 COMBINE = ("mean", "last")
@@ -101,9 +102,7 @@ class ReaRec(nn.Module):
 
     def bind(self, context: Context) -> None:
         """Initialise the wrapped encoder, then the step embeddings (from torch's generator, which the caller seeds)."""
-        bind: Callable[[Context], None] | None = getattr(self.encoder, "bind", None)
-        if bind is not None:
-            bind(context)
+        bind(self.encoder, context)
         if self.position is not None:
             nn.init.normal_(self.position, std=0.02)
 

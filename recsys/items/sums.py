@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
+from recsys.hooks import PartList, bind
 from recsys.seams import Context, Encoder, ItemTable
 
 
@@ -32,7 +33,7 @@ class SumItems(nn.Module):
             found = [getattr(table, name, 0) for table in tables]
             if len(set(found)) > 1:
                 raise ValueError(f"the tables of a sum must have the same {name}, found {found}")
-        self.tables = nn.ModuleList(tables)  # type: ignore[arg-type]
+        self.tables = PartList(tables)
         self.dim: int = tables[0].dim
         self.extra: int = getattr(tables[0], "extra", 0)
         self.num_items = 0
@@ -41,27 +42,26 @@ class SumItems(nn.Module):
         """Bind each table, in order."""
         self.num_items = context.num_items
         for table in self.tables:
-            if hasattr(table, "bind"):
-                table.bind(context)  # type: ignore[operator]
+            bind(table, context)
 
     def refresh(self, encoder: Encoder, epoch: int) -> None:
         """Let those tables be made whose vectors an encoder makes."""
         for table in self.tables:
             if hasattr(table, "refresh"):
-                table.refresh(encoder, epoch)  # type: ignore[operator]
+                table.refresh(encoder, epoch)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input vectors (..., D) of item rows (...)."""
-        return _sum([table.embed(ids) for table in self.tables])  # type: ignore[operator]
+        return _sum([table.embed(ids) for table in self.tables])
 
     def output(self, ids: Tensor) -> Tensor:
         """Output vectors (..., D) of item rows (...)."""
-        return _sum([table.output(ids) for table in self.tables])  # type: ignore[operator]
+        return _sum([table.output(ids) for table in self.tables])
 
     def blocks(self, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
         """(first row, (n, D) output vectors) in blocks of ``size`` rows (default: all at once)."""
         step = size or max(self.num_items, 1)
-        for same in zip(*(table.blocks(step) for table in self.tables), strict=True):  # type: ignore[operator]
+        for same in zip(*(table.blocks(step) for table in self.tables), strict=True):
             yield same[0][0], _sum([vectors for _, vectors in same])
 
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
+from recsys.hooks import bind
 from recsys.objectives.bpr import pairwise
 from recsys.objectives.sampled import score_drawn
 from recsys.seams import Context, Encoded, ItemTable
@@ -111,9 +112,8 @@ class Coupled(nn.Module):
 
     def bind(self, context: Context) -> None:
         """Let the exposure model, and the objective if it wants to, learn the catalogue."""
-        self.exposure.bind(context)
-        if hasattr(self.objective, "bind"):
-            self.objective.bind(context)
+        bind(self.exposure, context)
+        bind(self.objective, context)
 
     def forward(self, encoded: Encoded, batch: Batch, items: ItemTable, generator: torch.Generator) -> Tensor:
         """(T,) losses of the ranker plus ``weight`` times those of the exposure model."""

@@ -24,6 +24,7 @@ from recsys.data.batch import Batch
 from recsys.data.cooccurrence import require_memory
 from recsys.data.vectors import Vectors
 from recsys.errors import DataError
+from recsys.hooks import bind
 from recsys.seams import Context
 
 DAY = 86_400_000  # milliseconds
@@ -222,7 +223,7 @@ class InversePropensity(nn.Module):
 
     def bind(self, context: Context) -> None:
         """Let the propensities be learned."""
-        self.propensity.bind(context)
+        bind(self.propensity, context)
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Tensor:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from recsys.data.batches import TrainBatches
+from recsys.hooks import sources
 from recsys.parts import describe
 from recsys.ranker import Ranker
 from recsys.seams import Context
@@ -164,8 +165,8 @@ class _Request:
         """Everything that decides the numbers, as it looks after a round through JSON."""
         if self.folder is None:
             return {}
-        parts = {name: part for name, part in self.model.named_modules() if hasattr(part, "sources")}
-        read = {"sources": {name: part.sources() for name, part in parts.items()}} if parts else {}
+        found = sources(self.model)
+        read = {"sources": found} if found else {}
         whole = {"model": describe(self.model), "data": data_facts(self.split), **read, **facts}
         return dict(json.loads(json.dumps(whole, default=str)))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from recsys.data.batch import Batch
 from recsys.data.batches import TrainBatches
+from recsys.hooks import call
 from recsys.progress import Progress
 from recsys.saved import read_weights
 from recsys.storage.reading import reading
@@ -91,7 +92,7 @@ class Loop:
         if fresh and state.stage:
             self._start_stage(stage, self.settings.plan[state.stage - 1])
         if not self._over(stage):
-            _call(self.model, "on_stage", stage.name)
+            call(self.model, "on_stage", stage.name)
             self.updater = None  # the hooks of an earlier wrapper go with it
             self.updater = Updater(self.model, self.fabric, self.settings, stage, self._spare)
             if not fresh:
@@ -120,7 +121,7 @@ class Loop:
 
     def _train_epoch(self, stage: Stage) -> None:
         state, size = self.state, self.settings.accumulate
-        _call(self.model, "on_epoch", state.epoch)
+        call(self.model, "on_epoch", state.epoch)
         self.model.train()
         updates = -(-(self.batches.num_batches(state.epoch) - state.consumed) // size)
         label = f"epoch {state.epoch + 1}/{self._epochs(stage)}"
@@ -297,12 +298,3 @@ class Loop:
 def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
     while group := list(islice(batches, size)):
         yield group
-
-
-def _call(model: Any, name: str, value: Any) -> None:
-    """Call the hook ``name`` of every part that has it, also of those that are no modules."""
-    parts = [*model.modules(), getattr(model, "targets", None), *getattr(model, "augmentations", ())]
-    for part in {id(part): part for part in parts}.values():
-        hook = getattr(part, name, None)
-        if hook is not None:
-            hook(value)
