@@ -1,8 +1,8 @@
 """Parts as class name and JSON arguments, so that run folders and bundles load without pickle.
 
 One convention carries it: a part keeps every constructor argument as an attribute of the same name. A part that stands
-in two places is described once, with a number ("shared"), and named by that number in the other place. A class whose new
-argument has a default that changes what it computes says in ``former`` which value stands for what it did before.
+in two places is described once, with a number ("shared"), and named by that number in the other place. A class whose
+new argument has a default that changes what it computes says in ``former`` which value stands for what it did before.
 """
 
 from __future__ import annotations

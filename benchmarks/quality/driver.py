@@ -9,8 +9,8 @@ goes to every recipe and becomes part of the names.
 
 Results: ``benchmarks/quality/results/TABLE/DATA/NAME.json``, as run.py writes them, with the tuning and the paired
 comparisons: each user's metric is averaged over the seeds that both rows have, the differences get a bootstrap
-interval and a sign-flip test over users. A comparison that cannot be made anew, because the users' metrics of one of the
-rows are gone, stays as it was recorded. ``benchmarks/quality/table.py --write`` makes the tables.
+interval and a sign-flip test over users. A comparison that cannot be made anew, because the users' metrics of a row are
+gone, stays as it was recorded. ``benchmarks/quality/table.py --write`` makes the tables.
 """
 
 from __future__ import annotations

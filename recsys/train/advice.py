@@ -24,11 +24,10 @@ def slow_epoch(model: Any, seconds_left: float, num_items: int) -> str | None:
 
 def _scores_all(model: Any) -> bool:
     """Whether the objective, or one inside it, is the full softmax."""
+    from recsys.hooks import parts_of
     from recsys.objectives.softmax import FullSoftmax
 
-    objective = getattr(model, "objective", None)
-    parts = objective.modules() if hasattr(objective, "modules") else (objective,)
-    return any(isinstance(part, FullSoftmax) for part in parts)
+    return any(isinstance(part, FullSoftmax) for _, part in parts_of(getattr(model, "objective", None)))
 
 
 def _span(seconds: float) -> str:
