@@ -194,6 +194,6 @@ def test_nothing_runs_without_trust(parts: ModuleType, tmp_path: Path) -> None:
     root = str(Path(rs.__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", program],
-        capture_output=True, text=True, timeout=100, env={"PYTHONPATH": f"{tmp_path}:{root}", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=600, env={"PYTHONPATH": f"{tmp_path}:{root}", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.stdout.strip() == "refused, then trusted", done.stderr

@@ -23,7 +23,7 @@ def runs(tmp_path_factory):
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     train(root / "1", devices=1)
     command = [sys.executable, str(HERE / "two_processes.py"), str(root / "2"), "2"]
-    subprocess.run(command, env=environment, check=True, timeout=100)
+    subprocess.run(command, env=environment, check=True, timeout=600)
     return root
 
 

@@ -21,7 +21,7 @@ def runs(tmp_path_factory):
     path = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(HERE / "kill_and_resume.py"), str(root)]
-    subprocess.run(command, env=environment, check=True, timeout=110)
+    subprocess.run(command, env=environment, check=True, timeout=600)
     return root
 
 
