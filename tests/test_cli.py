@@ -415,6 +415,19 @@ def test_hostile_14_every_error_is_one_clear_line(
         main(["evaluate", "runs/a"])
 
 
+def test_hostile_7_an_error_in_the_cache_names_its_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import recsys.saved as saved
+
+    def fail(*given: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "cache" / "artifacts" / "x"))
+
+    monkeypatch.setenv("RECSYS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(saved, "load_run", fail)
+    assert main(["evaluate", "runs/a"]) == 1 and "RECSYS_CACHE" in capsys.readouterr().err
+
+
 def test_hostile_15_names_and_ids_reach_the_terminal_without_control(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

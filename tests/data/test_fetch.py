@@ -19,7 +19,7 @@ import pytest
 from recsys.data import download as download_module
 from recsys.data.download import SourceError
 from recsys.data.fetch import Fetcher, Wanted, cache_folder, unavailable
-from recsys.errors import DataWarning
+from recsys.errors import DataError, DataWarning
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 
@@ -293,6 +293,26 @@ def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytes
     assert cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("RECSYS_CACHE")
     assert cache_folder().name == "recsys" and cache_folder().is_absolute()
+
+
+def test_hostile_7_a_cache_that_cannot_be_written_names_its_variable(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RECSYS_CACHE", str(tmp_path / "file"))
+    with pytest.raises(OSError, match="RECSYS_CACHE"):
+        Fetcher("toy").remote(wanted(site.url("events.bin")))
+
+
+def test_hostile_7_without_a_home_the_cache_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("RECSYS_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(DataError, match="RECSYS_CACHE"):
+        cache_folder()
 
 
 def _full(descriptor: int) -> None:
