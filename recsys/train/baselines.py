@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from recsys.errors import DataError
 from recsys.eval.report import Report
+from recsys.storage.files import is_folder, refuse_links
 
 BASELINES = "baselines"
 _FILES = ("per_user.parquet", "per_user.npz", "report.json")
@@ -35,15 +35,15 @@ def clear_baselines(run: Path) -> None:
     """Remove what :func:`keep_baselines` wrote, and nothing else.
 
     Raises:
-        DataError: ``baselines`` or a folder in it is a link; what is written there would land elsewhere.
+        FileExistsError: ``baselines`` or a folder in it is a link; what is written there would land elsewhere.
     """
     home = run / BASELINES
-    for place in (home, *(home.iterdir() if home.is_dir() and not home.is_symlink() else ())):
-        if place.is_symlink():
-            raise DataError(f"{place} is a link, and reports written there would land elsewhere: remove it")
-    for place in (*(home.iterdir() if home.is_dir() else ()), home):
-        if place.is_dir():
-            for name in _FILES:
-                (place / name).unlink(missing_ok=True)
-            if not any(place.iterdir()):
-                place.rmdir()
+    refuse_links(run, (BASELINES,))
+    if not home.is_dir():
+        return
+    refuse_links(home, tuple(path.name for path in home.iterdir() if path.is_symlink()))
+    for place in (*filter(is_folder, home.iterdir()), home):
+        for name in _FILES:
+            (place / name).unlink(missing_ok=True)
+        if not any(place.iterdir()):
+            place.rmdir()

@@ -15,9 +15,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recsys.errors import DataError
 from recsys.shipped import folder
-from recsys.storage.files import write_text
+from recsys.storage.files import refuse_links, write_text
 from recsys.train.settings import closest
 
 if TYPE_CHECKING:
@@ -189,11 +188,9 @@ def _imports(path: Path) -> Iterator[str]:
 
 def _clear(run: Path) -> None:
     """Remove the recipe of an earlier run: Python files, and folders that are then empty; no link is followed."""
+    refuse_links(run, (IMPORTS,))
     (run / KEPT).unlink(missing_ok=True)
-    kept = run / IMPORTS
-    if kept.is_symlink():
-        raise DataError(f"{kept} is a link, and what is written there would land elsewhere: remove it")
-    for place, _, files in os.walk(kept, topdown=False):
+    for place, _, files in os.walk(run / IMPORTS, topdown=False):
         for name in files:
             if name.endswith((".py", ".pyc")):
                 (Path(place) / name).unlink()

@@ -19,9 +19,10 @@ from recsys.eval.compare import Comparison, compare
 from recsys.eval.evaluate import evaluate
 from recsys.eval.html import write_html
 from recsys.eval.report import Report, align, number
-from recsys.eval.storage import write_text
+from recsys.hooks import having
 from recsys.parts import title
 from recsys.saved import read_config
+from recsys.storage.files import write_text
 from recsys.train.baselines import keep_baselines, kept_baselines
 from recsys.train.fit import Fitted, fit
 from recsys.train.folder import METRICS
@@ -67,11 +68,10 @@ def sections(model: Any, split: Split) -> tuple[dict[str, Any], list[str]]:
     :func:`recsys.eval.html.write_html`. It is called once, however often the part stands in the model, in evaluation
     mode and without gradients. A hook that fails costs its own section, not the run: the section holds the error.
     """
-    parts = [*model.modules(), getattr(model, "targets", None), *getattr(model, "augmentations", ())]
     found: dict[str, Any] = {}
     failures = []
     model.eval()
-    for part in {id(part): part for part in parts if hasattr(part, "sections")}.values():
+    for _, part in having(model, "sections"):
         try:
             with torch.no_grad():
                 shown = {str(heading): content for heading, content in dict(part.sections(model, split)).items()}

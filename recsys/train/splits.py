@@ -10,13 +10,14 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recsys.errors import DataError, DataWarning
-from recsys.storage.files import fresh, write_text
+from recsys.hooks import call
+from recsys.storage.files import fresh, is_folder, remove, write_text
+from recsys.storage.reading import read_json
 
 if TYPE_CHECKING:
     from recsys.data.split import Split
@@ -77,10 +78,7 @@ def split_of(run: Path, model: Ranker, given: Path | None = None) -> Split:
         same = known is not None and set(split.items.ids.tolist()) == set(known.ids.tolist())
         found = "the same items in another order than" if same else "other items than"
         raise DataError(f"{place} holds a split with {found} {run} was trained on: pass one of the same data")
-    for part in model.modules():
-        check = getattr(part, "check_split", None)
-        if callable(check):
-            check(split)
+    call(model, "check_split", split)
     return split
 
 
@@ -102,9 +100,7 @@ def split_bytes(split: Split) -> int:
 
 def _name(split: Split) -> str:
     """What the split is called in the cache; another name for anything that would come back otherwise."""
-    facts = json.dumps(
-        [split.cut.digest, split.protocol, split.data_hash, split.name, split.audit is None], default=str
-    )
+    facts = [split.cut.digest, split.protocol, split.data_hash, split.name, split.audit is None]
     digest = hashlib.sha256(json.dumps(facts, default=str).encode())
     for column, texts in (split.item_text or {}).items():
         digest.update(json.dumps([column, [None if text is None else str(text) for text in texts]]).encode())
@@ -128,7 +124,7 @@ def _keep(split: Split, place: Path) -> None:
         if not _is_split(place):  # else another process was faster: its folder holds the same
             raise
     finally:
-        shutil.rmtree(mine, ignore_errors=True)
+        remove(mine)
 
 
 def _is_split(place: Path) -> bool:
@@ -136,7 +132,7 @@ def _is_split(place: Path) -> bool:
     from recsys.data.split import FORMAT, KIND
     from recsys.folders import read_manifest
 
-    if place.is_symlink():
+    if not is_folder(place):
         return False
     try:
         read_manifest(place, KIND, FORMAT, verify=False)
@@ -148,7 +144,7 @@ def _is_split(place: Path) -> bool:
 def _drop(place: Path) -> None:
     """Remove a split that an earlier run kept in its own folder."""
     if _is_split(place):
-        shutil.rmtree(place)
+        remove(place)
 
 
 def _kept(run: Path) -> tuple[Path, str | None]:
@@ -156,18 +152,20 @@ def _kept(run: Path) -> tuple[Path, str | None]:
     path = run / NOTE
     if not path.is_file():
         raise DataError(f"{run} does not say on which split it was trained: {REMEDY}")
-    try:
-        note = json.loads(path.read_text(encoding="utf-8"))
-        inside, name, cut = note.get("inside"), note.get("cache"), note.get("cut")
-        if name is None and "folder" in note:  # by earlier versions
-            name = Path(note["folder"]).name
-        if inside is None and name is None:
-            raise DataError(f"the split of {run} was not kept: {REMEDY}")
-        place = run / INSIDE if inside is not None else splits_folder() / Path(name).name
-    except DataError:
-        raise
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({error}): {REMEDY}") from error
+    inside, name, cut = read_json(path, REMEDY, _noted)
+    if inside is None and name is None:
+        raise DataError(f"the split of {run} was not kept: {REMEDY}")
+    place = run / INSIDE if inside is not None else splits_folder() / Path(name).name
     if not _is_split(place):
         raise DataError(f"the split of {run} is not (or not whole) at {place}: {REMEDY}")
     return place, cut
+
+
+def _noted(note: dict[str, Any]) -> tuple[Any, str | None, str | None]:
+    """What a note says: whether the split is inside the run, its name in the cache, the digest of its cut."""
+    name = note.get("cache")
+    if name is None and "folder" in note:  # by earlier versions
+        name = note["folder"]
+    if not isinstance(name, (str, type(None))):
+        raise TypeError(f"the name of a folder is expected, found {name!r}")
+    return note.get("inside"), name, note.get("cut")
