@@ -383,6 +383,41 @@ def test_b12_a_path_that_is_no_file_trains_nothing(recipe: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("compare", "two"),
+        ("compare runs/a", "two"),
+        ("similar bundle", "ITEM"),
+        ("evaluate log.csv", "log.csv"),
+        ("evaluate .", "run"),
+        ("export runs/a log.csv", "log.csv"),
+        ("export runs/a out --split log.csv", "log.csv"),
+        ("recommend runs/a log.csv o.parquet", "bundle"),
+        ("audit log.csv --user nope", "--user"),
+        ("audit untimed.csv", "--split leave-last"),
+        ("embed log.csv --user uid --item sku --time ts --model tfidf", "--items"),
+        ("fit untimed.csv", "py"),
+        ("fit five.py", "recsys.Run"),
+        ("fit boom.py", "RuntimeError: my own"),
+        ("fit broken.py", "broken.py"),
+        ("fit runs", "no recipe"),
+    ],
+)
+def test_hostile_14_wrong_arguments_are_told_in_one_line(
+    words: str, part: str, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_in_python("runs/a")
+    Path("untimed.csv").write_text("user,item\n" + "".join(f"u{u},i{i}\n" for u in range(9) for i in range(5)))
+    Path("five.py").write_text("def run(a: int = 1):\n    return 5\n")
+    Path("boom.py").write_text("def run():\n    raise RuntimeError('my own')\n")
+    Path("broken.py").write_text("def run(:\n")
+    capsys.readouterr()
+    assert main(words.split()) == 1
+    shown = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning:")]
+    assert part in "\n".join(shown) and shown[0].startswith("recsys: ") and len(shown) <= 3, shown
+
+
+@pytest.mark.parametrize(
     ("error", "parts"),
     [
         (KeyError("folder"), ("evaluate runs/a", "KeyError", "folder")),

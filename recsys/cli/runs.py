@@ -76,7 +76,9 @@ def compare(runs: tuple[Path, ...], /, metrics: tuple[str, ...] = ()) -> None:
     from recsys.eval.report import Report
 
     if len(set(runs)) < 2:
-        raise ValueError(f"compare needs two different run folders or more, found {', '.join(map(str, runs))}")
+        raise ValueError(
+            f"compare needs two different run folders or more, found {', '.join(map(str, runs)) or 'none'}"
+        )
     reports = [Report.load(run) for run in runs]
     print(contrast(*reports, names=[str(run) for run in runs], metrics=metrics or None))
 
@@ -165,7 +167,11 @@ def _parse_fit(arguments: list[str]) -> Callable[[], Run]:
     machine = {name: getattr(own, name) for name in ("devices", "accelerator", "precision", "workers")}
 
     def train() -> Run:
-        run: Run = function(**chosen)
+        from recsys.train.run import Run
+
+        run = function(**chosen)
+        if not isinstance(run, Run):
+            raise TypeError(f"run(...) of {path} gave {run!r}: a recipe returns a recsys.Run")
         _train(run, folder, path, chosen, resume=goes_on, **machine)
         return run
 

@@ -90,6 +90,8 @@ def similar(bundle: Path, items: tuple[str, ...], /, k: int = 10, trust: tuple[s
     """
     from recsys.serve.bundle import Bundle
 
+    if not items:
+        raise ValueError("name the items whose neighbours are asked for: recsys similar BUNDLE ITEM ...")
     loaded = Bundle.load(bundle, trust=importable(trust))
     find: Any = getattr(loaded, "similar", None) or getattr(loaded.model, "similar", None)
     if find is None:

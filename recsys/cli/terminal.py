@@ -23,6 +23,9 @@ _FLAGS = {  # what messages advise in the words of Python -> how the shell says 
     r"\btrust=\[": "--trust MODULE",
     r"\baccelerator=": "--accelerator NAME",
     r"name the metrics to compare": "--metrics NAME@K",
+    r"\buse LeaveLast\b": "--split leave-last, or --time COLUMN",
+    r"\b[Pp]ass (user|item|time)=": "--user, --item and --time",
+    r"Dataset.scan\(..., items=": "--items FILE",
 }
 
 
@@ -79,8 +82,8 @@ def told(error: BaseException, arguments: Sequence[str]) -> str:
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
     text = str(message).strip()
     if not text or not _is_ours(error):
-        doing = " ".join(["recsys", *arguments[:3]])
-        text = f"{doing} failed: {type(error).__name__}{f': {text}' if text else ''} (is a file of it damaged?)"
+        text = f"{' '.join(arguments[:3])} failed: {type(error).__name__}{f': {text}' if text else ''}"
+        text += "" if arguments[:1] == ["fit"] else " (is a file of it damaged?)"
     notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
     flags = [flag for advice, flag in _FLAGS.items() if re.search(advice, text)]
     if _in_cache(getattr(error, "filename", None)) and "RECSYS_CACHE" not in text:

@@ -44,7 +44,8 @@ def find_recipe(name: str) -> Path:
         raise FileNotFoundError(_no_file(given))
     if name in recipe_names():
         return folder("configs") / f"{name}.py"
-    here = f"; recsys fit {name}.py runs the file in this folder" if Path(f"{name}.py").is_file() else ""
+    own = [path for path in (Path(f"{name}.py"), given / KEPT) if path.is_file()]
+    here = f"; recsys fit {own[0]} runs the file here" if own else ""
     near = closest(name, recipe_names())
     raise FileNotFoundError(f"no recipe {name!r} comes with recsys; {near} (a file of your own ends in .py){here}")
 
