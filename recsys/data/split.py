@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 KIND = "recsys.split"
 FORMAT = 1
 PREPARED = "prepared"  # the folder of the events, with a manifest of its own
+CHECKED = 1 << 22  # events checked at a time
 
 
 class Training:
@@ -209,6 +210,40 @@ class HeldOut:
         owner, events = spread(self.target_start[index], self.target_stop[index])
         key = np.unique(owner * (self.num_items + 1) + self.prepared.items[events])
         return key // (self.num_items + 1), key % (self.num_items + 1)
+
+    def check(self) -> None:
+        """Raise DataError unless every user's history and targets are events of that user, in this order, and every
+        event is of an item of the catalogue: a damaged file or an own splitter may say otherwise."""
+        _ = self._checked
+
+    @cached_property
+    def _checked(self) -> bool:
+        if len(self.item_counts) != self.num_items + 1:
+            raise DataError(
+                f"the part {self.name!r} counts {len(self.item_counts) - 1:,} items, its events are over "
+                f"{self.num_items:,}: split the data again"
+            )
+        users, offsets = np.asarray(self.users), self.prepared.offsets
+        known = (users >= 0) & (users < self.prepared.num_users)
+        user = np.where(known, users, 0)
+        edges = (offsets[user], self.history_start, self.target_start, self.target_stop, offsets[user + 1])
+        sound = known & np.logical_and.reduce([before <= after for before, after in pairwise(edges)])
+        if not sound.all():
+            at = int(np.flatnonzero(~sound)[0])
+            found = f"{self.history_start[at]}..{self.target_start[at]}..{self.target_stop[at]}"
+            own = f"{edges[0][at]}..{edges[-1][at]}" if known[at] else "none"
+            raise DataError(
+                f"the part {self.name!r} is damaged: events {found} are history and targets of user row {users[at]}, "
+                f"whose events are {own} ({np.count_nonzero(~sound):,} such users): split the data again"
+            )
+        for start in range(0, self.prepared.num_events, CHECKED):
+            items = self.prepared.items[start : start + CHECKED]
+            if items.min() < 1 or items.max() > self.num_items:
+                raise DataError(
+                    f"the events of the part {self.name!r} are damaged: item rows lie in 1..{self.num_items}, found "
+                    f"{items.min()}..{items.max()}: split the data again"
+                )
+        return True
 
 
 @dataclass(frozen=True)

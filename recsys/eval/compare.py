@@ -5,18 +5,18 @@ Every difference is *other - first*: the first report is the reference.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from recsys.errors import DataError
-from recsys.eval.report import Report, align, number
+from recsys.errors import DataError, DataWarning
+from recsys.eval.report import IDS, TASK, Report, align, number
 from recsys.eval.statistics import bootstrap_interval, holm, sign_flip_test
 
 ALL = "all users"
-_SAME = ("part", "protocol", "data_hash", "exclude", "num_items")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ def compare(
     for one in reports:
         if not isinstance(one, Report):
             raise TypeError(
-                f"compare takes reports, found {type(one).__name__}: give what recsys.evaluate(model, split) returns"
+                f"compare takes reports, found {type(one).__name__}: give what "
+                "recsys.evaluate(model, split.test) returns"
             )
     if len(reports) < 2:
         raise ValueError(f"compare needs two reports or more, found {len(reports)}")
@@ -140,7 +141,7 @@ def compare(
             members = replace(grouping, codes=grouping.codes[order]).members()
             if len(members) > 1:  # a division that puts all users together asks nothing new
                 parts += [(f"{grouping.name}: {label}", index) for label, index in members]
-    meta = {key: reports[0].meta[key] for key in _SAME} | {"users": reports[0].users, "seed": seed}
+    meta = {key: reports[0].meta[key] for key in TASK} | {"users": reports[0].users, "seed": seed}
     return Comparison(overall, _family(parts, tables, wanted, called, seed), called, meta)
 
 
@@ -167,12 +168,7 @@ def _paired(reports: Sequence[Report], names: Sequence[str], metrics: Sequence[s
     """(n, M) per report, rows in the order of user rows."""
     first, tables = reports[0], []
     for report, name in zip(reports, names, strict=True):
-        for key in _SAME:
-            if report.meta[key] != first.meta[key]:
-                raise DataError(
-                    f"{name} and {names[0]} do not measure the same thing: {key} is {report.meta[key]!r} and "
-                    f"{first.meta[key]!r}; evaluate both on the same part with the same arguments"
-                )
+        _require_same_task(report, first, (name, names[0]))
         order = np.argsort(report.columns["user"], kind="stable")
         users, expected = report.columns["user"][order], np.sort(first.columns["user"])
         if not np.array_equal(users, expected):
@@ -184,6 +180,31 @@ def _paired(reports: Sequence[Report], names: Sequence[str], metrics: Sequence[s
             raise DataError(f"{name} and {names[0]} have the same users but other targets: were the data split anew?")
         tables.append(np.stack([report.columns[metric][order] for metric in metrics], axis=1))
     return tables
+
+
+def _require_same_task(report: Report, first: Report, names: tuple[str, str]) -> None:
+    both = [(key, report.meta.get(key), first.meta.get(key)) for key in (*TASK, *IDS)]
+    for key, one, other in both:
+        if key in IDS and None in (one, other):
+            continue  # a report of before says nothing about it
+        if key == "exclude" and _no_repeats(report) and _no_repeats(first) and "none" not in (one, other):
+            continue  # the two rules for the history differ in targets that repeat it, and there are none
+        if one != other:
+            raise DataError(
+                f"{names[0]} and {names[1]} do not measure the same thing: {key} is {one!r} and {other!r}; evaluate "
+                "both on the same part with the same arguments"
+            )
+    trained = [one.meta.get("trained_on") for one in (report, first)]
+    if None not in trained and trained[0] != trained[1]:
+        warnings.warn(
+            f"{names[0]} and {names[1]} were trained on other events: their difference is one of models and data",
+            DataWarning,
+            stacklevel=4,
+        )
+
+
+def _no_repeats(report: Report) -> bool:
+    return bool(report.meta["repeated_targets"] == 0)
 
 
 def _family(

@@ -47,8 +47,10 @@ class Catalogue:
 class Ranked:
     """Where the targets of n users landed among their candidates, and (if asked for) what the lists show.
 
-    Groups are ordered by user, best score first. Arrays are int64. ``lists`` holds item rows, best first, 0 behind the
-    end of a list that is shorter than K; equally scored items stand in it by ascending row.
+    A target that no list can show (it repeats a history that is left out, or is scored -inf) is among ``relevant`` and
+    in no group, so a user may have targets and no group. Groups are ordered by user, best score first. Arrays are
+    int64. ``lists`` holds item rows, best first, 0 behind the end of a list that is shorter than K; equally scored
+    items stand in it by ascending row, as they are recommended.
     """
 
     candidates: np.ndarray  # (n,) items that could be recommended
@@ -65,17 +67,28 @@ class Ranked:
 
     @classmethod
     def from_pairs(
-        cls, user: np.ndarray, above: np.ndarray, size: np.ndarray, candidates: np.ndarray, **others: Any
+        cls,
+        user: np.ndarray,
+        above: np.ndarray,
+        size: np.ndarray,
+        candidates: np.ndarray,
+        reached: np.ndarray | None = None,
+        **others: Any,
     ) -> Ranked:
-        """Tie groups of flat (user, target) pairs, each with its own ``above`` and ``size``; all (pairs,)."""
+        """Tie groups of flat (user, target) pairs, each with its own ``above`` and ``size``; all (pairs,).
+
+        Pairs that are not ``reached`` are targets in no group.
+        """
+        candidates = np.asarray(candidates, dtype=np.int64)
+        relevant = np.bincount(user, minlength=len(candidates))
+        if reached is not None and not reached.all():
+            user, above, size = user[reached], above[reached], size[reached]
         order = np.lexsort((above, user))
         user, above, size = (np.asarray(values, dtype=np.int64)[order] for values in (user, above, size))
         new = np.ones(len(user), dtype=bool)
         new[1:] = (user[1:] != user[:-1]) | (above[1:] != above[:-1])
         start = np.flatnonzero(new)
         hits = np.diff(np.append(start, len(user)))
-        relevant = np.bincount(user, minlength=len(candidates))
-        candidates = np.asarray(candidates, dtype=np.int64)
         return cls(candidates, relevant, user[start], above[start], size[start], hits, **others)
 
     @cached_property
@@ -112,7 +125,7 @@ class Ranked:
 
 @runtime_checkable
 class Metric(Protocol):
-    """One number per user from where the targets landed; users without a target get 0.
+    """One number per user from where the targets landed; users without a target that was reached get 0.
 
     Two optional attributes: ``lists = True`` asks for ``ranked.lists`` (which costs a top-k of every user's scores),
     and ``at_k = False`` says that the cut-off plays no role: the column is called ``name``, k is the number of items.
@@ -178,7 +191,7 @@ class NDCG:
 
 
 class MRR:
-    """``mrr@k``: 1 / rank of the best target, 0 if it is not within k.
+    """``mrr@k``: 1 / rank of the best target, 0 if it is not within k (papers such as SLMRec's have no cut-off).
 
     The best target is at place j of its group with chance C(size - j, hits - 1) / C(size, hits).
     """

@@ -69,51 +69,63 @@ class Landed:
 
     above: np.ndarray  # (P,) candidates scored strictly higher
     size: np.ndarray  # (P,) candidates with the same score, the target included
+    reached: np.ndarray  # (P,) bool: False for a target that no list can show, hidden or scored -inf
+    candidates: np.ndarray  # (b,) what a list can show
     lists: np.ndarray | None  # (b, K) int32 item rows, 0 behind the end
 
 
 def rank_targets(
     scores: Tensor,
     targets: tuple[np.ndarray, np.ndarray],
-    excluded: tuple[np.ndarray, np.ndarray] | None,
+    hidden: tuple[np.ndarray, np.ndarray] | None,
     chunk: int,
     list_length: int = 0,
     users: np.ndarray | None = None,
+    never: Tensor | None = None,
 ) -> Landed:
     """Counts for each target how many candidates are scored higher and how many the same.
+
+    A score of -inf says that an item is never shown: it is no candidate, and a target of that score is not reached.
 
     Args:
         scores: (b, N), left unchanged. Half precision is compared as float32.
         targets: (user position, item row), each (P,), sorted by position; users with more targets come first.
-        excluded: (user position, item row) of what cannot be recommended, sorted by position; targets stay candidates.
+        hidden: (user position, item row) of what cannot be recommended, targets too, sorted by position, no pair twice.
         chunk: users ranked at once.
         list_length: K, 0 for no lists.
         users: (b,) user rows, to name them in an error.
+        never: (N,) or (b, N) bool: what cannot be recommended either.
 
     Raises:
-        ValueError: a score is NaN or infinite.
+        ValueError: a score is NaN or +inf.
     """
-    device, users_in_batch = scores.device, scores.shape[0]
+    device, (users_in_batch, width) = scores.device, scores.shape
     target_user = targets[0]
     slot = np.arange(len(target_user)) - np.searchsorted(target_user, target_user)  # 0, 1, ... within each user
     above = np.zeros(len(target_user), dtype=np.int64)
     size = np.zeros(len(target_user), dtype=np.int64)
+    reached = np.ones(len(target_user), dtype=bool)
+    candidates = np.full(users_in_batch, width, dtype=np.int64)
+    if hidden is not None:
+        candidates -= np.bincount(hidden[0], minlength=users_in_batch)
     lists = np.zeros((users_in_batch, list_length), dtype=np.int32) if list_length else None
     for start in range(0, users_in_batch, chunk):
         stop = min(start + chunk, users_in_batch)
         block = _own_copy(scores[start:stop])
-        _require_finite(block, users[start:stop] if users is not None else np.arange(start, stop))
+        finite = _check(block, users[start:stop] if users is not None else np.arange(start, stop))
+        if never is not None:
+            block.masked_fill_(never if never.ndim == 1 else never[start:stop], -torch.inf)
+        if hidden is not None:
+            block[_indices(hidden, slice(*np.searchsorted(hidden[0], [start, stop])), start, device)] = -torch.inf
         pairs = slice(*np.searchsorted(target_user, [start, stop]))
-        row, column = _indices(targets, pairs, start, device)
-        wanted = block[row, column]
-        if excluded is not None:
-            hidden = _indices(excluded, slice(*np.searchsorted(excluded[0], [start, stop])), start, device)
-            block[hidden] = -torch.inf
-            block[row, column] = wanted
+        wanted = block[_indices(targets, pairs, start, device)]
+        reached[pairs] = (wanted > -torch.inf).cpu().numpy()
+        if not finite or never is not None:
+            candidates[start:stop] = (block > -torch.inf).sum(1).cpu().numpy()
         above[pairs], size[pairs] = _count(block, wanted, slot[pairs])
         if lists is not None:
             lists[start:stop] = top(block, list_length).cpu().numpy()
-    return Landed(above, size, lists)
+    return Landed(above, size, reached, candidates, lists)
 
 
 def top(block: Tensor, length: int) -> Tensor:
@@ -129,18 +141,20 @@ def _own_copy(scores: Tensor) -> Tensor:
     return scores.to(scores.dtype if wide else torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
-def _require_finite(block: Tensor, users: np.ndarray) -> None:
+def _check(block: Tensor, users: np.ndarray) -> bool:
+    """Whether all scores are finite. -inf, which is "never", may be among them, NaN and +inf may not."""
     if bool(torch.isfinite(block.sum(dim=1)).all()):  # one fast pass; a sum may overflow, so look again before raising
-        return
-    bad = ~torch.isfinite(block)
+        return True
+    bad = ~(block < torch.inf)
     per_user = bad.sum(dim=1).cpu().numpy()
     if per_user.any():
         worst = int(np.flatnonzero(per_user)[0])
         raise ValueError(
             f"{int(per_user.sum()):,} scores are NaN or infinite, first for user row {int(users[worst])} "
             f"({int(per_user[worst]):,} of {block.shape[1]:,} items): ranks among them mean nothing; "
-            "look for a diverged model (learning rate, overflow in half precision)"
+            "look for a diverged model (learning rate, overflow in half precision); -inf alone is allowed, for never"
         )
+    return bool((block > -torch.inf).all())
 
 
 def _indices(

@@ -20,8 +20,18 @@ from recsys.eval.segments import Grouping, groupings
 from recsys.eval.statistics import bootstrap_interval
 from recsys.eval.storage import read_table, write_table, write_text
 
-VERSION = 1
-_SAME = ("model", "part", "protocol", "data_hash", "exclude", "num_items", "users_total", "metrics")
+VERSION = 2  # of 1, targets that repeat the history were ranked under exclude="history"
+EXCLUDE = {  # what may be taken out of the candidates, and what the report calls it
+    "history": "history excluded",
+    "none": "history not excluded",
+    "history-except-targets": "history excluded except for targets that repeat it",
+}
+TASK = ("part", "protocol", "data_hash", "exclude", "num_items")  # what two reports must have in common
+IDS = ("catalogue", "user_ids", "ranked")  # and this, where both say it: hashes of raw ids and of candidates
+_SAME = ("model", *TASK, *IDS, "users_total", "metrics", "sample", "trained_on")
+
+
+_KINDS = ("repeated", "unreachable", "cold", "tied")
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Report:
 
     Columns: ``position`` in the part, ``user`` row (and ``user_id`` where known), ``history_length``, ``num_targets``,
     ``candidates``, ``target_popularity`` (mean training count of the targets), how many targets are cold, repeat the
-    history or were tied, and a column per metric, such as ``ndcg@10``.
+    history, are unreachable (no list can show them) or were tied, and a column per metric, such as ``ndcg@10``.
     """
 
     meta: dict[str, Any]
@@ -62,7 +72,7 @@ class Report:
         rules: tuple[tuple[str, Aggregate, int], ...],
     ) -> Report:
         """A report with its counts and aggregates filled in."""
-        counts = {name: int(columns[name].sum()) for name in ("repeated_targets", "cold_targets", "tied_targets")}
+        counts = {f"{kind}_targets": int(columns[f"{kind}_targets"].sum()) for kind in _KINDS}
         candidates = columns["candidates"]
         longest = max((int(name.partition("@")[2] or 0) for name in meta["metrics"]), default=0)
         derived = {
@@ -164,14 +174,17 @@ class Report:
     def load(cls, path: str | Path) -> Report:
         """The report in a run folder, or in a ``per_user.parquet`` file.
 
+        A report of version 1 in which targets repeat an excluded history says ``exclude="history-except-targets"``
+        from now on, for that is the rule by which they were ranked.
+
         Raises:
             FileNotFoundError, DataError: no such file; damaged, or of another version.
         """
         columns, facts = read_table(Path(path))
         found = facts.get("meta", {}).get("version")
-        if found != VERSION:
+        if found not in (1, VERSION):
             raise DataError(f"{path} is a report of version {found}, this library reads {VERSION}: evaluate again")
-        return cls(facts["meta"], columns, facts["aggregates"], seed=facts["seed"])
+        return cls(_current(facts["meta"]), columns, facts["aggregates"], seed=facts["seed"])
 
     @classmethod
     def merge(cls, reports: Sequence[Report]) -> Report:
@@ -182,7 +195,7 @@ class Report:
         """
         first = reports[0]
         for other in reports[1:]:
-            differing = [key for key in _SAME if other.meta[key] != first.meta[key]]
+            differing = [key for key in _SAME if other.meta.get(key) != first.meta.get(key)]
             if differing or set(other.columns) != set(first.columns):
                 raise DataError(f"not shares of one evaluation: these reports differ in {differing or 'columns'}")
         _require_whole([share for report in reports for share in report.meta["shares"]])
@@ -202,17 +215,28 @@ class Report:
     def header(self) -> str:
         """The protocol in two lines: what every number of the report depends on."""
         meta = self.meta
-        seen = "history excluded" if meta["exclude"] == "history" else "history not excluded"
-        ranking = "ranked among the candidates only" if "num_candidates" in meta else "full ranking"
+        ranking = "ranked among the candidates only" if "candidates" in meta["protocol"] else "full ranking"
         shares = "" if meta["shares"] == [[0, 1]] else f" (shares {meta['shares']} of the users)"
+        drawn = meta.get("sample")
+        drawn = f" drawn from {meta['users_total']:,} with seed {drawn['seed']}" if drawn else ""
+        missed = " and are misses" if meta["exclude"] == "history" and meta["repeated_targets"] else ""
+        others = meta.get("unreachable_targets", 0) - (meta["repeated_targets"] if missed else 0)
+        notes = [
+            f"ties: {meta['tied_targets']:,} targets tied, counted by their expected value",
+            f"{meta['repeated_targets']:,} targets repeat the history{missed}",
+            f"{meta['cold_targets']:,} never seen in training",
+            _note(others, "further targets can never be shown and are misses" if missed else
+                  "targets can never be shown and are misses"),
+            _note(meta.get("targets_added", 0), "targets added to the candidates of their users"),
+            _note(meta.get("unknown_candidates", 0), "listed candidates not in the catalogue"),
+            _note(meta["short_lists"], "users have fewer candidates than k"),
+            _note(meta["users_without_targets"], "without target left out"),
+        ]  # fmt: skip
         return (
-            f"{self.name} on {meta['part']}{shares}: {_protocol(meta['protocol'])}, {ranking}, {seen}; "
-            f"{meta['users']:,} users, {meta['targets']:,} targets, {meta['num_items']:,} items "
-            f"({meta['mean_candidates']:,.1f} candidates per user)\n"
-            f"ties: {meta['tied_targets']:,} targets tied, counted by their expected value; "
-            f"{meta['repeated_targets']:,} targets repeat the history; {meta['cold_targets']:,} never seen in training"
-            + (f"; {meta['short_lists']:,} users have fewer candidates than k" if meta["short_lists"] else "")
-            + (f"; {meta['users_without_targets']:,} without target left out" if meta["users_without_targets"] else "")
+            f"{self.name} on {meta['part']}{shares}: {_protocol(meta['protocol'])}, {ranking}, "
+            f"{EXCLUDE[meta['exclude']]}; {meta['users']:,} users{drawn}, {meta['targets']:,} targets, "
+            f"{meta['num_items']:,} items ({meta['mean_candidates']:,.1f} candidates per user)\n"
+            f"{'; '.join(filter(None, notes))}"
         )
 
     def table(self) -> list[list[str]]:
@@ -263,6 +287,16 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 def _protocol(protocol: dict[str, Any]) -> str:
     rest = ", ".join(f"{key} {value}" for key, value in protocol.items() if key != "name")
     return f"{protocol.get('name', 'split')} ({rest})" if rest else str(protocol.get("name", "split"))
+
+
+def _note(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count else ""
+
+
+def _current(meta: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a report of version 1 in the words of this one."""
+    former = meta["version"] == 1 and meta["exclude"] == "history" and meta["repeated_targets"] > 0
+    return {**meta, "version": VERSION, **({"exclude": "history-except-targets"} if former else {})}
 
 
 def _require_whole(shares: Sequence[Sequence[int]]) -> None:

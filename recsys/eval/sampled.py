@@ -4,8 +4,8 @@ They are no estimate of the ranking over the catalogue and can reverse the order
 2020); the evaluator of this library is :func:`recsys.eval.evaluate.evaluate`. The protocol is that of UniRec's code:
 100 uniform negatives that the user is not known to have had, five cohorts of users, NDCG, HR and MRR (0 beyond k). What
 we do differently: mean and standard deviation are two numbers (the code prints their sum), no batch is dropped, the
-negatives of a user are distinct (the code draws with replacement), and ties count with the expected value over their
-orders (the code orders them by index).
+negatives of a user are distinct (the code draws with replacement), ties count with the expected value over their
+orders (the code orders them by index), and a target that repeats the history is a miss unless asked for otherwise.
 
 Legend: S seeds (cohorts), b users of a batch, N items, K negatives, M most targets of a user.
 """
@@ -21,9 +21,11 @@ import torch
 
 from recsys.data.prepared import padded_blocks
 from recsys.eval.choice import choose
-from recsys.eval.evaluate import device_of, evaluating, history_lengths, shared_num_items
+from recsys.eval.leakage import check_leakage
 from recsys.eval.metrics import Ranked
 from recsys.eval.ranking import TOKEN_BYTES, parse_memory
+from recsys.eval.report import EXCLUDE
+from recsys.eval.scoring import evaluating, scorer_of
 from recsys.randomness import derive_seed, numpy_generator
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class SampledReport:
     negatives: int
     seeds: tuple[int, ...]
     part: str
+    repeated: int = 0  # targets of all cohorts' users that repeat the history
+    missed: bool = False  # whether these are misses
 
     def mean(self, metric: str) -> float:
         """The mean over the cohorts."""
@@ -58,6 +62,8 @@ class SampledReport:
             f"SAMPLED metrics on {self.part}: each target against {self.negatives} random items, {len(self.seeds)} "
             f"cohorts of {self.users:,} users; not comparable with metrics over the whole catalogue"
         )
+        if self.repeated:
+            head += f"; {self.repeated:,} targets repeat the history{' and are misses' if self.missed else ''}"
         rows = [f"{name:<10} mean {self.mean(name):.4f}   std {self.std(name):.4f}" for name in self.cohorts]
         return "\n".join([head, *rows])
 
@@ -71,6 +77,8 @@ def evaluate_sampled(
     k: int = 10,
     exclude_known: bool = True,
     memory: str | int = "512MB",
+    exclude: str | None = None,
+    leakage: str = "raise",
 ) -> SampledReport:
     """How ``model`` ranks each target among ``negatives`` random items; see the top of this file before using it.
 
@@ -78,57 +86,84 @@ def evaluate_sampled(
         seeds: one cohort each; a seed decides its users and the negatives of each user, whatever the model.
         users: of a cohort, drawn without replacement (default: all of the part).
         exclude_known: draw no item that the user had or has as a target; else only the targets are left out.
-        memory: see :func:`recsys.eval.evaluate.evaluate`.
+        memory, leakage: see :func:`recsys.eval.evaluate.evaluate`.
+        exclude: what becomes of a target that repeats the history: with "history" it is a miss, as in ``evaluate``;
+            with "history-except-targets", the rule of published tables, and "none" it is ranked like any other. By
+            default "history" where known items are not drawn, else "none".
 
     Raises:
-        ValueError: a bad argument, a user to whom fewer items are unknown than ``negatives``, a score not finite.
-        DataError: the part has no users, or another number of items than the model.
+        ValueError: a bad argument, a user to whom fewer items are unknown than ``negatives``, a score NaN or +inf.
+        DataError: the part has no users, is damaged or is over other items than the model.
+        LeakageError: the model was trained on targets of the part.
     """
-    num_items = shared_num_items(model, part)
+    rule = exclude or ("history" if exclude_known else "none")
+    if rule not in EXCLUDE or (rule != "none" and not exclude_known):
+        raise ValueError(
+            f"exclude is one of {', '.join(map(repr, EXCLUDE))}, and 'none' where known items are drawn; found "
+            f"{exclude!r} with exclude_known={exclude_known}"
+        )
+    scorer = scorer_of(model, part)
+    check_leakage(model, part, leakage)
     if negatives < 1 or not seeds or (users is not None and not 1 <= users <= len(part)):
         raise ValueError(
             f"negatives >= 1, at least one seed and 1 <= users <= {len(part)} are needed, found {negatives}, "
             f"{list(seeds)} and {users}"
         )
-    choice = choose(METRICS, k, num_items)
+    choice = choose(METRICS, k, scorer.num_items)
     member = np.zeros((len(seeds), len(part)), dtype=bool)
     for row, seed in enumerate(seeds):
         member[row, numpy_generator(seed, "cohort").choice(len(part), users or len(part), replace=False)] = True
     values = np.zeros((len(choice.metrics), *member.shape))
     index = np.flatnonzero(member.any(0))
-    lengths = history_lengths(model, part, index)
-    blocks = padded_blocks(lengths, parse_memory(memory), BYTES_PER_ITEM * num_items, TOKEN_BYTES)
+    lengths, budget = scorer.lengths(index), parse_memory(memory)
+    blocks = padded_blocks(lengths, budget, BYTES_PER_ITEM * scorer.num_items, TOKEN_BYTES)
+    repeated = 0
     with evaluating(model), torch.inference_mode():
         for block in blocks:
-            batch = part.batch(index[block], model.max_length, frozenset(model.needs)).to(device_of(model))
-            scores = model.score_safely(batch).float().cpu().numpy()
+            scores = scorer(index[block]).float().cpu().numpy()
+            scores = scores if scorer.rows is None else scores[:, scorer.rows[1:] - 1]
+            repeated += int(_repeated(part, index[block]).sum())
             for row, seed in enumerate(seeds):
                 mine = member[row, index[block]]
                 asked = index[block][mine]
-                ranked = _rank(scores[mine], part, asked, negatives, seed, exclude_known)
+                ranked = _rank(scores[mine], part, asked, negatives, seed, exclude_known, rule == "history")
                 for column, (_, metric, cut) in enumerate(choice.metrics):
                     values[column, row, asked] = metric(ranked, cut)
     means = {name: values[c].sum(1) / member.sum(1) for c, (name, _, _) in enumerate(choice.metrics)}
-    return SampledReport(means, int(member[0].sum()), negatives, tuple(seeds), part.name)
+    cohort = int(member[0].sum())
+    return SampledReport(means, cohort, negatives, tuple(seeds), part.name, repeated, rule == "history")
 
 
 def _rank(
-    scores: np.ndarray, part: HeldOut, index: np.ndarray, negatives: int, seed: int, exclude_known: bool
+    scores: np.ndarray, part: HeldOut, index: np.ndarray, negatives: int, seed: int, exclude_known: bool, missed: bool
 ) -> Ranked:
-    """Where the targets of the users at ``index`` land among themselves and ``negatives`` drawn items."""
-    if not np.isfinite(scores).all():
+    """Where the targets of the users at ``index`` land among themselves and ``negatives`` drawn items.
+
+    Targets that repeat the history are not reached if they are to be ``missed``, nor are those scored -inf.
+    """
+    if not (scores < np.inf).all():
         raise ValueError("scores are NaN or infinite: ranks among them mean nothing; look for a diverged model")
     owner, target = part.targets(index)
     known = [(owner, target), part.history(index)] if exclude_known else [(owner, target)]
     drawn = draw_negatives(part.users[index], known, scores.shape[1], negatives, seed)
+    own = scores[owner, target - 1]
+    reached = own > -np.inf
+    if missed:
+        reached &= ~_repeated(part, index)
     count = np.bincount(owner, minlength=len(index))
     rivals = np.full((len(index), negatives + int(count.max(initial=0))), -np.inf)
     rivals[:, :negatives] = np.take_along_axis(scores, drawn - 1, axis=1)
-    own = scores[owner, target - 1]
-    rivals[owner, negatives + np.arange(len(owner)) - np.searchsorted(owner, owner)] = own
+    place = negatives + np.arange(len(owner)) - np.searchsorted(owner, owner)
+    rivals[owner, place] = np.where(reached, own, -np.inf)
     above = (rivals[owner] > own[:, None]).sum(1)
     size = (rivals[owner] == own[:, None]).sum(1)
-    return Ranked.from_pairs(owner, above, size, count + negatives)
+    return Ranked.from_pairs(owner, above, size, (rivals > -np.inf).sum(1), reached)
+
+
+def _repeated(part: HeldOut, index: np.ndarray) -> np.ndarray:
+    """(P,) bool: which targets of the users at ``index`` repeat their history."""
+    (owner, target), (user, item), width = part.targets(index), part.history(index), part.num_items + 1
+    return np.isin(owner * width + target, user * width + item)
 
 
 def draw_negatives(

@@ -23,9 +23,9 @@ import torch
 
 from recsys.data.prepared import padded_blocks
 from recsys.errors import DataError
-from recsys.eval.evaluate import device_of, evaluating
 from recsys.eval.ranking import TOKEN_BYTES, parse_memory
 from recsys.eval.report import Report, align, number
+from recsys.eval.scoring import Scorer, evaluating
 from recsys.eval.statistics import RESAMPLED_USERS, RESAMPLES, bootstrap_interval
 from recsys.objectives.propensity import effective_size
 from recsys.randomness import numpy_generator
@@ -85,7 +85,8 @@ def unbiased(
 
     Args:
         part: what was evaluated, which knows the targets.
-        propensities: theta by item row (N+1,), or a part that has learned it (``PopularityPropensity`` after bind).
+        propensities: theta by item row of the part (N+1,), or a weighting that has learned it (``PopularityPropensity``
+            after bind).
         clip: propensities below count as this.
         metrics: per-user columns of the report (default: all).
 
@@ -99,6 +100,8 @@ def unbiased(
     names = report.metrics if metrics is None else tuple(metrics)
     position = report.columns["position"]
     same = report.meta["users_total"] == len(part) and np.array_equal(part.users[position], report.columns["user"])
+    known = {} if part.split is None else {"catalogue": part.split.items.digest, "user_ids": part.split.users.digest}
+    same = same and all(report.meta.get(key, digest) == digest for key, digest in known.items())
     if not same or not len(position):
         raise DataError("the report has no users, or others than this part has: pass the part that was evaluated")
     owner, target = part.targets(position)
@@ -197,8 +200,8 @@ def evaluate_uniform(
         memory: of the scores held at a time.
 
     Raises:
-        ValueError: columns of different lengths, a cut-off below 1, a score that is not finite.
-        DataError: no rating is of a known user and item, or a pair occurs twice.
+        ValueError: columns of different lengths, a cut-off below 1, a score that is NaN or +inf.
+        DataError: no rating is of a known user and item, a pair occurs twice, or the model is over other items.
     """
     values = np.asarray(ratings, np.float64)
     if np.isnan(values).any():
@@ -253,9 +256,10 @@ def ranked_metrics(
     mates = (positives * gains - both) / np.maximum(size * (size - 1), 1)  # E[label_a gain_b], a and b two of a group
     reached = positives / size * above + both / size + (place - start) * mates  # E[label_r sum_{s<=r} gain_s]
     discount = 1 / np.maximum(np.log2(rank), 1.0)
+    shown = scores > -np.inf  # -inf says never: such items are in no list
     found: dict[str, np.ndarray] = {}
     for cut in k:
-        inside = rank <= cut
+        inside = (rank <= cut) & shown
         parts = {
             "dcg_old": gains / size * discount * inside,
             "recall_all": gains / size * inside,
@@ -273,18 +277,19 @@ def _scores_of(
     model: Any, split: Split, rows: np.ndarray, owner: np.ndarray, item: np.ndarray, memory: str | int
 ) -> np.ndarray:
     """(R,) scores of the items (R,) for the users ``rows[owner]``, from their training events."""
-    training = split.train
+    training, scorer = split.train, Scorer(model, split)
+    columns = item - 1 if scorer.rows is None else scorer.rows[item] - 1
     lengths = training.lengths[rows]
     lengths = lengths if model.max_length is None else np.minimum(lengths, model.max_length)
     scores = np.zeros(len(item))
     ends = np.searchsorted(owner, np.arange(len(rows) + 1))
     with evaluating(model), torch.inference_mode():
         for block in padded_blocks(lengths, parse_memory(memory), 4 * split.num_items, TOKEN_BYTES):
-            batch = training.gather(rows[block], model.max_length, needs=frozenset(model.needs))
+            batch = training.gather(rows[block], model.max_length, needs=scorer.needs)
             pairs = slice(ends[block.start], ends[block.stop])
-            found = model.score_safely(batch.to(device_of(model))).float().cpu().numpy()
-            scores[pairs] = found[owner[pairs] - block.start, item[pairs] - 1]
-    if not np.isfinite(scores).all():
+            found = scorer.ask(batch).float().cpu().numpy()
+            scores[pairs] = found[owner[pairs] - block.start, columns[pairs]]
+    if not (scores < np.inf).all():
         raise ValueError("scores are NaN or infinite: ranks among them mean nothing; look for a diverged model")
     return scores
 

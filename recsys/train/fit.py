@@ -107,7 +107,7 @@ def fit(
         order, windows, stride, workers: see :class:`recsys.data.batches.TrainBatches`.
         metric: one per-user metric with its cut-off; the larger the better.
         validate_every: epochs between validations; 0 never validates and keeps the last weights.
-        exclude: "history" or "none", as in :func:`recsys.evaluate`.
+        exclude: "history", "none" or "history-except-targets", as in :func:`recsys.evaluate`.
         valid_users: validate on this many users, drawn once by ``seed``; None for all.
         resume: "auto" goes on if ``folder`` holds an unfinished run of exactly this kind, True insists on it, False
             replaces what is there. A resumed run ends with the numbers of one that never stopped. While one process

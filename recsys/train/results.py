@@ -19,6 +19,7 @@ from recsys.eval.compare import Comparison, compare
 from recsys.eval.evaluate import evaluate
 from recsys.eval.html import write_html
 from recsys.eval.report import Report, align, number
+from recsys.eval.scoring import require_same_items
 from recsys.hooks import having
 from recsys.parts import title
 from recsys.saved import read_config
@@ -67,7 +68,11 @@ def sections(model: Any, split: Split) -> tuple[dict[str, Any], list[str]]:
     A part that has a hook ``sections(model, split)`` returns contents by heading, as ``extras`` of
     :func:`recsys.eval.html.write_html`. It is called once, however often the part stands in the model, in evaluation
     mode and without gradients. A hook that fails costs its own section, not the run: the section holds the error.
+
+    Raises:
+        DataError: the item rows of the model are not those of the split.
     """
+    require_same_items(model, split)
     found: dict[str, Any] = {}
     failures = []
     model.eval()

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from recsys.eval.choice import choose
+from recsys.eval.report import EXCLUDE
 
 DECAYS = ("none", "linear", "cosine")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
@@ -126,7 +127,7 @@ class Settings:
         one_of("precision", self.precision, PRECISIONS)
         one_of("order", self.order, ("random", "length"))
         one_of("windows", self.windows, ("last", "sliding"))
-        one_of("exclude", self.exclude, ("history", "none"))
+        one_of("exclude", self.exclude, tuple(EXCLUDE))
         if self.resume not in ("auto", True, False):
             raise ValueError(f'resume is "auto", True or False, found {self.resume!r}')
         for stage in self.plan:

@@ -26,8 +26,9 @@ def brute(model: Any, part: Any, allowed: set[int], exclude: str, k: int) -> dic
         targets = sorted(set(wanted.tolist()) & allowed)
         if not targets:
             continue
-        seen = set(history.tolist()) if exclude == "history" else set()
-        candidates = sorted((allowed - seen) | set(targets))
+        seen = set(history.tolist()) if exclude != "none" else set()
+        seen -= set(targets) if exclude == "history-except-targets" else set()
+        candidates = sorted(allowed - seen)
         scores = model.table[user].tolist()
         levels = sorted({scores[row - 1] for row in candidates}, reverse=True)
         hits, miss, place = 0.0, 1.0, 0
@@ -49,7 +50,7 @@ def _none(size: int, right: int, drawn: int) -> float:
     return chance
 
 
-@pytest.mark.parametrize("exclude", ["history", "none"])
+@pytest.mark.parametrize("exclude", ["history", "none", "history-except-targets"])
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("levels", [3, None])
 def test_ranks_among_candidates_are_exact(

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from recsys.errors import DataError
+from recsys.errors import DataError, DataWarning
 from recsys.eval.compare import compare
 from recsys.eval.evaluate import evaluate
 from recsys.eval.report import Report
@@ -108,3 +108,42 @@ def test_what_cannot_be_compared_says_what_differs(pair, scripted, part_of):
     moved = part_of([[]] * 120, [[1]] * 120, 30)
     with pytest.raises(DataError, match="targets"):
         compare(first, evaluate(model, moved, k=10, progress=False))
+
+
+def test_k2_the_two_rules_for_a_history_compare_where_no_target_repeats_it(scripted, part_of):
+    model = scripted(np.random.default_rng(0).normal(size=(30, 9)))
+    for targets, same in (([[3]] * 30, True), ([[3]] * 29 + [[1]], False)):
+        part = part_of([[1, 2]] * 30, targets, 9)
+        first, other = (
+            evaluate(model, part, k=5, exclude=rule, progress=False) for rule in ("history", "history-except-targets")
+        )
+        if same:
+            assert compare(first, other).overall[0].difference == 0
+        else:
+            with pytest.raises(DataError, match="exclude"):
+                compare(first, other)
+
+
+def test_b1_reports_over_other_catalogues_or_users_do_not_compare(pair):
+    first, other, _ = pair
+    for key in ("catalogue", "user_ids", "ranked"):
+        one, two = (replace(report, meta={**report.meta, key: name}) for report, name in ((first, "a"), (other, "b")))
+        with pytest.raises(DataError, match=key):
+            compare(one, two)
+        assert compare(one, first).overall[0].difference == 0  # a report of before does not say
+        with pytest.raises(DataError, match=key):
+            Report.merge([one, two])
+
+
+def test_k6_models_that_were_trained_on_other_events_are_told_of(pair):
+    first, other, _ = pair
+    one, two = (
+        replace(report, meta={**report.meta, "trained_on": name}) for report, name in ((first, "a"), (other, "b"))
+    )
+    with pytest.warns(DataWarning, match="other events"):
+        compare(one, two)
+
+
+def test_what_compare_advises_can_be_done(pair):
+    with pytest.raises(TypeError, match=r"evaluate\(model, split\.test\)"):
+        compare(object(), object())

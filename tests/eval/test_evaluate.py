@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import recsys as rs
 from recsys.errors import DataError, DataWarning
 from recsys.eval.evaluate import evaluate
 
@@ -33,7 +35,7 @@ def metrics_of_list(ranking: list[int], targets: set[int], k: int) -> dict[str, 
 
 def brute_force(scores: np.ndarray, targets: set[int], hidden: set[int], k: int) -> dict[str, float]:
     """Mean over every order of the candidates that sorts them by score."""
-    candidates = [item for item in range(1, len(scores) + 1) if item not in hidden or item in targets]
+    candidates = [item for item in range(1, len(scores) + 1) if item not in hidden and scores[item - 1] > -math.inf]
     levels = sorted({scores[item - 1] for item in candidates}, reverse=True)
     groups = [[item for item in candidates if scores[item - 1] == level] for level in levels]
     found = [
@@ -43,15 +45,16 @@ def brute_force(scores: np.ndarray, targets: set[int], hidden: set[int], k: int)
     return {name: float(np.mean([one[name] for one in found])) for name in ACCURACY}
 
 
-@pytest.mark.parametrize("exclude", ["history", "none"])
+@pytest.mark.parametrize("exclude", ["history", "none", "history-except-targets"])
 @pytest.mark.parametrize("seed", range(6))
 def test_all_metrics_equal_the_mean_over_all_orders(seed, exclude, random_case):
     model, part = random_case(users=25, items=6, seed=seed, levels=4)
     part = replace(part, prepared=part.prepared)
     report = evaluate(model, part, k=(1, 2, 3, 6), exclude=exclude, progress=False)
     for user in range(len(part)):
-        history = set(part.history(np.array([user]))[1].tolist()) if exclude == "history" else set()
+        history = set(part.history(np.array([user]))[1].tolist()) if exclude != "none" else set()
         targets = set(part.targets(np.array([user]))[1].tolist())
+        history -= targets if exclude == "history-except-targets" else set()
         for k in (1, 2, 3, 6):
             expected = brute_force(model.table[user].numpy(), targets, history, k)
             found = {name: report.columns[f"{name}@{k}"][user] for name in ACCURACY}
@@ -70,7 +73,8 @@ def test_all_equal_scores_on_seven_items_equal_all_5040_orders(scripted, part_of
 @given(data=st.data())
 def test_any_small_case_equals_brute_force(data):
     items = data.draw(st.integers(2, 6))
-    scores = data.draw(st.lists(st.integers(-2, 2), min_size=items, max_size=items))
+    level = st.one_of(st.integers(-2, 2), st.just(-math.inf))
+    scores = data.draw(st.lists(level, min_size=items, max_size=items))
     rows = st.integers(1, items)
     targets = data.draw(st.sets(rows, min_size=1, max_size=3))
     history = data.draw(st.lists(rows, max_size=4))
@@ -103,10 +107,10 @@ def test_check_16_hand_computed_values(targets, k, expected, scripted, part_of):
     assert {name: report.mean(f"{name}@{k}") for name in ACCURACY} == pytest.approx(expected, abs=1e-12)
 
 
-def test_check_16_seen_items_are_filtered_and_a_seen_target_is_kept(scripted, part_of):
+def test_check_16_seen_items_are_filtered_and_a_seen_target_is_kept_by_the_rule_that_says_so(scripted, part_of):
     # items by score: 5 4 3 2 1; history 5 3 4, target 3: only 5 and 4 are taken out, so the target comes first
     model, part = scripted([[1, 2, 3, 4, 5]]), part_of([[5, 3, 4, 5]], [[3]], 5)
-    kept = evaluate(model, part, k=(1, 3), exclude="history", progress=False)
+    kept = evaluate(model, part, k=(1, 3), exclude="history-except-targets", progress=False)
     assert kept.mean("hr@1") == 1.0
     assert kept.columns["candidates"].tolist() == [3]
     assert kept.meta["repeated_targets"] == 1
@@ -119,7 +123,8 @@ def test_check_16_seen_items_are_filtered_and_a_seen_target_is_kept(scripted, pa
 def test_check_11_constant_scores_get_what_guessing_gives(scripted, part_of):
     items = 50
     part = part_of([[1, 2, 3]] * 4, [[10], [20], [30], [3]], items)
-    report = evaluate(scripted(np.full((4, items), 7.0)), part, k=(1, 10, 50), progress=False)
+    model = scripted(np.full((4, items), 7.0))
+    report = evaluate(model, part, k=(1, 10, 50), exclude="history-except-targets", progress=False)
     candidates = np.array([47, 47, 47, 48])  # the last target repeats the history
     assert report.columns["hr@1"] == pytest.approx(1 / candidates, abs=1e-12)
     assert report.columns["recall@10"] == pytest.approx(10 / candidates, abs=1e-12)
@@ -130,9 +135,14 @@ def test_check_11_constant_scores_get_what_guessing_gives(scripted, part_of):
     assert report.columns["hr@50"] == pytest.approx(np.ones(4))
     assert report.meta["tied_targets"] == 4
     assert report.meta["short_lists"] == 4
+    with pytest.warns(DataWarning, match="none"):
+        served = evaluate(model, part, k=(1, 10, 50), progress=False)
+    assert served.columns["candidates"].tolist() == [47] * 4
+    assert served.columns["hr@50"].tolist() == [1, 1, 1, 0]
+    assert served.columns["ndcg@10"][:3] == pytest.approx(gain / candidates[:3], abs=1e-12)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_check_11_scores_that_are_not_finite_raise(bad, scripted, part_of):
     table = np.zeros((5, 4))
     table[3, [0, 2]] = bad
@@ -336,8 +346,98 @@ def test_per_user_facts(scripted, part_of):
     assert report.columns["target_popularity"].tolist() == [2.0, 4.0, 0.0]
     assert report.columns["cold_targets"].tolist() == [0, 0, 1]
     assert report.columns["repeated_targets"].tolist() == [1, 0, 0]
-    assert report.columns["candidates"].tolist() == [4, 5, 4]
+    assert report.columns["candidates"].tolist() == [3, 5, 4]
+    assert report.columns["unreachable_targets"].tolist() == [1, 0, 0]
     assert report.columns["segment:country"].tolist() == ["de", "fr", "de"]
+
+
+def test_k2_a_a_target_that_repeats_the_history_is_a_miss(tmp_path):
+    rows = [("a", item, at) for at, item in enumerate("xyxyx")] + [("b", item, at) for at, item in enumerate("zwvzw")]
+    path = tmp_path / "k2.csv"
+    path.write_text("user,item,time\n" + "".join(f"{u},{i},{1_700_000_000 + t}\n" for u, i, t in rows))
+    split = rs.Dataset.scan(path, user="user", item="item", time="time").split(rs.LeaveLast(), audit=False)
+    model = rs.Popularity()
+    rs.fit(model, split, metric="ndcg@2", validate_every=0, progress=False)
+    with pytest.warns(DataWarning, match="exclude='none'"):
+        report = evaluate(model, split.test, k=1, metrics=["hr"], progress=False)
+    assert report.columns["user_id"].tolist() == ["a", "b"]
+    assert report.per_user("hr@1").tolist() == [0.0, 0.0] and report.meta["targets"] == 2
+    assert "2 targets repeat the history and are misses" in report.header()
+    assert "x" not in model.recommend([["x", "y", "x", "y"]], k=2).items[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        former = evaluate(model, split.test, k=1, metrics=["hr"], exclude="history-except-targets", progress=False)
+        kept = evaluate(model, split.test, k=1, metrics=["hr"], exclude="none", progress=False)
+    assert former.per_user("hr@1")[0] == 1.0 and "except for targets" in former.header()
+    assert kept.columns["candidates"].tolist() == [5, 5]
+
+
+@pytest.mark.parametrize(("repeats", "told"), [(1, False), (2, True)])
+def test_k2_a_warning_above_one_percent_of_the_targets(repeats, told, scripted, part_of):
+    histories, targets = [[1]] * 100, [[1]] * repeats + [[2]] * (100 - repeats)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataWarning)
+        evaluate(scripted(np.zeros((100, 3))), part_of(histories, targets, 3), progress=False)
+    assert any("exclude='none'" in str(one.message) for one in caught) == told
+
+
+def test_k2_repeated_targets_are_misses_of_every_metric_and_stay_in_the_denominators(random_case):
+    model, part = random_case(users=80, seed=11)
+    report = evaluate(model, part, k=(3, 30), progress=False)
+    repeated = report.columns["repeated_targets"]
+    assert repeated.sum() > 0 and report.columns["unreachable_targets"].tolist() == repeated.tolist()
+    targets = report.columns["num_targets"]
+    assert report.columns["recall@30"] == pytest.approx((targets - repeated) / targets)
+    missed = repeated == targets
+    for metric in ACCURACY:
+        assert not report.columns[f"{metric}@30"][missed].any()
+    lengths = np.array([len(set(part.history(np.array([user]))[1].tolist())) for user in range(80)])
+    assert report.columns["candidates"].tolist() == (30 - lengths).tolist()
+
+
+def test_scores_of_minus_infinity_are_never_shown(scripted, part_of):
+    table = np.array([[3.0, -np.inf, 2.0, 1.0], [-np.inf] * 4, [0.0, 0.0, -np.inf, 0.0]])
+    part = part_of([[], [], [1]], [[2, 4], [3], [4]], 4)
+    report = evaluate(scripted(table), part, k=(1, 3, 4), progress=False)
+    assert report.columns["candidates"].tolist() == [3, 0, 2]
+    assert report.columns["recall@4"].tolist() == [0.5, 0.0, 1.0]
+    assert report.columns["recall@1"].tolist() == [0.0, 0.0, 0.5]
+    assert report.meta["unreachable_targets"] == 2 and report.meta["short_lists"] == 3
+    assert report.exposure[4].tolist() == [1, 1, 1, 2]
+    assert report.mean("novelty@4") > 0
+    table[1, 2] = np.inf
+    with pytest.raises(ValueError, match="user row 1"):
+        evaluate(scripted(table), part, k=1, progress=False)
+
+
+def test_a_sample_of_the_users(random_case):
+    model, part = random_case(users=60, seed=2)
+    whole = evaluate(model, part, k=5, progress=False)
+    some = evaluate(model, part, k=5, sample=20, seed=3, progress=False, segments={"at": list(range(60))})
+    chosen = some.columns["position"]
+    assert len(chosen) == 20 and (np.diff(chosen) > 0).all()
+    assert some.columns["segment:at"].tolist() == [str(at) for at in chosen]
+    for column in whole.metrics:
+        assert some.columns[column].tolist() == whole.columns[column][chosen].tolist()
+    again = evaluate(model, part, k=5, sample=20, seed=3, progress=False)
+    other = evaluate(model, part, k=5, sample=20, seed=4, progress=False)
+    assert again.columns["position"].tolist() == chosen.tolist() != other.columns["position"].tolist()
+    shares = [evaluate(model, part, k=5, sample=20, seed=3, progress=False, rank=r, world_size=3) for r in range(3)]
+    merged = type(whole).merge(shares)
+    assert merged.means() == again.means() and merged.meta == again.meta
+    assert "drawn from 60" in some.header() and "drawn" not in whole.header()
+    assert evaluate(model, part, k=5, sample=100, progress=False).means() == whole.means()
+    for wrong in (0, -1, 2.5, True):
+        with pytest.raises(ValueError, match="sample"):
+            evaluate(model, part, sample=wrong, progress=False)
+
+
+@pytest.mark.parametrize("items", [1, 2, 7, 9])
+def test_k7_the_default_cut_offs_fit_any_catalogue(items, scripted, part_of):
+    report = evaluate(scripted(np.zeros((1, items))), part_of([[]], [[1]], items), progress=False)
+    assert {int(name.partition("@")[2]) for name in report.metrics} == {cut for cut in (1, 5, 10) if cut <= items}
+    with pytest.raises(ValueError, match=f"ndcg@{items}"):
+        evaluate(scripted(np.zeros((1, items))), part_of([[]], [[1]], items), metrics=["ndcg@10"], progress=False)
 
 
 def _fixtures() -> tuple[Any, Any]:

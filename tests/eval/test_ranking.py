@@ -35,19 +35,24 @@ def test_counts_equal_a_loop_over_the_candidates(data):
     users = len(counts)
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
     scores = torch.from_numpy(rng.integers(0, 4, size=(users, items)).astype(np.float32))
+    if data.draw(st.booleans()):
+        scores[scores == 0] = -torch.inf
     owner = np.repeat(np.arange(users), counts)
     target = np.concatenate([np.sort(rng.choice(items, size=count, replace=False)) + 1 for count in counts])
     hidden = [(u, i) for u in range(users) for i in range(1, items + 1) if rng.random() < 0.4]
     excluded = (np.array([u for u, _ in hidden], dtype=np.int64), np.array([i for _, i in hidden], dtype=np.int64))
     chunk = data.draw(st.integers(1, 6))
     landed = rank_targets(scores, (owner, target), excluded, chunk, list_length=items)
-    wanted = set(zip(owner.tolist(), target.tolist(), strict=True))
-    for at, (user, item) in enumerate(zip(owner.tolist(), target.tolist(), strict=True)):
-        candidates = [i for i in range(1, items + 1) if (user, i) not in hidden or (user, i) in wanted]
-        own = scores[user, item - 1]
-        assert landed.above[at] == sum(scores[user, i - 1] > own for i in candidates)
-        assert landed.size[at] == sum(scores[user, i - 1] == own for i in candidates)
-        assert set(landed.lists[user].tolist()) - {0} == set(candidates)
+    for user in range(users):
+        candidates = {i for i in range(1, items + 1) if (user, i) not in hidden and scores[user, i - 1] > -torch.inf}
+        assert landed.candidates[user] == len(candidates)
+        assert set(landed.lists[user].tolist()) - {0} == candidates
+        for at in np.flatnonzero(owner == user):
+            own = scores[user, target[at] - 1]
+            assert landed.reached[at] == (target[at] in candidates)
+            if landed.reached[at]:
+                assert landed.above[at] == sum(scores[user, i - 1] > own for i in candidates)
+                assert landed.size[at] == sum(scores[user, i - 1] == own for i in candidates)
 
 
 def test_an_expanded_tensor_is_not_written_to():

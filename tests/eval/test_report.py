@@ -137,3 +137,14 @@ def test_numbers_and_tables():
         ".0912", "-.0912", "1.0000", "7.2500", "123.5",
     ]  # fmt: skip
     assert align([["a", "bb"], ["ccc", "d"]]) == "a    bb\nccc   d"
+
+
+@pytest.mark.parametrize(("repeated", "exclude"), [(0, "history"), (3, "history-except-targets")])
+def test_reports_of_the_former_version_are_read_by_the_rule_that_they_used(report, tmp_path, repeated, exclude):
+    meta = {name: value for name, value in report.meta.items() if name not in ("unreachable_targets", "catalogue")}
+    Report({**meta, "version": 1, "repeated_targets": repeated}, report.columns, report.aggregates).save(tmp_path)
+    loaded = Report.load(tmp_path)
+    assert loaded.meta["exclude"] == exclude and loaded.means() == report.means()
+    assert ("except for targets" in loaded.header()) == bool(repeated)
+    loaded.save(tmp_path)
+    assert Report.load(tmp_path).meta == loaded.meta

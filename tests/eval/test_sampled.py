@@ -69,7 +69,8 @@ def test_check_15_negatives_are_uniform() -> None:
 def test_check_15_metrics_equal_a_loop_and_mrr_is_0_beyond_k(problem: tuple[Any, HeldOut], memory: str | int) -> None:
     model, part = problem
     scores = model.table.detach().numpy()
-    found = evaluate_sampled(model, part, negatives=20, seeds=(5,), k=3, memory=memory)
+    rule: Any = {"exclude": "history-except-targets"}
+    found = evaluate_sampled(model, part, negatives=20, seeds=(5,), k=3, memory=memory, **rule)
     reciprocal, gain, hit = [], [], []
     for user in range(NUM_USERS):
         targets = part.targets(np.array([user]))[1].tolist()
@@ -80,12 +81,12 @@ def test_check_15_metrics_equal_a_loop_and_mrr_is_0_beyond_k(problem: tuple[Any,
         gain.append(np.mean([1 / np.log2(rank + 1) if rank <= 3 else 0.0 for rank in ranks]))
         hit.append(np.mean([float(rank <= 3) for rank in ranks]))
     single = [user for user in range(NUM_USERS) if len(part.targets(np.array([user]))[1]) == 1]
-    alone = evaluate_sampled(model, part.subset(np.array(single)), negatives=20, seeds=(5,), k=3)
+    alone = evaluate_sampled(model, part.subset(np.array(single)), negatives=20, seeds=(5,), k=3, **rule)
     assert alone.mean("mrr@3") == pytest.approx(np.mean(reciprocal))
     assert alone.mean("ndcg@3") == pytest.approx(np.mean(gain))
     assert alone.mean("hr@3") == pytest.approx(np.mean(hit))
     assert found.users == NUM_USERS
-    whole = evaluate_sampled(model, part, negatives=20, seeds=(5,), k=3)
+    whole = evaluate_sampled(model, part, negatives=20, seeds=(5,), k=3, **rule)
     for name in whole.cohorts:
         np.testing.assert_array_equal(found.cohorts[name], whole.cohorts[name])
     assert 0 in [round(value, 9) for value in reciprocal]
@@ -133,3 +134,31 @@ def test_scores_that_are_not_finite_are_errors(problem: tuple[Any, HeldOut], scr
     table[3, 4] = np.nan
     with pytest.raises(ValueError, match="NaN"):
         evaluate_sampled(scripted(table), problem[1], negatives=5)
+
+
+def test_k2_a_target_that_repeats_the_history_is_a_miss_here_too(part_of: Any, scripted: Any) -> None:
+    part = part_of([[1, 2], [3]], [[1, 5], [4]], 30)
+    scores = np.zeros((2, 30))
+    scores[0, [0, 4]], scores[1, 3] = (9.0, 5.0), 5.0
+    settings: dict[str, Any] = {"negatives": 20, "seeds": (0, 1), "k": 1}
+    served = evaluate_sampled(scripted(scores), part, **settings)
+    assert served.mean("hr@1") == 1.0 and served.mean("ndcg@1") == 1.0 and served.repeated == 1
+    assert "misses" in str(served)
+    ranked = evaluate_sampled(scripted(scores), part, exclude="history-except-targets", **settings)
+    assert ranked.mean("ndcg@1") == 1.0 and "misses" not in str(ranked)
+    only = part_of([[1]], [[1]], 30)
+    assert evaluate_sampled(scripted(scores), only, **settings).mean("hr@1") == 0.0
+    assert evaluate_sampled(scripted(scores), only, exclude="none", **settings).mean("hr@1") == 1.0
+    for wrong in ({"exclude": "seen"}, {"exclude": "history", "exclude_known": False}):
+        with pytest.raises(ValueError, match="exclude"):
+            evaluate_sampled(scripted(scores), part, **settings, **wrong)
+
+
+def test_scores_of_minus_infinity_are_never_shown_here_either(part_of: Any, scripted: Any) -> None:
+    part = part_of([[1]], [[2, 3]], 30)
+    scores = np.full((1, 30), -np.inf)
+    scores[0, 2] = 1.0
+    found = evaluate_sampled(scripted(scores), part, negatives=20, seeds=(0,), k=10)
+    assert found.mean("mrr@10") == 1.0
+    scores[0, 2] = -np.inf
+    assert evaluate_sampled(scripted(scores), part, negatives=20, seeds=(0,), k=10).mean("hr@10") == 0.0

@@ -242,3 +242,12 @@ def test_a_rating_that_is_no_number_is_refused() -> None:
     split = Split.of(prepared, LeaveLast(), Vocabulary(np.arange(1, 4), 1), Vocabulary(np.arange(1), 0))
     with pytest.raises(DataError, match="NaN"):
         evaluate_uniform(Fixed(), split, [0, 0], [1, 2], [5, float("nan")])
+
+
+def test_a_rated_item_that_is_never_shown_adds_nothing() -> None:
+    split, table = make_split(), np.array([[5.0, 4.0, 3.0, 2.0, 1.0]] * 3)
+    shown = evaluate_uniform(Table(table), split, [7, 7], [10, 50], [5, 5], k=[1, 2])  # type: ignore[arg-type]
+    table[:, 4] = -np.inf
+    never = evaluate_uniform(Table(table), split, [7, 7], [10, 50], [5, 5], k=[1, 2])  # type: ignore[arg-type]
+    assert never.mean("recall_all@1") == shown.mean("recall_all@1") == never.mean("recall_all@2") == 0.5
+    assert shown.mean("recall_all@2") == 1.0
