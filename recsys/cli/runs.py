@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,10 +55,7 @@ def evaluate(
     model = load_run(run, importable(trust))
     found = split_of(run, model, split)
     held_out: HeldOut = found.test if part == "test" else found.valid
-    if users is not None:
-        held_out = sampled(held_out, users)
-    how: Any = exclude
-    report = rank(model, held_out, k=k, exclude=how, users=found.users, name=run.resolve().name)
+    report = rank(model, held_out, k=k, exclude=exclude, sample=users, name=run.resolve().name)
     renew(run, model, found, report)
     print(report)
 
@@ -92,19 +88,6 @@ def quickstart(out: Path = Path("runs/quickstart"), epochs: int | None = None) -
     """
     flags = [] if epochs is None else ["--epochs", str(epochs)]
     show(_parse_fit(["sasrec_ml100k", "--out", str(out), *flags])(), out)
-
-
-def sampled(part: HeldOut, count: int) -> HeldOut:
-    """``count`` users of a part, always the same ones; the protocol says that it is a sample."""
-    import numpy as np
-
-    if count < 1:
-        raise ValueError(f"--users is how many users are ranked, at least 1; found {count}")
-    if count >= len(part):
-        return part
-    chosen = np.sort(np.random.default_rng(0).choice(len(part), count, replace=False))
-    sample = f"{count:,} of {len(part):,}, drawn once"
-    return replace(part.subset(chosen), protocol={**part.protocol, "users": sample})
 
 
 def show(run: Run, out: Path) -> None:

@@ -24,6 +24,7 @@ from recsys.data.splitters import Given as Given
 from recsys.data.splitters import GlobalTime as GlobalTime
 from recsys.data.splitters import LeaveLast as LeaveLast
 from recsys.data.splitters import Splitter
+from recsys.errors import DataError
 from recsys.folders import read_manifest, write_folder
 from recsys.storage.arrays import read_array, write_array
 from recsys.storage.reading import read_json, reading

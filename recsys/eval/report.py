@@ -218,7 +218,7 @@ class Report:
         ranking = "ranked among the candidates only" if "candidates" in meta["protocol"] else "full ranking"
         shares = "" if meta["shares"] == [[0, 1]] else f" (shares {meta['shares']} of the users)"
         drawn = meta.get("sample")
-        drawn = f" drawn from {meta['users_total']:,} with seed {drawn['seed']}" if drawn else ""
+        drawn = f" (drawn: {drawn['users']:,} of {meta['users_total']:,}, seed {drawn['seed']})" if drawn else ""
         missed = " and are misses" if meta["exclude"] == "history" and meta["repeated_targets"] else ""
         others = meta.get("unreachable_targets", 0) - (meta["repeated_targets"] if missed else 0)
         notes = [

@@ -425,7 +425,7 @@ def test_a_sample_of_the_users(random_case):
     shares = [evaluate(model, part, k=5, sample=20, seed=3, progress=False, rank=r, world_size=3) for r in range(3)]
     merged = type(whole).merge(shares)
     assert merged.means() == again.means() and merged.meta == again.meta
-    assert "drawn from 60" in some.header() and "drawn" not in whole.header()
+    assert "20 of 60" in some.header() and "drawn" not in whole.header()
     assert evaluate(model, part, k=5, sample=100, progress=False).means() == whole.means()
     for wrong in (0, -1, 2.5, True):
         with pytest.raises(ValueError, match="sample"):
