@@ -128,14 +128,17 @@ def hold(path: Path, what: Path) -> Any:
 
     if path.is_symlink():
         raise FileExistsError(f"{printable(path, None)} is a link, which is not followed: delete it")
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BlockingIOError(
-            errno.EAGAIN, "another process is writing there: wait for it, or name another place", str(what)
-        ) from None
-    return lock
+    while True:
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise BlockingIOError(
+                errno.EAGAIN, "another process is writing there: wait for it, or name another place", str(what)
+            ) from None
+        if path.exists():  # else its last holder has just removed it
+            return lock
+        lock.release()
 
 
 class Workplace:

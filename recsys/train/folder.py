@@ -73,6 +73,8 @@ class RunFolder:
     def release(self) -> None:
         """Let others train into the folder; nothing happens if it is not locked."""
         if self._lock is not None:
+            with suppress(OSError):  # a system that does not let go of what is open
+                (self.path / LOCK).unlink()
             self._lock.release()
             self._lock = None
 
