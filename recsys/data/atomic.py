@@ -7,7 +7,6 @@ Reference: the atomic file format of https://recbole.io/atomic_files.html
 from __future__ import annotations
 
 import gzip
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, cast
@@ -15,6 +14,7 @@ from typing import IO, cast
 import polars as pl
 
 from recsys.errors import DataError
+from recsys.storage.files import replace
 
 TYPES = ("token", "token_seq", "float", "float_seq")
 SUFFIXES = (".inter", ".item", ".user", ".net", ".kg", ".link")
@@ -107,15 +107,13 @@ def write_atomic(frame: pl.DataFrame, path: str | Path, types: Mapping[str, str]
         raise DataError(f"{path.name} cannot be written with the types {kinds}: {reason}") from error
     for name, kind in kinds.items():
         _refuse_separators(frame[name], text[name], kind)
-    partial = path.with_name(path.name + ".partial")
-    try:
+
+    def write(partial: Path) -> None:
         with cast(IO[bytes], gzip.open(partial, "wb")) if path.suffix == ".gz" else partial.open("wb") as stream:
             stream.write(("\t".join(f"{name}:{kind}" for name, kind in kinds.items()) + "\n").encode())
             text.write_csv(stream, separator="\t", include_header=False, quote_style="never")
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+
+    replace(path, write)
 
 
 def _kind(dtype: pl.DataType) -> str:

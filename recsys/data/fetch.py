@@ -29,6 +29,7 @@ from typing import Any
 
 from recsys.data.download import FULL, SourceError, download
 from recsys.errors import DataError, DataWarning
+from recsys.storage.files import write_text
 
 MIRROR = "mirror"
 RECORD = "fetched.json"  # in the cache folder of a data set: what was recorded about files no card vouches for
@@ -223,9 +224,7 @@ class Fetcher:
         entry = {"sha256": sha256, "bytes": size, "source": source, "date": time.strftime("%Y-%m-%d")}
         make_folder(self.cache)
         path = self.cache / RECORD
-        beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        beside.write_text(json.dumps({**self._record(), name: entry}, indent=1), encoding="utf-8")
-        os.replace(beside, path)
+        write_text(path, json.dumps({**self._record(), name: entry}, indent=1))
 
     def _note(self, line: str) -> None:
         if line not in self.tried:

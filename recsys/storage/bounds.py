@@ -11,18 +11,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from recsys.storage.reading import is_bounded
 from recsys.storage.tensors import Sizes
 
 SPARE_ELEMENTS, SPARE_TENSORS = 1 << 26, 20_000  # what any model may ask for besides
 TIMES = 16  # how often what is in the file may be made: as drawn, as copied, in tables that are not saved
-_BY_SIZE = (
+_BY_SHAPE = (
     "empty", "zeros", "ones", "full", "rand", "randn", "randint", "new_empty", "new_zeros", "new_ones", "new_full",
-    "empty_strided", "empty_permuted",
+    "empty_strided", "repeat",
 )  # fmt: skip
-_BY_COUNT = ("arange", "linspace", "logspace", "randperm", "eye")
+_BY_COUNT = ("arange", "linspace", "logspace", "randperm", "eye", "tril_indices", "triu_indices")
 
 
 @contextmanager
@@ -32,16 +32,17 @@ def bounded(sizes: Sizes) -> Iterator[None]:
         yield
 
 
-class _Bound(TorchDispatchMode):
+class _Bound(TorchFunctionMode):
+    # Not a dispatch mode, which would see more, and loads torch's compiler: seconds for every model that is read.
     def __init__(self, elements: int, tensors: int) -> None:
         super().__init__()
         self.elements, self.tensors = elements, tensors
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if (name in _BY_SIZE or name in _BY_COUNT) and is_bounded():
-            self._take(_asked(name, args))
-        return func(*args, **(kwargs or {}))
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, named = getattr(func, "__name__", ""), kwargs or {}
+        if (name in _BY_SHAPE or name in _BY_COUNT) and is_bounded():
+            self._take(_asked(name, args, named))
+        return func(*args, **named)
 
     def _take(self, elements: float) -> None:
         self.elements -= int(min(elements, 1 << 62))
@@ -53,15 +54,22 @@ class _Bound(TorchDispatchMode):
             )
 
 
-def _asked(name: str, args: Sequence[Any]) -> float:
+def _asked(name: str, args: Sequence[Any], named: dict[str, Any]) -> float:
     """How many numbers a call of torch asks for."""
+    numbers = [float(one) for one in args if isinstance(one, (int, float))]
+    if name == "arange":
+        first, last, step = {0: (0.0, 0.0, 1.0), 1: (0.0, *numbers, 1.0), 2: (*numbers, 1.0)}.get(
+            len(numbers), tuple(numbers[:3])
+        )
+        return abs((float(named.get("end", last)) - first) / (float(named.get("step", step)) or 1.0))
+    if name in ("linspace", "logspace"):
+        return float(named.get("steps", numbers[2] if len(numbers) > 2 else 0.0))
+    if name == "randperm":
+        return float(named.get("n", numbers[0] if numbers else 0.0))
     if name in _BY_COUNT:
-        numbers = [float(one) for one in args if isinstance(one, (int, float))] or [0.0]
-        if name == "arange":
-            first, last = (0.0, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
-            return abs((last - first) / (numbers[2] if len(numbers) > 2 and numbers[2] else 1.0))
-        if name == "eye":
-            return numbers[0] * numbers[-1]
-        return numbers[0] if name == "randperm" else numbers[min(2, len(numbers) - 1)]
-    shape = next((one for one in args if isinstance(one, (list, tuple))), ())
-    return math.prod(one for one in shape if isinstance(one, int))
+        return numbers[0] * numbers[min(1, len(numbers) - 1)] if numbers else 0.0
+    given = named.get("size", named.get("shape"))
+    lists = [one for one in (given, *args) if isinstance(one, (list, tuple))]
+    shape = lists[0] if lists else numbers
+    product = math.prod(float(one) for one in shape if isinstance(one, (int, float)) and one >= 0)
+    return product * args[0].numel() if name == "repeat" else product

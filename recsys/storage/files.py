@@ -99,14 +99,18 @@ def is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def refuse_links(folder: Path, names: tuple[str, ...]) -> None:
-    """Raise FileExistsError if one of ``names`` in a folder that is to be written is a link to another folder."""
-    for name in names:
-        path = folder / name
-        if path.is_symlink() or (path.exists() and not path.is_dir()):
+def refuse_links(folder: Path, names: tuple[str, ...] = ()) -> None:
+    """Raise FileExistsError if a folder that is to be written holds a link to another folder.
+
+    Args:
+        names: of folders of our own, which must not be links or files either way.
+    """
+    for entry in os.scandir(folder) if folder.is_dir() else ():
+        link, own = entry.is_symlink(), entry.name in names
+        if (link and (own or entry.is_dir())) or (own and not entry.is_dir()):
             raise FileExistsError(
-                f"{printable(path, None)} is a {'link' if path.is_symlink() else 'file'}, and a folder of our own is "
-                "expected: delete it, or name another folder"
+                f"{printable(entry.path, None)} is a {'link' if link else 'file'}, and a folder of our own is expected: "
+                "delete it, or name another folder"
             )
 
 
