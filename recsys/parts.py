@@ -247,9 +247,29 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, (int, float))
     if hint is None:
         return value is None
-    if getattr(hint, "_is_protocol", False) and not getattr(hint, "_is_runtime_protocol", False):
-        return _is_made(value)
+    if getattr(hint, "_is_protocol", False):
+        return _is_made(value) and _follows(value, hint)
     return isinstance(value, hint) if isinstance(hint, type) else True
+
+
+def _follows(value: Any, protocol: Any) -> bool:
+    """Whether a part has what a protocol asks for, numbers where it says numbers, and is called as it says."""
+    if getattr(protocol, "_is_runtime_protocol", False) and not isinstance(value, protocol):
+        return False
+    kinds: dict[Any, Any] = {int: int, float: (int, float), str: str, bool: bool}
+    for name, hint in typing.get_type_hints(protocol).items():
+        computed = isinstance(getattr(type(value), name, None), property)  # perhaps not before it is bound
+        if hint in kinds and not computed and not isinstance(getattr(value, name, None), kinds[hint]):
+            return False
+    if "__call__" not in vars(protocol):
+        return True
+    asked = list(inspect.signature(protocol.__call__).parameters)[1:]
+    call = value.forward if isinstance(value, nn.Module) else value.__call__
+    try:
+        inspect.signature(call).bind(*asked)
+    except TypeError:
+        return False
+    return getattr(call, "__name__", "") != "_forward_unimplemented"
 
 
 def _is_made(value: Any) -> bool:

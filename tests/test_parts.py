@@ -8,8 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from recsys.augment.pairs import CoSeRec
+from recsys.augment.similar import EmbeddingSimilar, Hybrid, ItemCF
+from recsys.data.negatives import UniformNegatives
 from recsys.encoders.sasrec import SASRec
+from recsys.items import IdItems, SumItems
+from recsys.objectives.sampled import SampledSoftmax
+from recsys.objectives.softmax import FullSoftmax
 from recsys.parts import build, describe
+from recsys.recommender import Recommender
 
 
 def test_arguments_survive_json() -> None:
@@ -56,3 +63,110 @@ def test_an_argument_that_is_no_data_is_named() -> None:
 
     with pytest.raises(TypeError, match=r"Holder\.function"):
         describe(Holder(lambda: 0))
+
+
+def through_json(part):
+    return build(json.loads(json.dumps(describe(part))))
+
+
+def test_b4_a_part_in_two_places_is_one_after_loading() -> None:
+    table = IdItems(8)
+    again = through_json(SumItems([table, IdItems(8), table]))
+    assert again.tables[0] is again.tables[2] and again.tables[0] is not again.tables[1]
+    negatives = UniformNegatives(3)
+    again = through_json(SumItems([IdItems(8), IdItems(8)]))
+    assert again.tables[0] is not again.tables[1]
+    model = Recommender(IdItems(8), SASRec(8), SampledSoftmax(negatives), auxiliaries=[])
+    assert "shared" not in json.dumps(describe(model))
+
+
+def test_b3_what_coserec_shares_stays_shared() -> None:
+    own = Hybrid(ItemCF(), EmbeddingSimilar(), 3)
+    auxiliary = CoSeRec(similar=own)
+    again = through_json(
+        Recommender(IdItems(8), SASRec(8), FullSoftmax(), auxiliaries=[auxiliary, CoSeRec(similar=own)])
+    )
+    assert again.auxiliaries[0].similar is again.auxiliaries[1].similar
+
+
+SOFTMAX = {"class": "recsys.objectives.softmax:FullSoftmax", "arguments": {}}
+TABLE = {"class": "recsys.items:IdItems", "arguments": {"dim": 8}}
+ENCODER = {"class": "recsys.encoders.sasrec:SASRec", "arguments": {"dim": 8}}
+WHOLE = {"items": TABLE, "encoder": ENCODER, "objective": SOFTMAX}
+
+
+def recommender(**changed):
+    return {"class": "recsys.recommender:Recommender", "arguments": {**WHOLE, **changed}}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        (
+            "recsys.llm.embed:_SentenceEncoder",
+            {"name": "attacker/repo", "device": "cpu", "revision": None, "offline": False},
+        ),
+        ("recsys.llm.chat:ChatEndpoint", {"url": "http://127.0.0.1:9", "model": "x"}),
+        ("recsys.llm.local:LocalWriter", {"model": "attacker/repo"}),
+        ("recsys.train.folder:RunFolder", {"path": "/tmp/x"}),
+        ("recsys.data.fetch:Fetcher", {}),
+        ("recsys.llm.teacher:TeacherStates", {}),
+        ("recsys.augment.pool:Pool", {}),
+        ("recsys.objectives.propensity:Propensity", {}),
+        ("recsys.data.vocabulary:Vocabulary", {}),
+        ("recsys.storage.files:Workplace", {"target": "/tmp/x"}),
+        ("recsys.items:torch", {}),
+        ("recsys.items.sums:_sum", {}),
+        ("recsys.cli:main", {}),
+        ("recsys.recommender:nn.Module", {}),
+        ("recsys.recommender:", {}),
+        ("recsys..recommender:Recommender", {}),
+        ("", {}),
+    ],
+)
+def test_hostile_4_only_public_parts_are_made(name: str, arguments: dict) -> None:
+    for description in (
+        {"class": name, "arguments": arguments},
+        recommender(objective={"class": name, "arguments": arguments}),
+    ):
+        with pytest.raises((ValueError, PermissionError)):
+            build(description)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"objective": None}, {"objective": 7}, {"objective": [SOFTMAX]}, {"items": ENCODER}, {"encoder": TABLE},
+        {"targets": TABLE}, {"auxiliaries": [TABLE]}, {"auxiliaries": {}}, {"auxiliaries": "x"}, {"items": None},
+        {"objective": {"class": "recsys.data.targets:NextItem", "arguments": {}}},
+        {"objective": {"class": "recsys.data.negatives:UniformNegatives", "arguments": {}}},
+        {"items": {**TABLE, "arguments": []}}, {"items": {"class": 7, "arguments": {}}}, {"items": {"class": None}},
+        {"items": {"class": "recsys.items:IdItems", "shared": 3}}, {"items": {**TABLE, "arguments": {"dim": None}}},
+        {"items": {**TABLE, "arguments": {"dim": [8]}}}, {"encoder": {**ENCODER, "arguments": {"dim": TABLE}}},
+        {"unknown": 1},
+    ],
+)  # fmt: skip
+def test_hostile_4_a_part_must_fit_its_place(changed: dict) -> None:
+    build(recommender())
+    with pytest.raises((ValueError, TypeError)):
+        build(recommender(**changed))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("recsys.items.text:TextItems", {"vectors": "/etc", "text_dim": None}),
+        ("recsys.items.frozen:FrozenItems", {"run": "/etc", "dim": None}),
+        ("recsys.augment.semantic:SemanticContrast", {"vectors": "/etc", "text_dim": None}),
+        ("recsys.llm.tokens:ItemTokens", {"tokenizer": "attacker/repo", "vocab_size": None}),
+    ],
+)
+def test_hostile_4_making_a_part_reads_no_other_folder_and_asks_no_hub(name: str, arguments: dict) -> None:
+    with pytest.raises(PermissionError, match="trust"):
+        build({"class": name, "arguments": arguments})
+    with pytest.raises((OSError, ValueError)) as caught:
+        build(
+            {"class": name, "arguments": {**arguments, "tokenizer": "/etc"} if "tokenizer" in arguments else arguments},
+            trust=["/etc"],
+        )
+    assert not isinstance(caught.value, PermissionError)
