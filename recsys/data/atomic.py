@@ -13,6 +13,7 @@ from typing import IO, cast
 
 import polars as pl
 
+from recsys.data.blanks import stripped
 from recsys.errors import DataError
 from recsys.storage.files import replace
 
@@ -33,7 +34,8 @@ def read_header(path: str | Path) -> dict[str, str]:
         fields = stream.readline().rstrip("\r\n").split("\t")
     header = {}
     for field in fields:
-        name, colon, kind = field.rpartition(":")
+        name, colon, kind = stripped(field).rpartition(":")
+        name, kind = stripped(name), stripped(kind)
         if not colon or kind not in TYPES:
             raise DataError(
                 f"{path.name} has no typed header: expected tab-separated name:type with type one of "

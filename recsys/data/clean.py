@@ -1,21 +1,23 @@
 """Cleaning steps over events and the report of what each one took away.
 
 Legend: E events. A step is a mask or an index over the events of :class:`~recsys.data.events.Events`; none loops over
-users. The order within one plan is: missing, duplicates, rating, k-core, history.
+users. The order within one plan is: missing, duplicates, rating, longest users, k-core, history.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from recsys.data.events import Events
+from recsys.data.repeats import kept_text, repeated_rows
+from recsys.data.times import moment, moments
 from recsys.errors import DataError
 
-DUPLICATES = ("all", "first", "last")
+DUPLICATES = ("all", "exact", "first", "last")
 
 
 @dataclass(frozen=True)
@@ -23,19 +25,35 @@ class Plan:
     """What to drop. The defaults drop only events without an id or, where times are read, without a time."""
 
     drop_missing: bool = True
-    duplicates: str = "all"  # which event of a repeated (user, item) pair stays: "all", "first" or "last" in time
+    duplicates: str | Sequence[str] = "all"  # what goes of repeated events: one or several of DUPLICATES, in turn
     min_rating: float | None = None
     min_user: int = 0  # events a user must have, after all other users and items were dropped (k-core)
     min_item: int = 0  # events an item must have, likewise
     max_history: int | None = None  # newest events kept of each user
+    max_user: int | None = None  # events of a user above which all of them are dropped (a bot)
+    missing_times: Sequence[float | str] = ()  # times that stand for none, as in the source or as ISO text
 
     def __post_init__(self) -> None:
-        if self.duplicates not in DUPLICATES:
-            raise ValueError(f"duplicates must be one of {', '.join(DUPLICATES)}, found {self.duplicates!r}")
-        for name, least in (("min_user", 0), ("min_item", 0), ("max_history", 1)):
+        wrong = [name for name in self.steps if name not in DUPLICATES]
+        if wrong or not self.steps:
+            raise ValueError(f"duplicates must be one or some of {', '.join(DUPLICATES)}, found {self.duplicates!r}")
+        for name, least in (("min_user", 0), ("min_item", 0), ("max_history", 1), ("max_user", 1)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ValueError(f"{name} must be an integer of at least {least}, found {value!r}")
+        if self.max_user is not None and self.max_user < self.min_user:
+            raise ValueError(
+                f"no user has at least min_user={self.min_user} and at most max_user={self.max_user} events"
+            )
+        if isinstance(self.missing_times, str) or not isinstance(self.missing_times, Sequence):
+            raise ValueError(f"missing_times must be a list of times, such as (0, -1), found {self.missing_times!r}")
+        for value in self.missing_times:
+            moment(value)
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The choices of ``duplicates``, in turn."""
+        return (self.duplicates,) if isinstance(self.duplicates, str) else tuple(self.duplicates)
 
 
 @dataclass(frozen=True)
@@ -102,28 +120,46 @@ def drop_missing(events: Events, allowed: bool, report: CleaningReport) -> Event
     masks = {role: mask for role, mask in events.missing().items() if mask.any()}
     if not masks:
         return events
-    counted = ", ".join(f"{int(mask.sum()):,} without {role}" for role, mask in masks.items())
+    counts = {role: int(mask.sum()) for role, mask in masks.items()}
     if not allowed:
-        raise DataError(
-            f"of {len(events):,} events {counted} (empty or null): .clean(drop_missing=True) drops and counts them"
-        )
+        raise refuse_missing(counts, f"{len(events):,} events")
     keep = ~np.logical_or.reduce(list(masks.values()))
+    counted = _counted(counts)
     if not keep.any():
         raise DataError(f"no event is left once missing values are dropped: {counted}. Are these the right columns?")
     return _step("missing", events, keep, report, counted)
 
 
-def apply(plan: Plan, events: Events, report: CleaningReport) -> Events:
+def refuse_missing(counts: Mapping[str, int], where: str) -> DataError:
+    """The error for events that lack what may not be missing: ``counts`` by role, of the events ``where`` says."""
+    return DataError(f"of {where} {_counted(counts)} (empty or null): .clean(drop_missing=True) drops and counts them")
+
+
+def note_repeats(plans: Sequence[Plan], events: Events, order: str, report: CleaningReport) -> None:
+    """Count rows that say the same as another where no plan drops them; ``events`` are sorted by user."""
+    if any(name != "all" for plan in plans for name in plan.steps):
+        return
+    count = len(_repeats(events, order)[0])
+    if count:
+        report.notes.append(kept_text(count, events.time is not None))
+
+
+def apply(plan: Plan, events: Events, report: CleaningReport, order: str = "file") -> Events:
     """The events that the plan leaves; ``events`` are sorted by user and, if they have an order, oldest first.
 
     Raises:
         DataError: a step leaves nothing (the message says which, and what would leave something), or a rating
             threshold is asked for where no rating is read.
     """
-    if plan.duplicates != "all":
-        events = _step(f"duplicates, {plan.duplicates} kept", events, _one_per_pair(events, plan.duplicates), report)
+    for which in plan.steps:
+        if which == "exact":
+            events = _without_repeats(events, order, report)
+        elif which != "all":
+            events = _step(f"duplicates, {which} kept", events, _one_per_pair(events, which), report)
     if plan.min_rating is not None:
         events = _by_rating(events, plan.min_rating, report)
+    if plan.max_user is not None:
+        events = _without_longest(events, plan.max_user, report)
     if plan.min_user > 1 or plan.min_item > 1:
         keep = core(events.user, events.item, plan.min_user, plan.min_item)
         if not keep.any():
@@ -169,6 +205,53 @@ def _step(name: str, events: Events, keep: np.ndarray, report: CleaningReport, n
     left = events if keep.all() else events.take(keep)
     report.add(name, events.counts(), left.counts(), note)
     return left
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} without {role}" for role, count in counts.items())
+
+
+def _repeats(events: Events, order: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that say what an earlier one says, and that one; without times within one part of data that come split."""
+    if events.time is not None:
+        return repeated_rows(events.user, events.item, moments(events.time, events.nanoseconds)[0])
+    owner = events.user.astype(np.int64) * 3 + (0 if events.part is None else events.part)
+    return repeated_rows(owner, events.item, None, ordered=order != "none")
+
+
+def _without_repeats(events: Events, order: str, report: CleaningReport) -> Events:
+    """One of each group of equal rows: the first, and of data that come split the first of the latest part, so that
+    what is tested stays and training loses it."""
+    again, first = _repeats(events, order)
+    gone = again
+    if events.part is not None and len(again):
+        rows = np.unique(np.concatenate([again, first]))
+        group = np.searchsorted(rows, first)
+        head = np.arange(len(rows))
+        head[np.searchsorted(rows, again)] = group
+        by_part = np.lexsort((rows, -events.part[rows].astype(np.int64), head))
+        leads = np.ones(len(rows), dtype=bool)
+        leads[1:] = head[by_part[1:]] != head[by_part[:-1]]
+        gone = rows[by_part[~leads]]
+    keep = np.ones(len(events), dtype=bool)
+    keep[gone] = False
+    notes = []
+    for name in ("part", "rating", "weight"):
+        values = getattr(events, name)
+        if values is not None:
+            differ = int((~np.isclose(values[again], values[first], rtol=0, atol=0, equal_nan=True)).sum())
+            notes += [f"{differ:,} of them with another {name}"] if differ else []
+    return _step("duplicates, same time too", events, keep, report, "; ".join(notes))
+
+
+def _without_longest(events: Events, most: int, report: CleaningReport) -> Events:
+    counts = np.bincount(events.user)
+    keep = counts[events.user] <= most
+    if not keep.any():
+        raise DataError(f"max_user={most} leaves no event: the shortest user has {counts[counts > 0].min():,} of them")
+    bots = int((counts > most).sum())
+    longest = f"{bots:,} users, the longest with {counts.max():,}" if bots else ""
+    return _step(f"users of {most:,} events at most", events, keep, report, longest)
 
 
 def _pairs(events: Events) -> np.ndarray:

@@ -1,8 +1,9 @@
 """What the columns of an event log mean: which is the user, the item, the time, and how to read them as numbers.
 
-Every source ends as the same five columns: ``user`` and ``item`` (Int64, or Categorical for strings), ``time`` (Int64
-or Float64 in the source's own unit), ``rating`` and ``weight`` (Float32). A value that cannot be read becomes null and
-is marked in ``bad_<column>``, so that the caller can look whether it is merely empty, or show it.
+Every source ends as the same columns: ``user`` and ``item`` (Int64, or Categorical for strings), ``time`` (Int64, whole
+units of the source) with ``fraction`` (Float64, the rest of it, where there can be one), ``rating`` and ``weight``
+(Float32). A value that cannot be read becomes null and is marked in ``bad_<column>``, so that the caller can look
+whether it is merely empty, or show it; ids that had blanks around them are marked in ``blank_<column>``.
 """
 
 from __future__ import annotations
@@ -10,23 +11,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
 
-import numpy as np
 import polars as pl
 
+from recsys.data.blanks import BLANKS, stripped
+from recsys.data.times import MILLISECONDS as MILLISECONDS
+from recsys.data.times import detect_unit as detect_unit
 from recsys.errors import DataError
 
-MILLISECONDS = {  # one unit in milliseconds, as numerator and denominator
-    "ns": (1, 1_000_000),
-    "us": (1, 1_000),
-    "ms": (1, 1),
-    "s": (1_000, 1),
-    "minutes": (60_000, 1),
-    "hours": (3_600_000, 1),
-    "days": (86_400_000, 1),
-}
-DAY = 86_400_000
 _ISO = (
     "%Y-%m-%d",
     "%Y-%m-%dT%H:%M:%S%.f",
@@ -42,7 +34,6 @@ _ISO = (
     "%Y/%m/%d %H:%M:%S%.f",
 )
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
-_LAST_MILLISECOND = 253_402_300_800_000  # the year 10000
 
 
 @dataclass(frozen=True)
@@ -98,24 +89,36 @@ def suggest(name: str, names: Iterable[str]) -> str:
 def id_columns(
     role: str, name: str, dtype: pl.DataType, ids: str, categories: pl.Categories, where: str
 ) -> list[pl.Expr]:
-    """Expressions ``role`` (Int64, or Categorical with "" as null) and ``bad_<role>`` of an id column.
+    """Expressions of an id column: ``role`` (Int64, or Categorical with "" as null), ``bad_<role>``, ``blank_<role>``.
 
     Raises:
         DataError: the dtype cannot hold ids.
     """
     raw = pl.col(name)
     if dtype.is_integer() and ids != "str":
-        return [raw.cast(pl.Int64).alias(role), _never(role)]
+        return [raw.cast(pl.Int64).alias(role), _never(role), _never(role, "blank")]
     if dtype.is_float():  # integers with gaps come out of pandas as floats
         present = raw.is_not_null() & raw.is_not_nan()
         whole = pl.when(present & (raw == raw.round())).then(raw).cast(pl.Int64, strict=False)
         bad = (present & whole.is_null()).alias(f"bad_{role}")
-        return [(whole.cast(pl.String).cast(pl.Categorical(categories)) if ids == "str" else whole).alias(role), bad]
+        found = whole.cast(pl.String).cast(pl.Categorical(categories)) if ids == "str" else whole
+        return [found.alias(role), bad, _never(role, "blank")]
     if not (dtype.is_integer() or isinstance(dtype, (pl.String, pl.Categorical, pl.Enum))):
         raise DataError(f"{where}: column {name!r} is {dtype}; {role} ids must be ints or strings")
-    text = raw.cast(pl.String)
+    given = raw.cast(pl.String)
+    text = given.str.strip_chars(BLANKS)
+    blank = (text.str.len_bytes() < given.str.len_bytes()).fill_null(False).alias(f"blank_{role}")
     text = pl.when(text != "").then(text)
-    return [text.cast(pl.Categorical(categories)).alias(role), _never(role)]
+    return [text.cast(pl.Categorical(categories)).alias(role), _never(role), blank]
+
+
+def plain_names(frame: pl.LazyFrame) -> pl.LazyFrame:
+    """The table with no blanks around the names of its columns; as it is, where two would then be called the same."""
+    names = frame.collect_schema().names()
+    plain = [stripped(name) for name in names]
+    return (
+        frame if plain == names or len(set(plain)) < len(plain) else frame.rename(dict(zip(names, plain, strict=True)))
+    )
 
 
 def number_columns(role: str, name: str, dtype: pl.DataType, where: str) -> list[pl.Expr]:
@@ -128,7 +131,8 @@ def number_columns(role: str, name: str, dtype: pl.DataType, where: str) -> list
 def time_columns(
     name: str, dtype: pl.DataType, sample: pl.Series, time_format: str | None, where: str
 ) -> tuple[list[pl.Expr], str | None]:
-    """Expressions ``time`` and ``bad_time``, and the unit if the column's type fixes it (None: numbers, unit unknown).
+    """Expressions ``time``, ``bad_time`` and, where the source can be finer than its unit, ``fraction``; and the unit
+    if the column's type fixes it (None: numbers, unit unknown).
 
     Args:
         sample: some raw values, to tell numbers and the forms of dates apart.
@@ -137,62 +141,32 @@ def time_columns(
         DataError: the sample is neither numbers nor dates in a known form.
     """
     raw = pl.col(name)
-    if isinstance(dtype, (pl.Date, pl.Datetime)):
-        return [raw.dt.epoch("ms").alias("time"), _never("time")], "ms"
+    if isinstance(dtype, pl.Datetime):
+        return [*_of_datetime(raw, dtype.time_unit), _never("time")], "us"
+    if isinstance(dtype, pl.Date):
+        return [raw.cast(pl.Datetime("us")).to_physical().alias("time"), _never("time")], "us"
     if dtype.is_integer():
         return [raw.cast(pl.Int64).alias("time"), _never("time")], None
     if dtype.is_float():
-        return [pl.when(raw.is_finite()).then(raw).cast(pl.Float64).alias("time"), _never("time")], None
-    if not isinstance(dtype, pl.String):
+        return [*_of_float(pl.when(raw.is_finite()).then(raw).cast(pl.Float64)), _never("time")], None
+    if isinstance(dtype, pl.Decimal):
+        whole = raw.floor()
+        rest = (raw - whole).cast(pl.Float64).alias("fraction")
+        return [whole.cast(pl.Int64).alias("time"), rest, _never("time")], None
+    if not isinstance(dtype, (pl.String, pl.Categorical, pl.Enum)):
         raise DataError(f"{where}: time column {name!r} is {dtype}; it must hold numbers, dates or strings")
-    sample = sample.cast(pl.String).drop_nulls()
+    text = raw.cast(pl.String).str.strip_chars(BLANKS)
+    sample = sample.cast(pl.String).drop_nulls().str.strip_chars(BLANKS)
     sample = sample.filter(sample != "")
     if time_format is None and len(sample) and sample.str.contains(_NUMBER).mean() > 0.5:  # type: ignore[operator]
-        return _checked_cast("time", raw.str.strip_chars(), pl.Float64()), None
-    form = time_format or _date_form(sample, name, where)
-    parsed = _parse_dates(raw, form)
-    return [parsed.alias("time"), (raw.is_not_null() & parsed.is_null()).alias("bad_time")], "ms"
+        parsed, unit = _of_digits(text), None
+    else:
+        parsed, unit = _of_dates(text, time_format or _date_form(sample, name, where)), "us"
+    return [*parsed, (raw.is_not_null() & parsed[0].is_null()).alias("bad_time")], unit
 
 
-def to_milliseconds(values: np.ndarray, unit: str | None) -> tuple[np.ndarray, str]:
-    """Times in ``unit`` as int64 milliseconds since the epoch, with the unit; None detects it by magnitude.
-
-    Raises:
-        DataError: the numbers mix units or lie beyond the year 9999.
-
-    >>> to_milliseconds(np.array([881250949, 881250950]), None)
-    (array([881250949000, 881250950000]), 's')
-    """
-    if not len(values):
-        return values.astype(np.int64), unit or "ms"
-    unit = unit or detect_unit(values)
-    times, over = MILLISECONDS[unit]
-    largest = float(np.abs(values).max()) * times / over
-    if largest > _LAST_MILLISECOND:
-        raise DataError(f"time {values.max()} read in {unit!r} lies beyond the year 9999: pass another time_unit")
-    if np.issubdtype(values.dtype, np.integer):
-        return values.astype(np.int64) * times // over, unit
-    return np.rint(values * (times / over)).astype(np.int64), unit
-
-
-def detect_unit(values: np.ndarray) -> Literal["s", "ms", "us", "ns"]:
-    """The unit in which epoch times of this magnitude fall into 1973..5138."""
-    lowest, highest = float(values.min()), float(np.abs(values).max())
-    unit = _unit_of(highest)
-    if lowest > 1e8 and _unit_of(lowest) != unit:
-        raise DataError(
-            f"times mix units: {values.min()} looks like {_unit_of(lowest)!r}, {values.max()} like {unit!r}; "
-            "bring them to one unit, or pass time_unit if this is one"
-        )
-    return unit
-
-
-def _unit_of(value: float) -> Literal["s", "ms", "us", "ns"]:
-    return "s" if value < 1e11 else "ms" if value < 1e14 else "us" if value < 1e17 else "ns"
-
-
-def _never(role: str) -> pl.Expr:
-    return pl.lit(False).alias(f"bad_{role}")
+def _never(role: str, mark: str = "bad") -> pl.Expr:
+    return pl.lit(False).alias(f"{mark}_{role}")
 
 
 def _checked_cast(role: str, raw: pl.Expr, dtype: pl.DataType) -> list[pl.Expr]:
@@ -201,10 +175,61 @@ def _checked_cast(role: str, raw: pl.Expr, dtype: pl.DataType) -> list[pl.Expr]:
     return [number.alias(role), (raw.is_not_null() & number.is_null()).alias(f"bad_{role}")]
 
 
-def _parse_dates(raw: pl.Expr, form: str) -> pl.Expr:
-    if any(code in form for code in ("%H", "%I", "%T", "%s", "%+", "%c", "%R")):
-        return raw.str.to_datetime(form, strict=False, time_unit="ms").dt.epoch("ms")
-    return raw.str.to_date(form, strict=False).dt.epoch("ms")
+def _of_datetime(moment: pl.Expr, unit: str) -> list[pl.Expr]:
+    """``time`` in whole microseconds and, of nanoseconds, ``fraction``."""
+    counted = moment.to_physical()
+    if unit == "ns":
+        return [(counted // 1000).alias("time"), ((counted % 1000) / 1000).alias("fraction")]
+    return [(counted * (1000 if unit == "ms" else 1)).alias("time")]
+
+
+def _of_float(number: pl.Expr) -> list[pl.Expr]:
+    """``time`` and ``fraction`` of floats: the fraction is the shortest decimal (3 or 6 digits) that the float stands
+    for, so that 1396860669.277 is .277 and no two floats become one time."""
+    whole = number.floor()
+    rest = number - whole
+    for digits in (6, 3):
+        shorter = (rest.clip(0, 1) * 10**digits).round() / 10**digits
+        rest = pl.when(whole + shorter == number).then(shorter).otherwise(rest)
+    return [whole.cast(pl.Int64, strict=False).alias("time"), rest.alias("fraction")]
+
+
+def _of_digits(text: pl.Expr) -> list[pl.Expr]:
+    """``time`` and ``fraction`` of written numbers, by their digits: a float would lose those behind the sixteenth."""
+    integer = text.cast(pl.Int64, strict=False)
+    other = pl.when(integer.is_null()).then(text)  # what follows costs little where it is null
+    parts = other.str.splitn(".", 2)
+    digits = parts.struct.field("field_1").fill_null("")
+    rest = (pl.lit("0.") + digits).cast(pl.Float64, strict=False)
+    whole = parts.struct.field("field_0").str.replace(r"^([+-]?)$", "${1}0").cast(pl.Int64, strict=False)  # of ".5"
+    known = whole.is_not_null() & digits.str.contains(r"^\d*$") & other.str.contains(r"\d")
+    below = other.str.starts_with("-") & (rest > 0)  # -1.5 is -2 and .5 above it
+    floats = other.cast(pl.Float64, strict=False)
+    time, fraction = _of_float(pl.when(floats.is_finite() & ~known).then(floats))
+    return [
+        pl.coalesce(integer, pl.when(known).then(whole - below.cast(pl.Int64)).otherwise(time)).alias("time"),
+        pl.when(known).then(pl.when(below).then(1 - rest).otherwise(rest)).otherwise(fraction).alias("fraction"),
+    ]
+
+
+def _of_dates(text: pl.Expr, form: str) -> list[pl.Expr]:
+    """``time`` and ``fraction`` of written dates; microseconds do not end in the year 2262 as nanoseconds do."""
+    timed = any(code in form for code in ("%H", "%I", "%T", "%s", "%+", "%c", "%R", "%k", "%l"))
+    time = _parse_dates(text, form).alias("time")
+    if not timed or not any(code in form for code in ("f", "%+")):
+        return [time]
+    finer = text.str.extract(r"[.,]\d{6}(\d{1,3})").str.pad_end(3, "0").cast(pl.Float64, strict=False)
+    return [time, (finer.fill_null(0) / 1000).alias("fraction")]
+
+
+def _parse_dates(text: pl.Expr, form: str) -> pl.Expr:
+    """(E,) Int64 microseconds since the epoch."""
+    if any(code in form for code in ("%H", "%I", "%T", "%s", "%+", "%c", "%R", "%k", "%l")):
+        if ",%f" in form:
+            text, form = text.str.replace(r",(\d)", ".$1"), form.replace(",%f", "%.f")
+        form = form.replace(".%f", "%.f")  # in Python %f is a fraction; polars takes it for a count of nanoseconds
+        return text.str.to_datetime(form, strict=False, time_unit="us").dt.epoch("us")
+    return text.str.to_date(form, strict=False).cast(pl.Datetime("us")).dt.epoch("us")
 
 
 def _date_form(sample: pl.Series, name: str, where: str) -> str:

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,23 +19,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from recsys.data.clean import CleaningReport, Plan, apply, drop_missing
-from recsys.data.columns import DAY
+from recsys.data.clean import CleaningReport, Plan, apply, drop_missing, note_repeats
 from recsys.data.events import Events, compress, take_ids
 from recsys.data.formats import TextOptions
 from recsys.data.item_text import ItemFile, align, read_items
 from recsys.data.prepared import Prepared
-from recsys.data.readers import Source, hash_files
+from recsys.data.readers import Source
+from recsys.data.times import DAY
 from recsys.data.vocabulary import Vocabulary, load_strings, save_strings
 from recsys.errors import DataError, DataWarning
 from recsys.folders import read_manifest, write_folder
+from recsys.progress import saying
 
 if TYPE_CHECKING:
     from recsys.data.split import Split
     from recsys.data.splitters import Splitter
 
 KIND = "recsys.dataset"
-FORMAT = 1
+FORMAT = 2
 ORDERS = ("time", "day", "file", "none")
 TIES = ("file", "hash")
 
@@ -66,7 +67,7 @@ class Dataset:
     @classmethod
     def scan(
         cls,
-        path: str | Path | Sequence[str | Path] | None = None,
+        path: Any = None,
         *,
         user: str | int | None = None,
         item: str | int | None = None,
@@ -82,15 +83,17 @@ class Dataset:
         time_format: str | None = None,
         order: str | None = None,
         ties: str = "file",
-        splits: Mapping[str, str | Path | Sequence[str | Path]] | None = None,
-        items: str | Path | ItemFile | None = None,
+        splits: Mapping[str, Any] | None = None,
+        items: Any = None,
         name: str | None = None,
         expected: Mapping[str, int] | None = None,
     ) -> Dataset:
-        """A data set in CSV, Parquet, NDJSON, MovieLens, RecBole, pair or sequence files; only paths are checked now.
+        """A data set in CSV, Parquet, NDJSON, MovieLens, RecBole, pair or sequence files, or in tables in memory; only
+        paths are checked now. Ids and names of columns are read without the blanks around them.
 
         Args:
-            path: a file, a glob, or several; read in this order. ``.gz`` is looked through.
+            path: a file, a glob, or several; read in this order. ``.gz`` is looked through. Or a frame of Polars (lazy
+                or not) or pandas, or any table with the Arrow interface.
             user: column name, or position from 0. Default: ``user``, or what the format calls it; so for ``item``.
             time: epoch numbers, dates or strings. Default: none, the rows are in order (MovieLens and atomic files:
                 their time column).
@@ -104,12 +107,13 @@ class Dataset:
             quote: character around fields of a text table, ``""`` for none.
             ids: text ids are ints if all of a column are plain integers, else strings; ``"int"`` or ``"str"`` insist.
             time_unit: ``s``, ``ms``, ``us``, ``ns``, ``minutes``, ``hours`` or ``days``; default: by magnitude.
-            time_format: strptime codes of time strings that are not ISO.
+            time_format: strptime codes of time strings that are not ISO. All digits of a time count in sorting.
             order: what the order of a user's events rests on: ``time``, ``day`` (as ``time``, arbitrary within a day),
                 ``file`` (as the rows come) or ``none``. Default: by the time column, without one ``file``.
             ties: events of one user at the same time stay in ``file`` order, or go by a ``hash`` of user and item.
-            splits: instead of ``path``, one path per part ``train``, ``valid``, ``test`` of data that come split.
-            items: item table, a path or :func:`~recsys.data.item_text.read_items`.
+            splits: instead of ``path``, one path or frame per part ``train``, ``valid``, ``test`` of data that come
+                split.
+            items: item table, a path, a frame or :func:`~recsys.data.item_text.read_items`.
             name: shown with every number; default: the file's.
             expected: users, items and events the files should hold; the audit compares.
 
@@ -134,8 +138,10 @@ class Dataset:
         )
         item_file = items if items is None or isinstance(items, ItemFile) else read_items(items)
         if name is None:
-            stem = source.files[0].name.removesuffix(".gz")
-            name = source.files[0].absolute().parent.name if splits else stem.rpartition(".")[0] or stem
+            first = source.files[0]
+            stem = first.name.removesuffix(".gz")
+            folder = first.absolute().parent.name if splits and isinstance(first, Path) else ""
+            name = folder or stem.rpartition(".")[0] or stem
         return cls(source, name, order, ties, item_file, expected)
 
     def __repr__(self) -> str:
@@ -150,26 +156,36 @@ class Dataset:
     def clean(
         self,
         drop_missing: bool = True,
-        duplicates: str = "all",
+        duplicates: str | Sequence[str] = "all",
         min_rating: float | None = None,
         min_user: int = 0,
         min_item: int = 0,
         max_history: int | None = None,
+        max_user: int | None = None,
+        missing_times: Sequence[float | str] = (),
     ) -> Dataset:
-        """The data set with cleaning to be done, in this order: missing, duplicates, rating, k-core, history.
+        """The data set with cleaning to be done: missing, duplicates, rating, longest users, k-core, history.
 
         Args:
             drop_missing: drop (and count) events with an empty user, item or time; otherwise they are an error.
-            duplicates: of a repeated (user, item) keep ``"first"``, ``"last"`` (in time) or ``"all"``.
+            duplicates: of a repeated (user, item) keep ``"first"``, ``"last"`` (in time) or ``"all"``. ``"exact"``
+                drops rows that were logged twice, with the same user, item and time (all digits), and keeps genuine
+                repeats; rating and weight may differ, the first row stays. Without times such a row comes right after
+                the other (where rows have no order, anywhere). Of data that come split the row of the latest part
+                stays. A list does several in turn, and counts each.
             min_rating: drop events rated lower, or not at all.
             min_user: events that each user must have; with ``min_item`` an iterative k-core.
             min_item: events that each item must have.
             max_history: keep so many of each user's newest events.
+            max_user: drop users with more events than that, such as bots, whole.
+            missing_times: times that stand for "not known", such as ``(0, -1)`` in the unit of the source (of dates: in
+                seconds), or ISO text: these events count as missing. Such times are only told of by default.
 
         Raises:
             ValueError: an argument is none of its choices.
         """
-        plan = Plan(drop_missing, duplicates, min_rating, min_user, min_item, max_history)
+        once = duplicates if isinstance(duplicates, str) else tuple(duplicates)
+        plan = Plan(drop_missing, once, min_rating, min_user, min_item, max_history, max_user, missing_times)
         return replace(self, plans=(*self.plans, plan), _memory={})
 
     @property
@@ -179,14 +195,16 @@ class Dataset:
 
     @property
     def data_hash(self) -> str:
-        """Hash of the files' bytes and of everything that is done to them."""
+        """Hash of the files' bytes (of frames: of the columns that are read) and of all that is done to them."""
         if "hash" not in self._memory:
             items = self.item_file
+            with saying(f"hashing {self.source.files[0].name}", enabled=_speaks()):
+                hashes = self.source.hashes(), None if items is None else [items.hashes(), items.describe()]
             key = {
                 "format": FORMAT,
-                "files": hash_files(self.source.files),
+                "files": hashes[0],
                 "source": self.source.describe(),
-                "items": None if items is None else [hash_files(items.files), items.describe()],
+                "items": hashes[1],
                 "order": [self.order, self.ties],
                 "plans": [asdict(plan) for plan in self.plans],
             }
@@ -229,14 +247,16 @@ class Dataset:
 
         splitter = GlobalTime(0.1, 0.1) if splitter is None else splitter
         loaded = self.prepare(cache)
-        train_stop, valid_stop = splitter.apply(loaded.prepared)
+        with saying(f"splitting {self.name}", enabled=_speaks()):
+            train_stop, valid_stop = splitter.apply(loaded.prepared)
+            protocol = splitter.protocol(loaded.prepared)
         split = Split(
             prepared=loaded.prepared,
             train_stop=train_stop,
             valid_stop=valid_stop,
             items=loaded.items,
             users=loaded.users,
-            protocol=splitter.protocol(loaded.prepared),
+            protocol=protocol,
             data_hash=self.data_hash,
             name=self.name,
             item_text=loaded.item_text,
@@ -244,30 +264,42 @@ class Dataset:
         )
         if not audit:
             return split
-        first = os.environ.get("LOCAL_RANK", "0") == "0"  # of several training processes one speaks
-        if first:
+        if _speaks():
             print(loaded.report)
         read = loaded.report.steps[0]
         counts = {"users": read.users_out, "items": read.items_out, "interactions": read.rows_out}
         expected = {"interactions" if key == "events" else key: value for key, value in (self.expected or {}).items()}
-        found = find_leaks(split, expected or None, counts)
-        if first:
+        with saying(f"auditing the split of {self.name}", enabled=_speaks()):
+            found = find_leaks(split, expected or None, counts)
+        if _speaks():
             print(found)
         return replace(split, audit=found)
 
     def _build(self) -> Loaded:
-        events, remarks = self.source.read()
+        files = self.source.files
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        with saying(f"reading {files[0].name}{more}", enabled=_speaks()) as now:
+            return self._read(now)
+
+    def _read(self, now: Callable[[str], None]) -> Loaded:
+        allowed = any(plan.drop_missing for plan in self.plans)
+        unset = [value for plan in self.plans for value in plan.missing_times]
+        events, remarks = self.source.read(allowed, unset)
         report = CleaningReport()
+        now(f"cleaning and sorting {len(events):,} events")
         report.add("read", events.counts(), events.counts())
-        events = drop_missing(events, any(plan.drop_missing for plan in self.plans), report)
+        events = drop_missing(events, allowed, report)
         order, noted = self._order(events)
         events = events.sorted(by_time=order in ("time", "day"), ties=self.ties)
+        note_repeats(self.plans, events, order, report)
         for plan in self.plans:
-            events = apply(plan, events, report)
-        report.notes += remarks + noted
+            events = apply(plan, events, report, order)
+        report.notes = remarks + noted + report.notes
+        now(f"laying out {len(events):,} events")
         prepared, items, users = _finish(events, order)
         item_text = None
         if self.item_file is not None:
+            now(f"reading the item table {self.item_file.path.name}")
             item_text, missing = align(self.item_file, items)
             report.notes += missing
         return Loaded(prepared, items, users, item_text, report)
@@ -275,7 +307,7 @@ class Dataset:
     def _order(self, events: Events) -> tuple[str, list[str]]:
         if events.time is None:
             return self.order or "file", []
-        days = not np.any(events.time % DAY)
+        days = events.nanoseconds is None and not np.any(events.time % DAY)
         if self.order is None:
             return ("day", ["all times are whole days: the order within a day is arbitrary"]) if days else ("time", [])
         if self.order == "time" and days and len(events) > 1:
@@ -294,7 +326,8 @@ class Dataset:
         loaded = self._build()
         mine = folder.with_name(f"{folder.name}.{os.getpid()}")  # so that processes preparing the same do not meet
         try:
-            write_folder(mine, KIND, FORMAT, lambda partial: _save(loaded, partial))
+            with saying(f"writing the prepared data to {folder}", enabled=_speaks()):
+                write_folder(mine, KIND, FORMAT, lambda partial: _save(loaded, partial))
             with suppress(OSError):  # another process was faster: its folder holds the same
                 os.replace(mine, folder)
             shutil.rmtree(mine, ignore_errors=True)
@@ -320,9 +353,15 @@ def _finish(events: Events, order: str) -> tuple[Prepared, Vocabulary, Vocabular
         weights=events.weight,
         parts=events.part,
         order=order,
+        nanoseconds=events.nanoseconds,
     )
     item_ids = Vocabulary(take_ids(events.item_ids, items), first=1)
     return prepared, item_ids, Vocabulary(take_ids(events.user_ids, users), first=0)
+
+
+def _speaks() -> bool:
+    """Of several training processes one speaks."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _save(loaded: Loaded, folder: Path) -> dict[str, Any]:

@@ -31,13 +31,14 @@ class Events:
     rating: np.ndarray | None = None  # (E,) float32, NaN where empty
     weight: np.ndarray | None = None  # (E,) float32
     part: np.ndarray | None = None  # (E,) int8
+    nanoseconds: np.ndarray | None = None  # (E,) int32 within the millisecond of ``time``, where times are finer
 
     def __len__(self) -> int:
         return len(self.user)
 
     def take(self, which: np.ndarray) -> Events:
         """The events a mask or an index array selects; ids and codes stay."""
-        names = ("user", "item", "time", "rating", "weight", "part")
+        names = ("user", "item", "time", "rating", "weight", "part", "nanoseconds")
         return replace(self, **{name: getattr(self, name)[which] for name in names if getattr(self, name) is not None})
 
     def counts(self) -> tuple[int, int, int]:
@@ -57,7 +58,7 @@ class Events:
         if self.part is not None:
             keys.append(self.part)
         if by_time and self.time is not None:
-            keys.append(self.time)
+            keys += [self.time] if self.nanoseconds is None else [self.time, self.nanoseconds]
             if ties == "hash":
                 keys.append(_hash(self.user, self.item))
         if _in_order(keys):

@@ -10,11 +10,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from recsys.data.atomic import SUFFIXES, scan_atomic_text
-from recsys.data.columns import ColumnMap, suggest
+from recsys.data.blanks import stripped
+from recsys.data.columns import ColumnMap, plain_names, suggest
+from recsys.data.frames import Frame, is_frame
 from recsys.errors import DataError
 
 FORMATS = ("csv", "parquet", "ndjson", "movielens", "atomic", "pairs", "sequences", "json-sequences")
@@ -51,6 +54,19 @@ class Table:
     untyped: frozenset[str] = frozenset()  # roles whose ids are text that may stand for ints
 
 
+def find_sources(path: Any) -> tuple[Path | Frame, ...]:
+    """The files or frames that a path, a glob, a table in memory or a list of these stands for.
+
+    Raises:
+        DataError: as :func:`find_files`. TypeError: it is none of these.
+    """
+    if is_frame(path):
+        return (Frame.of(path),)
+    if isinstance(path, (list, tuple)) and any(map(is_frame, path)):
+        return tuple(itertools.chain.from_iterable(map(find_sources, path)))
+    return find_files(path)
+
+
 def find_files(path: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
     """The files that a path, a glob or a list of these stands for; globs in sorted order.
 
@@ -60,8 +76,8 @@ def find_files(path: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
     if not isinstance(path, (str, Path)):
         if not isinstance(path, Sequence):
             raise TypeError(
-                f"a path, a glob or a list of these is expected, found {type(path).__name__}: write a table to a file "
-                'first, such as table.write_parquet("events.parquet")'
+                f"a path, a glob or a list of these is expected, found {type(path).__name__}: Dataset.scan, read_items "
+                "and Vectors.of take frames of Polars or pandas too; write any other table to a file first"
             )
         if not len(path):
             raise DataError("no file given: the list of paths is empty")
@@ -100,8 +116,8 @@ def detect_format(path: Path) -> str:
     )
 
 
-def open_table(path: Path, format: str, options: TextOptions, wanted: Sequence[str] = ()) -> Table:
-    """``path`` as a lazy table.
+def open_table(path: Path | Frame, format: str, options: TextOptions, wanted: Sequence[str] = ()) -> Table:
+    """``path`` as a lazy table; no name of a column has blanks around it.
 
     Args:
         wanted: column names that the header of a text table should hold, to judge its separator by.
@@ -109,12 +125,14 @@ def open_table(path: Path, format: str, options: TextOptions, wanted: Sequence[s
     Raises:
         DataError: the separator or the layout is not what ``format`` promises.
     """
+    if isinstance(path, Frame):
+        return Table(plain_names(path.table), _POSITIONAL)
     if format == "csv":
         return Table(scan_text(path, options, wanted), _POSITIONAL, frozenset({"user", "item"}))
     if format == "parquet":
-        return Table(pl.scan_parquet(path), _POSITIONAL)
+        return Table(plain_names(pl.scan_parquet(path)), _POSITIONAL)
     if format == "ndjson":
-        return Table(pl.scan_ndjson(path, infer_schema_length=1000), _POSITIONAL)
+        return Table(plain_names(pl.scan_ndjson(path, infer_schema_length=1000)), _POSITIONAL)
     if format == "atomic":
         return _open_atomic(path)
     both = frozenset({"user", "item"})
@@ -139,9 +157,10 @@ def scan_text(path: Path, options: TextOptions, wanted: Sequence[str] = ()) -> p
     frame = pl.scan_csv(
         path, separator=separator, has_header=options.header, infer_schema=False, quote_char=options.quote or None
     )
+    if options.header:
+        return plain_names(frame)
     names = frame.collect_schema().names()
-    plain = [name.strip() if options.header else str(at) for at, name in enumerate(names)]
-    return frame if plain == names else frame.rename(dict(zip(names, plain, strict=True)))
+    return frame.rename({name: str(at) for at, name in enumerate(names)})
 
 
 def head(path: Path, lines: int = 50, encoding: str = "latin-1") -> list[str]:
@@ -184,7 +203,7 @@ def _separator(path: Path, options: TextOptions, wanted: Sequence[str]) -> str:
         return sniffed
     if len(given.encode()) != 1:
         raise DataError(f"separator {given!r} must be one character; for '::' files pass format='movielens'")
-    fits = given in lines[0] and set(wanted) <= {field.strip() for field in _fields(lines[:1], given, quote)[0]}
+    fits = given in lines[0] and set(wanted) <= {stripped(field) for field in _fields(lines[:1], given, quote)[0]}
     if not fits and sniffed not in (None, given) and (given not in lines[0] or wanted):
         raise DataError(
             f"{path.name} is not separated by {given!r}: it begins {lines[0][:80]!r}, which looks like "
@@ -198,7 +217,7 @@ def _sniff(lines: list[str], quote: str | None, wanted: Sequence[str]) -> str | 
     for separator in _SEPARATORS:
         rows = _fields(lines, separator, quote)
         width = len(rows[0])
-        holds = len(set(wanted) & {field.strip() for field in rows[0]})
+        holds = len(set(wanted) & {stripped(field) for field in rows[0]})
         even = all(len(row) == width for row in rows)
         if width > 1 and (even or holds) and (holds, width * even) > score:
             best, score = separator, (holds, width * even)
@@ -244,6 +263,10 @@ def _open_pairs(path: Path) -> pl.LazyFrame:
         if all(len(line.split(separator)) == 2 for line in lines):
             frame = scan_text(path, TextOptions(separator, header=False, quote=None))
             return frame.select(user="0", item="1")
+    if all(len(line.split()) == 2 for line in lines):  # blanks before, behind or several between them
+        fields = _fields_of_lines(path).filter(pl.col("fields").list.len() > 0)
+        second = pl.when(pl.col("fields").list.len() == 2).then(pl.col("fields").list.get(1, null_on_oob=True))
+        return fields.select(user=pl.col("fields").list.first(), item=second)
     wrong = next(line for line in lines if len(line.split()) != 2 or line.strip() != line)
     hint = "; format='sequences' reads a line per `user item item ...`" if len(wrong.split()) > 2 else ""
     raise DataError(f"{path.name}: expected lines of two fields, `user item`, found {wrong[:80]!r}{hint}")
@@ -253,9 +276,14 @@ def _open_sequences(path: Path) -> pl.LazyFrame:
     first = head(path)[0]
     if len(first.split()) == 1 and any(mark in first for mark in ",;|"):
         raise DataError(f"{path.name}: expected `user item item ...` separated by blanks, found {first[:80]!r}")
-    lines = pl.scan_csv(path, separator="\x01", has_header=False, infer_schema=False, quote_char=None)
-    fields = lines.select(pl.nth(0).str.extract_all(r"\S+").alias("fields")).filter(pl.col("fields").list.len() > 1)
+    fields = _fields_of_lines(path).filter(pl.col("fields").list.len() > 1)
     return fields.select(user=pl.col("fields").list.first(), item=pl.col("fields").list.slice(1)).explode("item")
+
+
+def _fields_of_lines(path: Path) -> pl.LazyFrame:
+    """A column ``fields``: what stands between blanks, per line."""
+    lines = pl.scan_csv(path, separator="\x01", has_header=False, infer_schema=False, quote_char=None)
+    return lines.select(pl.nth(0).str.extract_all(r"\S+").alias("fields"))
 
 
 def _open_json(path: Path) -> pl.LazyFrame:

@@ -18,9 +18,12 @@ import numpy as np
 import polars as pl
 
 from recsys.data.atomic import scan_atomic_text
-from recsys.data.columns import find_column
+from recsys.data.blanks import BLANKS
+from recsys.data.columns import find_column, plain_names
 from recsys.data.events import PLAIN_INTEGER
-from recsys.data.formats import TextOptions, detect_format, find_files, head, scan_text
+from recsys.data.formats import TextOptions, detect_format, find_files, find_sources, head, scan_text
+from recsys.data.frames import Frame
+from recsys.data.readers import hash_files
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
 
@@ -34,7 +37,7 @@ _LATIN = ("latin-1", "latin1", "iso-8859-1")
 class ItemFile:
     """Where an item table is and how to read it; :meth:`read` does."""
 
-    path: Path
+    path: Path | Frame
     item: str | int | None = None
     text: tuple[str | int, ...] | None = None
     title: str | int | None = None
@@ -46,17 +49,25 @@ class ItemFile:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Every file that is read."""
-        return (self.path,) if self.via is None else (self.path, self.via[0])
+        """Every file that is read; a frame is none."""
+        own = () if isinstance(self.path, Frame) else (self.path,)
+        return own if self.via is None else (*own, self.via[0])
+
+    def hashes(self) -> list[dict[str, Any]]:
+        """Size and SHA-256 of each file, and of a frame."""
+        own = [self.path.digest()] if isinstance(self.path, Frame) else []
+        return own + hash_files(self.files)
 
     @property
     def untyped(self) -> bool:
         """True where the format holds ids as text, which may stand for ints."""
-        return self.via is not None or self.kind not in ("parquet", "ndjson")
+        return self.via is not None or self.kind not in ("parquet", "ndjson", "frame")
 
     @property
     def kind(self) -> str:
         """The format, detected if it is ``auto``."""
+        if isinstance(self.path, Frame):
+            return "frame"
         return detect_format(self.path) if self.format == "auto" else self.format
 
     def describe(self) -> dict[str, Any]:
@@ -75,7 +86,7 @@ class ItemFile:
         except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
             reason = str(error).splitlines()[0][:300]
             raise DataError(
-                f"{self.path} cannot be read as an item table: {reason}. Check format and encoding"
+                f"{self._where} cannot be read as an item table: {reason}. Check format and encoding"
             ) from error
         names = frame.columns
         key = self.item if self.item is not None else _first(_ID_NAMES, names)
@@ -93,6 +104,7 @@ class ItemFile:
             columns["title"] = _as_text(title, frame.schema[title])
         try:
             ids = _ids(frame[key]).alias(_ID)
+            remarks = _blanks(frame[key], ids, self.path.name)
             table = frame.select(ids, *(column.alias(name) for name, column in columns.items()))
         except pl.exceptions.PolarsError as error:
             reason = str(error).splitlines()[0][:300]
@@ -100,9 +112,22 @@ class ItemFile:
                 f"{self.path.name} has a column that is neither ids nor text ({reason}): name those to keep with "
                 "read_items(path, text=[...]), or repair the ids"
             ) from error
-        return (table, []) if self.via is None else _renamed(table, *self.via)
+        if self.via is None:
+            return table, remarks
+        table, told = _renamed(table, *self.via)
+        return table, remarks + told
+
+    @property
+    def _where(self) -> str:
+        return f"the frame {self.path.name}" if isinstance(self.path, Frame) else str(self.path)
 
     def _open(self) -> pl.DataFrame:
+        """The table, without blanks around the names of its columns."""
+        return plain_names(self._table().lazy()).collect()
+
+    def _table(self) -> pl.DataFrame:
+        if isinstance(self.path, Frame):
+            return self.path.table.collect()
         format = self.kind
         if format == "parquet":
             return pl.read_parquet(self.path)
@@ -124,6 +149,7 @@ class ItemFile:
         return frame
 
     def _open_text(self) -> pl.DataFrame:
+        assert isinstance(self.path, Path)
         if self.encoding.lower() not in _LATIN:
             return scan_text(self.path, self.options).collect()
         separator = self.options.separator
@@ -138,6 +164,7 @@ class ItemFile:
         )
 
     def _open_movielens(self) -> pl.DataFrame:
+        assert isinstance(self.path, Path)
         first = head(self.path)[0]
         if "::" in first:
             rows = [line.split("::") for line in _bytes(self.path).decode("latin-1").splitlines() if line.strip()]
@@ -155,7 +182,7 @@ class ItemFile:
 
 
 def read_items(
-    path: str | Path,
+    path: Any,
     *,
     item: str | int | None = None,
     text: Sequence[str | int] | None = None,
@@ -168,7 +195,7 @@ def read_items(
     encoding: str = "utf-8",
     via: tuple[str | Path, str, str] | None = None,
 ) -> ItemFile:
-    """An item table, checked to exist now and read when the data set is prepared.
+    """An item table, a file or a frame of Polars or pandas; checked to exist now, read when the data are prepared.
 
     Args:
         item: column of the id; None takes a usual name such as ``item_id``.
@@ -184,7 +211,7 @@ def read_items(
     Raises:
         DataError: the file is missing.
     """
-    found = find_files(path)
+    found = find_sources(path)
     if len(found) != 1:
         raise DataError(f"an item table is one file, {str(path)!r} stands for {len(found)}")
     return ItemFile(
@@ -230,6 +257,11 @@ def align(file: ItemFile, items: Vocabulary) -> tuple[dict[str, np.ndarray], lis
     absent = len(items) - int(known.sum())
     if absent:
         remarks.append(f"{where}: {absent:,} of {len(items):,} items have no row")
+    if unused := int((~known).sum()):
+        remarks.append(
+            f"{where}: {unused:,} of {len(known):,} rows are of items that occur in no event, so they are not in the "
+            "catalogue; a model of texts or vectors can take them after training (model.add_items)"
+        )
     columns = {}
     for name in distinct.columns[1:]:
         values = np.full(len(items) + 1, "", dtype=object)
@@ -257,7 +289,8 @@ def _renamed(table: pl.DataFrame, path: Path, old: str, new: str) -> tuple[pl.Da
     names = scan_text(path, TextOptions(), (old, new))
     known = names.collect_schema().names()
     old, new = (find_column(column, known, "via", path.name) for column in (old, new))
-    pairs = names.select(pl.col(old).alias(_ID), pl.col(new).alias("__new")).collect().unique(_ID, keep="first")
+    both = (pl.col(old).str.strip_chars(BLANKS).alias(_ID), pl.col(new).str.strip_chars(BLANKS).alias("__new"))
+    pairs = names.select(*both).collect().unique(_ID, keep="first")
     joined = table.with_columns(pl.col(_ID).cast(pl.String)).join(pairs, on=_ID, maintain_order="left")
     remarks = [f"{path.name}: {len(table) - len(joined):,} items without a partner"] if len(joined) < len(table) else []
     return joined.with_columns(pl.col("__new").alias(_ID)).drop("__new"), remarks
@@ -268,7 +301,16 @@ def _ids(values: pl.Series) -> pl.Series:
         return values.cast(pl.Int64)
     if values.dtype.is_float() and bool((values.drop_nans() == values.drop_nans().round()).all()):
         return values.fill_nan(None).cast(pl.Int64)
-    return values.cast(pl.String)
+    text = values.cast(pl.String).str.strip_chars(BLANKS)
+    return text.set(text == "", None)
+
+
+def _blanks(given: pl.Series, ids: pl.Series, where: str) -> list[str]:
+    """A remark on ids that had blanks around them."""
+    if ids.dtype != pl.String:
+        return []
+    count = int((given.cast(pl.String).str.len_bytes() != ids.str.len_bytes()).sum())
+    return [f"{where}: {count:,} item ids had blanks around them, which were taken off"] if count else []
 
 
 def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:

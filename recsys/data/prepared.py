@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from recsys.data.times import moments
 from recsys.errors import DataError
 from recsys.folders import read_manifest, write_folder
 from recsys.storage.arrays import read_array, write_array
@@ -24,8 +25,15 @@ from recsys.storage.reading import reading
 KIND = "recsys.prepared"
 FORMAT = 1
 ORDERS = ("time", "day", "file", "none")
-_ARRAYS = {"items": "int32", "offsets": "int64", "times": "int64", "weights": "float32", "parts": "int8"}
-_OPTIONAL = ("times", "weights", "parts")
+_ARRAYS = {
+    "items": "int32",
+    "offsets": "int64",
+    "times": "int64",
+    "weights": "float32",
+    "parts": "int8",
+    "nanoseconds": "int32",
+}
+_OPTIONAL = ("times", "weights", "parts", "nanoseconds")
 _HASHED = 1 << 22  # entries hashed at a time
 
 
@@ -45,6 +53,7 @@ class Prepared:
     parts: np.ndarray | None = None  # (E,) int8, 0 train, 1 valid, 2 test, for data that come split
     order: str = "time"  # what "oldest first" rests on: "time", "day" (ties within a day), "file" or "none"
     folder: Path | None = field(default=None, compare=False, repr=False)  # where the arrays lie, if on disk
+    nanoseconds: np.ndarray | None = None  # (E,) int32 within the millisecond of ``times``, where times are finer
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
@@ -64,8 +73,8 @@ class Prepared:
         # A memory-mapped array pickles as a full copy; a worker process opens the folder instead.
         if self.folder is not None:
             return Prepared.load, (self.folder,)
-        values = (self.items, self.offsets, self.num_items, self.times, self.weights, self.parts, self.order)
-        return Prepared, values
+        values = (self.items, self.offsets, self.num_items, self.times, self.weights, self.parts)
+        return Prepared, (*values, self.order, None, self.nanoseconds)
 
     @property
     def num_users(self) -> int:
@@ -99,10 +108,15 @@ class Prepared:
         if len(self.items) and not (self.items.min() >= 1 and self.items.max() <= self.num_items):
             raise DataError(f"item rows must lie in 1..{self.num_items}, found {self.items.min()}..{self.items.max()}")
         if times and self.times is not None and self.order in ("time", "day") and self.parts is None:
-            backwards = (np.diff(self.times) < 0) & ~self.user_boundaries()
+            backwards = (np.diff(moments(self.times, self.nanoseconds)[0]) < 0) & ~self.user_boundaries()
             if backwards.any():
                 at = int(np.flatnonzero(backwards)[0])
                 raise DataError(f"events {at} and {at + 1} of one user run backwards in time: sort by user and time")
+
+    def moments(self) -> np.ndarray | None:
+        """(E,) int64 numbers that compare as the times do at full precision; None without times. Where times are finer
+        than milliseconds they are made at each call."""
+        return None if self.times is None else moments(self.times, self.nanoseconds)[0]
 
     def user_boundaries(self) -> np.ndarray:
         """(E-1,) bool: True where event i and event i + 1 belong to different users."""
@@ -152,6 +166,7 @@ class Prepared:
                 parts=arrays.get("parts"),
                 order=manifest["order"],
                 folder=folder,
+                nanoseconds=arrays.get("nanoseconds"),
             )
             if (prepared.num_events, prepared.num_users) != (manifest["num_events"], manifest["num_users"]):
                 raise ValueError("the manifest counts other events or users than the arrays hold")

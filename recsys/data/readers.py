@@ -1,4 +1,4 @@
-"""Event logs on disk as one lazy table: user, item, and where named time, rating, weight and part.
+"""Event logs, on disk or in frames, as one lazy table: user, item, and where named time, rating, weight and part.
 
 Reading is described by a :class:`Source` and happens in one streaming pass when :meth:`Source.read` is called.
 """
@@ -15,21 +15,26 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recsys.data.columns import MILLISECONDS, ColumnMap, id_columns, number_columns, time_columns, to_milliseconds
+from recsys.data.clean import refuse_missing
+from recsys.data.columns import ColumnMap, id_columns, number_columns, time_columns
 from recsys.data.events import MISSING_TIME, Events, encode_ids
-from recsys.data.formats import TextOptions, detect_format, find_files, open_table
+from recsys.data.formats import TextOptions, detect_format, find_sources, open_table
+from recsys.data.frames import Frame
+from recsys.data.times import MILLISECONDS, moment, read_times, unset, unset_text
 from recsys.errors import DataError, DataWarning
 
 _ROLES = ("user", "item", "time", "rating", "weight")
 PARTS = ("train", "valid", "test")
 _IDS = ("auto", "int", "str")
+_LARGE = 1 << 26  # bytes; of a larger file the beginning is looked at before all of it is read
+_BEGINNING = 200_000  # rows
 
 
 @dataclass(frozen=True)
 class Source:
     """Where events are and how to read them."""
 
-    files: tuple[Path, ...]
+    files: tuple[Path | Frame, ...]
     parts: tuple[int, ...] | None = None  # per file 0 train, 1 valid, 2 test, if the data come split
     columns: Mapping[str, str | int] = field(default_factory=dict)  # role -> name; missing roles as the format knows
     format: str = "auto"
@@ -50,11 +55,11 @@ class Source:
     @classmethod
     def find(
         cls,
-        path: str | Path | Sequence[str | Path] | None,
-        splits: Mapping[str, str | Path | Sequence[str | Path]] | None,
+        path: Any,
+        splits: Mapping[str, Any] | None,
         **settings: Any,
     ) -> Source:
-        """A source from paths, or from one path per part of data that come split.
+        """A source from paths or frames, or from one (or several) per part of data that come split.
 
         Raises:
             DataError: a file is missing. ValueError: neither or both given, or an unknown part.
@@ -62,12 +67,11 @@ class Source:
         if (path is None) == (splits is None):
             raise ValueError("pass either the path of the events, or splits={'train': ..., 'valid': ..., 'test': ...}")
         if splits is None:
-            assert path is not None
-            return cls(find_files(path), **settings)
+            return cls(find_sources(path), **settings)
         unknown = set(splits) - set(PARTS)
         if unknown or not splits:
             raise ValueError(f"splits must name some of {', '.join(PARTS)}, found {sorted(splits)}")
-        found = {name: find_files(splits[name]) for name in PARTS if name in splits}
+        found = {name: find_sources(splits[name]) for name in PARTS if name in splits}
         labels = tuple(PARTS.index(name) for name, files in found.items() for _ in files)
         return cls(tuple(file for files in found.values() for file in files), labels, **settings)
 
@@ -76,17 +80,36 @@ class Source:
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("files", "text")}
         return {**settings, "columns": dict(self.columns), "text": vars(self.text), "files": len(self.files)}
 
-    def read(self) -> tuple[Events, list[str]]:
+    def hashes(self) -> list[dict[str, Any]]:
+        """Size and SHA-256 of each file, and of the columns of frames that are read."""
+        return [self._read_of(file) if isinstance(file, Frame) else hash_files([file])[0] for file in self.files]
+
+    def _read_of(self, frame: Frame) -> dict[str, Any]:
+        table = open_table(frame, "frame", self.text)
+        roles = ColumnMap(**{**vars(table.known), **self.columns})
+        names = roles.resolve(table.frame.collect_schema().names(), frame.name)
+        return Frame(table.frame).digest(list(dict.fromkeys(names.values())))
+
+    def read(self, allow_missing: bool = True, unset_times: Sequence[Any] = ()) -> tuple[Events, list[str]]:
         """All events, in the order of the files, with remarks on what had to be guessed.
+
+        Args:
+            allow_missing: events may lack a user, an item or a time; otherwise that is told as early as it is seen.
+            unset_times: times that stand for none, in the unit of the source or as ISO text.
 
         Raises:
             DataError: wrong separator, column or type, values that cannot be read, or no event at all.
         """
         categories = {role: pl.Categories.random() for role in ("user", "item")}
         try:
-            opened = [self._open(file, categories) for file in self.files]
+            opened = [self._open(at, categories) for at in range(len(self.files))]
             self._check_types(opened)
-            frame = pl.concat([one.frame for one in opened], how="vertical_relaxed").collect(engine="streaming")
+            _check_beginning(opened, allow_missing)
+            fine = any(one.fine for one in opened)
+            frames = [one.frame.with_columns(fraction=0.0) if fine > one.fine else one.frame for one in opened]
+            frame = pl.concat(frames, how="diagonal_relaxed" if fine else "vertical_relaxed").collect(
+                engine="streaming"
+            )
         except pl.exceptions.PolarsError as error:
             reason, format = str(error).splitlines()[0][:300], self._format(self.files[0])
             raise DataError(
@@ -94,12 +117,17 @@ class Source:
             ) from error
         if not len(frame):
             raise DataError(f"{_listed(self.files)} holds no events")
-        return self._events(frame, opened)
+        if not allow_missing:
+            _refuse_missing(frame, len(frame))
+        return self._events(frame, opened, unset_times)
 
-    def _format(self, file: Path) -> str:
+    def _format(self, file: Path | Frame) -> str:
+        if isinstance(file, Frame):
+            return "frame"
         return detect_format(file) if self.format == "auto" else self.format
 
-    def _open(self, file: Path, categories: dict[str, pl.Categories]) -> _Opened:
+    def _open(self, at: int, categories: dict[str, pl.Categories]) -> _Opened:
+        file = self.files[at]
         format = self._format(file)
         wanted = [name for name in self.columns.values() if isinstance(name, str)]
         table = open_table(file, format, self.text, wanted)
@@ -119,8 +147,10 @@ class Source:
             if role in names:
                 columns += number_columns(role, names[role], schema[names[role]], file.name)
         if self.parts is not None:
-            columns.append(pl.lit(self.parts[self.files.index(file)], dtype=pl.Int8).alias("part"))
-        return _Opened(file, table.frame.select(columns), table.frame, names, unit, table.untyped)
+            columns.append(pl.lit(self.parts[at], dtype=pl.Int8).alias("part"))
+        frame = table.frame.select(columns)
+        fine = any(expression.meta.output_name() == "fraction" for expression in columns)
+        return _Opened(file, frame, table.frame, names, unit, table.untyped, fine)
 
     def _check_types(self, opened: list[_Opened]) -> None:
         first = opened[0].frame.collect_schema()
@@ -138,20 +168,22 @@ class Source:
                     "bring them to one form"
                 )
 
-    def _events(self, frame: pl.DataFrame, opened: list[_Opened]) -> tuple[Events, list[str]]:
-        for role in _ROLES:
-            if f"bad_{role}" in frame.columns and frame[f"bad_{role}"].any():
-                _check_unreadable(role, frame[f"bad_{role}"], opened)
+    def _events(
+        self, frame: pl.DataFrame, opened: list[_Opened], unset_times: Sequence[Any]
+    ) -> tuple[Events, list[str]]:
+        _check_readable(frame, opened)
         codes, ids = {}, {}
         for role in ("user", "item"):
             as_int = {"int": "always", "auto": "auto" if role in opened[0].untyped else "never", "str": "never"}[
                 self.ids
             ]
             codes[role], ids[role] = encode_ids(frame[role], as_int, role)
-        time: np.ndarray | None = None
-        remarks: list[str] = []
+        time, nanoseconds = None, None
+        remarks = _blanks(frame)
         if "time" in frame.columns:
-            time, remarks = self._times(frame["time"], opened[0].unit)
+            fractions = frame["fraction"] if "fraction" in frame.columns else None
+            time, nanoseconds, told = self._times(frame["time"], fractions, opened[0].unit, unset_times)
+            remarks += told
         events = Events(
             user=codes["user"],
             item=codes["item"],
@@ -161,38 +193,58 @@ class Source:
             rating=frame["rating"].fill_null(float("nan")).to_numpy() if "rating" in frame.columns else None,
             weight=_weights(frame["weight"]) if "weight" in frame.columns else None,
             part=frame["part"].to_numpy() if "part" in frame.columns else None,
+            nanoseconds=nanoseconds,
         )
         return events, remarks
 
-    def _times(self, values: pl.Series, fixed: str | None) -> tuple[np.ndarray, list[str]]:
+    def _times(
+        self, whole: pl.Series, fractions: pl.Series | None, fixed: str | None, unset_times: Sequence[Any]
+    ) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
         unit = fixed or self.time_unit
-        present = values.is_not_null().to_numpy()
-        times = np.full(len(values), MISSING_TIME, dtype=np.int64)
-        times[present], used = to_milliseconds(values.drop_nulls().to_numpy(), unit)
-        if unit is not None or not present.any():
-            return times, []
-        shown = times[present]
-        first, last = (str(np.datetime64(int(end), "ms"))[:19] for end in (shown.min(), shown.max()))
-        if used == "s" and np.abs(shown).max() < 10**11:
+        present = whole.is_not_null().to_numpy()
+        rest = None if fractions is None else fractions.fill_null(0.0).to_numpy()
+        if rest is not None:
+            rest = rest[present] if rest.any() else None
+        milliseconds, finer, used = read_times(whole.drop_nulls().to_numpy(), rest, unit)
+        times = np.full(len(whole), MISSING_TIME, dtype=np.int64)
+        times[present] = milliseconds
+        nanoseconds: np.ndarray | None = None
+        if finer is not None:
+            nanoseconds = np.zeros(len(whole), dtype=np.int32)
+            nanoseconds[present] = finer
+        remarks = []
+        for value in unset_times:  # of dates a number counts seconds, as where it became a date
+            at, within = moment(value, "s" if fixed else used)
+            times[(times == at) & (within == (0 if nanoseconds is None else nanoseconds))] = MISSING_TIME
+        known = times[times != MISSING_TIME]
+        if not len(known):
+            return times, nanoseconds, []
+        if found := unset(known):
+            remarks.append(unset_text(found))
+        if unit is not None:
+            return times, nanoseconds, remarks
+        first, last = (str(np.datetime64(int(end), "ms"))[:19] for end in (known.min(), known.max()))
+        if used == "s" and np.abs(known).max() < 10**11:
             warnings.warn(
-                f"times run up to {values.max()!s}, too small for epoch times of today; read as seconds they end "
+                f"times run up to {whole.max()!s}, too small for epoch times of today; read as seconds they end "
                 f"in {last[:4]}: pass time_unit= (minutes, days, ...) or time_format= if they are something else",
                 DataWarning,
                 stacklevel=2,
             )
-        return times, [f"time read as epoch {used!r}: {first} to {last}"]
+        return times, nanoseconds, [f"time read as epoch {used!r}: {first} to {last}", *remarks]
 
 
 @dataclass(frozen=True)
 class _Opened:
     """One file, ready to be collected."""
 
-    file: Path
+    file: Path | Frame
     frame: pl.LazyFrame  # the columns of _ROLES and their bad_ marks
     table: pl.LazyFrame  # as in the file
     names: dict[str, str]  # role -> column of table
     unit: str | None  # of time, if its type fixes it
     untyped: frozenset[str]
+    fine: bool  # whether times may have a fraction
 
 
 def hash_files(files: Sequence[Path]) -> list[dict[str, Any]]:
@@ -205,11 +257,17 @@ def hash_files(files: Sequence[Path]) -> list[dict[str, Any]]:
     return found
 
 
+def _check_readable(frame: pl.DataFrame, opened: list[_Opened]) -> None:
+    for role in _ROLES:
+        if f"bad_{role}" in frame.columns and frame[f"bad_{role}"].any():
+            _check_unreadable(role, frame[f"bad_{role}"], opened)
+
+
 def _check_unreadable(role: str, bad: pl.Series, opened: list[_Opened]) -> None:
     """Raise DataError with a sample of the values that could not be read, unless they are all empty."""
     raw = pl.concat([one.table.select(pl.col(one.names[role]).cast(pl.String).alias(role)) for one in opened])
     rows = bad.arg_true()
-    values = raw.collect()[role].gather(rows)
+    values = raw.head(len(bad)).collect()[role].gather(rows)
     wrong = ~values.str.strip_chars().str.to_lowercase().is_in(["", "nan"])
     if not wrong.any():
         return
@@ -218,6 +276,34 @@ def _check_unreadable(role: str, bad: pl.Series, opened: list[_Opened]) -> None:
     advice = {"time": "pass time_format= or time_unit=, or repair these rows"}.get(role, "repair or drop these rows")
     wanted = {"time": "times", "user": "whole numbers", "item": "whole numbers"}.get(role, "numbers")
     raise DataError(f"{int(wrong.sum()):,} of {len(bad):,} values of {role} are no {wanted}, such as {shown}: {advice}")
+
+
+def _check_beginning(opened: list[_Opened], allow_missing: bool) -> None:
+    """Refuse what is wrong in the first rows of a large file already, before the whole is read."""
+    for one in opened:
+        if isinstance(one.file, Path) and one.file.stat().st_size > _LARGE:
+            beginning = one.frame.head(_BEGINNING).collect(engine="streaming")
+            _check_readable(beginning, [one])
+            if not allow_missing:
+                _refuse_missing(beginning, len(beginning), f"the first {len(beginning):,} events of {one.file.name}")
+
+
+def _refuse_missing(frame: pl.DataFrame, size: int, where: str = "") -> None:
+    """Raise DataError if an id or a time is missing that is not unreadable, which is said with a sample later."""
+    lacks: dict[str, int] = {}
+    for role in ("user", "item", "time"):
+        if role in frame.columns and frame[role].null_count() and not frame[f"bad_{role}"].any():
+            lacks[role] = frame[role].null_count()
+    if lacks:
+        raise refuse_missing(lacks, where or f"{size:,} events")
+
+
+def _blanks(frame: pl.DataFrame) -> list[str]:
+    """Remarks on ids that had blanks around them."""
+    counts = {role: int(frame[f"blank_{role}"].sum()) for role in ("user", "item")}
+    return [
+        f"{count:,} {role} ids had blanks around them, which were taken off" for role, count in counts.items() if count
+    ]
 
 
 def _weights(values: pl.Series) -> np.ndarray:
@@ -245,5 +331,8 @@ def _kind(dtype: pl.DataType) -> str:
     return "int" if dtype.is_integer() else "str"
 
 
-def _listed(files: Sequence[Path]) -> str:
-    return str(files[0]) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+def _listed(files: Sequence[Path | Frame]) -> str:
+    first = files[0]
+    return (f"the frame {first.name}" if isinstance(first, Frame) else str(first)) + (
+        f" and {len(files) - 1} more" if len(files) > 1 else ""
+    )

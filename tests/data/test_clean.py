@@ -94,6 +94,40 @@ def test_rating_threshold_needs_ratings_and_events():
         apply(Plan(min_rating=4), events([(0, 1)], rating=[3]), CleaningReport())
 
 
+@given(rows=pairs, most=st.integers(1, 8))
+def test_users_with_more_events_than_max_user_are_dropped(rows, most):
+    rows = sorted(rows, key=lambda row: row[0])
+    counts = Counter(user for user, _ in rows)
+    expected = [row for row in rows if counts[row[0]] <= most]
+    if not rows:
+        return
+    report = CleaningReport()
+    if not expected:
+        with pytest.raises(DataError, match=f"shortest user has {min(counts.values())}"):
+            apply(Plan(max_user=most), events(rows), report)
+        return
+    left = apply(Plan(max_user=most), events(rows), report)
+    assert list(zip(left.user.tolist(), left.item.tolist(), strict=True)) == expected
+    bots = [count for count in counts.values() if count > most]
+    assert (f"{len(bots)} users, the longest with {max(bots)}" if bots else "") == report.steps[-1].note
+
+
+def test_a_bot_goes_before_the_core_is_made():
+    rows = [(0, item) for item in range(5)] + [(1, 0), (1, 1), (2, 0), (2, 1)]
+    left = apply(Plan(max_user=4, min_item=2), events(rows), CleaningReport())
+    assert left.user.tolist() == [1, 1, 2, 2]
+    with pytest.raises(ValueError, match="max_user"):
+        Plan(min_user=5, max_user=4)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_user": 0}, {"max_user": True}, {"duplicates": []}, {"duplicates": ["exact", "x"]}]
+)
+def test_further_arguments_are_checked(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Plan(**wrong)
+
+
 @pytest.mark.parametrize("wrong", [{"duplicates": "none"}, {"min_user": -1}, {"max_history": 0}, {"min_item": 2.5}])
 def test_arguments_are_checked(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import polars as pl
@@ -130,6 +131,7 @@ def test_item_texts_are_aligned_with_rows(tmp_path):
     loaded = scan(write(tmp_path), items=tmp_path / "items.parquet").prepare()
     assert loaded.item_text["title"].tolist() == ["", "ten", "", "thirty"]
     assert any("1 of 3 items have no row" in note for note in loaded.report.notes)
+    assert any("1 of 3 rows are of items that occur in no event" in note for note in loaded.report.notes)
     pl.DataFrame({"item": ["30", "10"], "title": ["a", "b"]}).write_parquet(tmp_path / "items.parquet")
     with pytest.raises(DataError, match=r"str.*int"):
         scan(write(tmp_path), items=tmp_path / "items.parquet").prepare()
@@ -182,7 +184,9 @@ def test_damaged_cache_is_built_again_with_a_notice(tmp_path, damage):
     else:
         manifest = folder / "manifest.json"
         text = manifest.read_text()
-        manifest.write_text(text[:50] if damage == "manifest" else text.replace('"format": 1', '"format": 99'))
+        manifest.write_text(
+            text[:50] if damage == "manifest" else text.replace(f'"format": {module.FORMAT}', '"format": 99')
+        )
     with pytest.warns(DataWarning, match="again"):
         again = scan(path).prepare(cache)
     same(first, again)
@@ -266,3 +270,43 @@ def test_processes_that_prepare_the_same_at_once_agree(tmp_path, monkeypatch):
     monkeypatch.setattr(Dataset, "_build", overtaken)
     same(first.prepare(cache), scan(path).prepare())
     assert len(list(cache.iterdir())) == 1
+
+
+def test_k11_a_items_of_the_table_without_events_are_told(tmp_path):
+    rows = [(f"u{user}", f"i{(user + at) % 10:02d}", 1_500_000_000 + at, 5) for user in range(10) for at in range(4)]
+    table = pl.DataFrame({"item": [f"i{at:02d}" for at in range(12)], "title": [f"title {at}" for at in range(12)]})
+    for items in (table, table[:10]):
+        items.write_csv(tmp_path / "items.csv")
+        notes = scan(write(tmp_path, rows), items=tmp_path / "items.csv").report.notes
+        assert any("2 of 12 rows" in note and "add_items" in note for note in notes) == (len(items) == 12)
+
+
+@pytest.mark.parametrize("kind", ["path", "frame"])
+def test_long_reading_says_what_it_does(tmp_path, monkeypatch, kind):
+    said = []
+
+    @contextmanager
+    def saying(text, enabled=True):
+        said.append(text)
+        yield said.append
+
+    monkeypatch.setattr(module, "saying", saying)
+    path = write(tmp_path)
+    data = scan(pl.read_parquet(path) if kind == "frame" else path)
+    data.split(LeaveLast(), cache=tmp_path / "cache")
+    name = "frame" if kind == "frame" else "log"
+    for word in (
+        "hashing",
+        f"reading {name}",
+        "sorting 6 events",
+        "writing",
+        f"splitting {name}",
+        f"auditing the split of {name}",
+    ):
+        assert any(word in text for text in said), (word, said)
+
+
+def test_quick_reading_is_silent(tmp_path, capsys):
+    scan(write(tmp_path)).split(LeaveLast(), audit=False)
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")

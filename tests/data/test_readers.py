@@ -318,10 +318,45 @@ def test_weights_that_count_nothing_sensible_are_refused(tmp_path, weight):
         read(tmp_path / "e.parquet", columns={"weight": "w"})
 
 
-def test_a_table_in_memory_is_told_to_become_a_file():
-    for table in (pl.DataFrame({"user": [1], "item": [2]}), pl.LazyFrame({"user": [1]})):
-        with pytest.raises(TypeError, match="write_parquet"):
-            Source.find(table, None)
+@pytest.mark.parametrize("table", [{"user": [1], "item": [2]}, 7, np.eye(2)])
+def test_what_is_neither_a_path_nor_a_frame_is_refused(table):
+    with pytest.raises(TypeError, match="frames"):
+        Source.find(table, None)
+
+
+@pytest.mark.parametrize(("role", "value"), [("user", ""), ("item", " "), ("time", "")])
+def test_missing_values_are_refused_before_ids_are_encoded(put, monkeypatch, role, value):
+    row = {"user": "a", "item": "x", "time": "1600000000", role: value}
+    path = put("log.csv", "user,item,time\na,x,1600000000\n" + ",".join(row.values()) + "\n")
+    source = Source.find(path, None, columns={"time": "time"})
+    monkeypatch.setattr("recsys.data.readers.encode_ids", None)
+    with pytest.raises(DataError, match=f"of 2 events 1 without {role}"):
+        source.read(allow_missing=False)
+
+
+def test_one_file_may_be_two_parts(put):
+    path = put("log.csv", "user,item\n1,2\n")
+    assert read(None, {"train": path, "test": path}).part.tolist() == [0, 2]
+
+
+def test_the_beginning_of_a_large_file_is_looked_at_first(put, monkeypatch):
+    path = put("log.csv", "user,item\n" + "a,\n" + "a,x\n" * 50)
+    monkeypatch.setattr("recsys.data.readers._LARGE", 100)
+    monkeypatch.setattr("recsys.data.readers._BEGINNING", 5)
+    with pytest.raises(DataError, match="1 without item"):
+        Source.find(path, None).read(allow_missing=False)
+    monkeypatch.setattr(
+        "recsys.data.readers._refuse_missing", lambda frame, size, where="": calls.append((size, where))
+    )
+    calls = []
+    Source.find(path, None).read(allow_missing=False)
+    assert [size for size, _ in calls] == [5, 51] and "log.csv" in calls[0][1]
+
+
+def test_values_that_cannot_be_read_are_shown_though_others_are_missing(put):
+    path = put("log.csv", "user,item,time\n" + "a,x,1600000000\n" * 3 + "a,x,\na,x,soon\n")
+    with pytest.raises(DataError, match="soon"):
+        Source.find(path, None, columns={"time": "time"}).read(allow_missing=False)
 
 
 @pytest.mark.parametrize("time", ["1600000000", "2020-09-13 12:26:40"])
