@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recsys.data.prepared import blocks, spread
+from recsys.data.repeats import repeated_rows
+from recsys.data.times import unset, unset_text
 from recsys.errors import LeakageError
 
 if TYPE_CHECKING:
@@ -76,7 +78,9 @@ def audit(split: Split, expected: Mapping[str, int] | None = None, counts: Mappi
     findings = [_ranges(split)]
     if findings[0].level == "ok":  # nothing below makes sense for ranges that overlap
         findings.insert(0, _sizes(split, expected, counts))
-        findings += [check(split) for check in (_future, _ties, _cold_users, _cold_items, _repeats, _untested)]
+        moments = split.prepared.moments()  # at full precision, or None
+        findings += [_future(split, moments), *_placeholders(split), _ties(split, moments), _same_rows(split, moments)]
+        findings += [check(split) for check in (_cold_users, _cold_items, _repeats, _untested)]
     found = Audit(f"{split.name or 'the data'} ({_protocol(split)})", tuple(findings))
     if found.leaks:
         raise LeakageError("\n".join([*(finding.text for finding in found.leaks), str(found)]))
@@ -118,18 +122,21 @@ def _ranges(split: Split) -> Finding:
     return Finding("target in input", "ok", "no target lies inside its own input", {"users": 0})
 
 
-def _future(split: Split) -> Finding:
-    name, times = "future in training", split.prepared.times
+def _future(split: Split, times: np.ndarray | None) -> Finding:
+    name = "future in training"
     if times is None:
         return Finding(name, "note", "without times, whether training knows the future cannot be checked")
     own = _own_future(split, times)
     if own and split.prepared.order in ("time", "day"):
         text = f"{own:,} users have training or history events later than what is to be predicted for them"
         return Finding(name, "leak", text, {"users": own})
-    by_user = split.protocol.get("name") == "leave-last" or split.protocol.get("global_time") is False
-    if by_user:
+    protocol = split.protocol
+    if protocol.get("name") == "leave-last" or protocol.get("global_time") is False:
         return _cross_user_future(split, times)
-    return _global_future(split, times)
+    found = _global_future(split, times)
+    promised = protocol.get("name") == "global-time" or protocol.get("global_time") is True
+    # An own splitter that promises nothing is taken for what it does: such a cut was made per user.
+    return found if promised or found.level != "leak" else _cross_user_future(split, times)
 
 
 def _own_future(split: Split, times: np.ndarray) -> int:
@@ -150,27 +157,27 @@ def _global_future(split: Split, times: np.ndarray) -> Finding:
     begins = {part.name: _begin(part, times) for part in (split.valid, split.test) if len(part)}
     late = {name: begin for name, begin in begins.items() if newest > begin}
     if not late:
-        begin = min(begins.values(), default=None)
         text = "no training event is later than what is to be predicted"
-        text += "" if begin is None else f" (from {_date(begin)})"
+        text += f" (from {_date(split, min(begins, key=begins.__getitem__))})" if begins else ""
         return Finding("future in training", "ok", text, {"events": 0})
     name, begin = max(late.items(), key=lambda entry: entry[0] == "test")
     events = sum(int((_training_times(split, times, users) > begin).sum()) for users in blocks(split.train.lengths))
     text = (
         f"{events:,} training events ({events / split.train.num_events:.1%}) are later than the first {name} target of "
-        f"{_date(begin)}"
+        f"{_date(split, name)}"
     )
-    if name == "test":
+    if name == "test" and split.protocol.get("name") == "given":
         text += ": split by GlobalTime, or, if the parts were made per user, use Given(global_time=False)"
+    elif name == "test":
+        text += ", though the protocol promises one moment for all users (global_time): split by GlobalTime, or cut so"
     return Finding("future in training", "leak" if name == "test" else "note", text, {"events": events})
 
 
 def _cross_user_future(split: Split, times: np.ndarray) -> Finding:
     """Under a split per user: how much of the training data is later than the moment a test user is asked about."""
-    asked = split.test.query_time
-    if asked is None or not len(asked) or not split.train.num_events:
+    if not len(split.test) or not split.train.num_events:
         return Finding("future in training", "ok", "no user is tested")
-    asked = np.sort(asked)
+    asked = np.sort(times[split.test.target_start])
     older = np.zeros(len(asked) + 1, dtype=np.int64)  # training events that are not later than the i-th first moments
     for users in blocks(split.train.lengths):
         place = np.searchsorted(asked, _training_times(split, times, users), side="left")
@@ -184,8 +191,36 @@ def _cross_user_future(split: Split, times: np.ndarray) -> Finding:
     return Finding("future in training", level, text, {"share": float(share.mean()), "users": int((share > 0).sum())})
 
 
-def _ties(split: Split) -> Finding:
-    times, prepared = split.prepared.times, split.prepared
+def _placeholders(split: Split) -> list[Finding]:
+    times = split.prepared.times
+    found = {} if times is None else unset(times)
+    numbers: dict[str, float] = {"events": sum(found.values())}
+    return [Finding("placeholder times", "note", unset_text(found), numbers)] if found else []
+
+
+def _same_rows(split: Split, times: np.ndarray | None) -> Finding:
+    """Events that say what another says, and those of which the other is on the other side of a cut."""
+    prepared = split.prepared
+    owner = np.repeat(np.arange(prepared.num_users), np.diff(prepared.offsets))
+    again, first = repeated_rows(owner, prepared.items, times, ordered=prepared.order != "none")
+    part, of = (
+        (rows >= split.train_stop[owner[rows]]).astype(np.int64) + (rows >= split.valid_stop[owner[rows]])
+        for rows in (again, first)
+    )
+    apart, tested = int((part != of).sum()), int(((part == 2) & (of < 2)).sum())
+    what = "user, item and time" if times is not None else "user and item as the event before"
+    text = f"{len(again):,} events have the same {what}" + (" as another" if times is not None else "")
+    if apart:
+        text += f"; {apart:,} of them lie in another part than that event, {tested:,} are test targets"
+    if len(again):
+        text += '; .clean(duplicates="exact") drops what was logged twice'
+    level = "note" if len(again) and times is not None else "ok"
+    numbers: dict[str, float] = {"events": len(again), "in two parts": apart, "targets": tested}
+    return Finding("rows logged twice", level, text, numbers)
+
+
+def _ties(split: Split, times: np.ndarray | None) -> Finding:
+    prepared = split.prepared
     if times is None:
         return Finding("ties", "note", "without times, ties cannot be counted: the order is that of the file")
     same = (np.diff(times) == 0) & ~prepared.user_boundaries()
@@ -270,5 +305,8 @@ def _share(count: int, total: int) -> float:
     return count / total if total else 0.0
 
 
-def _date(milliseconds: int) -> str:
+def _date(split: Split, part: str) -> str:
+    """When the first target of a part is."""
+    assert split.prepared.times is not None
+    milliseconds = _begin(split.valid if part == "valid" else split.test, split.prepared.times)
     return str(np.datetime64(milliseconds, "ms").astype("datetime64[s]"))

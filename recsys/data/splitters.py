@@ -6,20 +6,31 @@ Each splitter answers ``apply(prepared) -> (train_stop, valid_stop)``, (U,) int6
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import numpy as np
 
 from recsys.data.prepared import Prepared
+from recsys.data.times import NANOSECONDS, moment, moments, shown
 from recsys.errors import DataError, LeakageError
 
 
 class Splitter(Protocol):
-    """What :class:`LeaveLast`, :class:`GlobalTime` and :class:`Given` are."""
+    """What :class:`LeaveLast`, :class:`GlobalTime` and :class:`Given` are, and what one of your own is.
 
-    def apply(self, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]: ...
-    def protocol(self, prepared: Prepared) -> dict[str, Any]: ...
+    The audit looks at where the stops lie. Where training of some user goes on after another user's test begins, the
+    cut was made per user: a note says how much of training that is. A splitter that promises one moment for all users
+    says ``"global_time": True`` in its protocol, and such training is then a leak.
+    """
+
+    def apply(self, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
+        """Where training and where validation ends, (U,) int64 each: user u trains on events ``offsets[u]`` to
+        ``train_stop[u]``, is validated on those to ``valid_stop[u]`` and tested on the rest."""
+        ...
+
+    def protocol(self, prepared: Prepared) -> dict[str, Any]:
+        """JSON that is printed with every number: a ``name``, and what was decided."""
+        ...
 
 
 class LeaveLast:
@@ -85,7 +96,7 @@ class GlobalTime:
     def __init__(self, valid: str | float = 0.1, test: str | float = 0.1) -> None:
         for name, value in (("valid", valid), ("test", test)):
             if isinstance(value, str):
-                _moment(value)
+                moment(value)
             elif not (isinstance(value, (int, float)) and ((name == "valid" and value == 0) or 0 < value < 1)):
                 raise ValueError(f"{name} must be a share of events between 0 and 1 or an ISO date, found {value!r}")
         self.valid, self.test = valid, test
@@ -96,38 +107,47 @@ class GlobalTime:
         Raises:
             DataError: the data have no times, or a part would be empty.
         """
-        valid_cut, test_cut = self.cuts(prepared)
-        times = _sorted_times(prepared)
+        times, scale = _sorted_moments(prepared)
+        valid_cut, test_cut = self._cuts(times, scale)
         train_stop, valid_stop = (_stops(prepared, times < cut) for cut in (valid_cut, test_cut))
         train = int((train_stop - prepared.offsets[:-1]).sum())
         valid = int((valid_stop - train_stop).sum())
         sizes = {"training": train, "validation": valid, "test": prepared.num_events - train - valid}
         empty = [part for part, size in sizes.items() if size == 0 and not (part == "validation" and self.valid == 0)]
         if empty:
-            span = f"{_iso(int(times.min()))} to {_iso(int(times.max()))}" if len(times) else "no events"
+            ends = (_iso(int(end), scale) for end in (times.min(), times.max())) if len(times) else ()
             raise DataError(
-                f"{' and '.join(empty)} would be empty with validation from {_iso(valid_cut)} and test from "
-                f"{_iso(test_cut)}; the data span {span}: choose other moments or larger shares"
+                f"{' and '.join(empty)} would be empty with validation from {_iso(valid_cut, scale)} and test from "
+                f"{_iso(test_cut, scale)}; the data span {' to '.join(ends) or 'no events'}: choose other moments or "
+                "larger shares"
             )
         return train_stop, valid_stop
 
     def protocol(self, prepared: Prepared) -> dict[str, Any]:
         """Name, arguments and the two moments."""
-        valid_cut, test_cut = self.cuts(prepared)
-        moments = {"valid_from": _iso(valid_cut), "test_from": _iso(test_cut)}
-        return {"name": "global-time", "order": prepared.order, "valid": self.valid, "test": self.test, **moments}
+        times, scale = _sorted_moments(prepared)
+        valid_cut, test_cut = (_iso(cut, scale) for cut in self._cuts(times, scale))
+        cuts = {"valid_from": valid_cut, "test_from": test_cut}
+        return {"name": "global-time", "order": prepared.order, "valid": self.valid, "test": self.test, **cuts}
 
     def cuts(self, prepared: Prepared) -> tuple[int, int]:
-        """(first millisecond of validation, first millisecond of test)."""
-        times = _sorted_times(prepared)
-        test_cut = _moment(self.test) if isinstance(self.test, str) else _quantile(times, 1 - self.test)
+        """(first millisecond of validation, first millisecond of test). Where times are finer than milliseconds, events
+        are told apart by all their digits, as :meth:`protocol` shows them."""
+        times, scale = _sorted_moments(prepared)
+        valid_cut, test_cut = self._cuts(times, scale)
+        return valid_cut // scale, test_cut // scale
+
+    def _cuts(self, times: np.ndarray, scale: int) -> tuple[int, int]:
+        """The cuts as ``times`` (E,) are: in parts of a millisecond, ``scale`` of which are one."""
+        test_cut = _scaled(self.test, scale) if isinstance(self.test, str) else _quantile(times, 1 - self.test)
         if isinstance(self.valid, str):
-            valid_cut = _moment(self.valid)
+            valid_cut = _scaled(self.valid, scale)
         else:
             tested = float((times >= test_cut).mean()) if len(times) else 0.0
             valid_cut = test_cut if self.valid == 0 else _quantile(times, 1 - self.valid - tested)
         if valid_cut > test_cut:
-            raise DataError(f"validation begins at {_iso(valid_cut)}, after test at {_iso(test_cut)}: swap them")
+            began, after = _iso(valid_cut, scale), _iso(test_cut, scale)
+            raise DataError(f"validation begins at {began}, after test at {after}: swap them")
         return valid_cut, test_cut
 
 
@@ -176,17 +196,18 @@ def _stops(prepared: Prepared, before: np.ndarray) -> np.ndarray:
     return prepared.offsets[:-1] + running[prepared.offsets[1:]] - running[prepared.offsets[:-1]]
 
 
-def _sorted_times(prepared: Prepared) -> np.ndarray:
-    times = prepared.times
-    if times is None:
+def _sorted_moments(prepared: Prepared) -> tuple[np.ndarray, int]:
+    """(E,) int64 times at full precision, and how many of their units are a millisecond."""
+    if prepared.times is None:
         raise DataError("a split by global time needs times: name the time column, or use LeaveLast")
+    times, scale = moments(prepared.times, prepared.nanoseconds)
     backwards = (np.diff(times) < 0) & ~prepared.user_boundaries()
     if backwards.any():
         raise DataError(
             f"{int(backwards.sum()):,} events are older than the one before them in their user's history (order = "
             f"{prepared.order}): a split by global time needs each history sorted by time"
         )
-    return times
+    return times, scale
 
 
 def _quantile(times: np.ndarray, share: float) -> int:
@@ -197,14 +218,11 @@ def _quantile(times: np.ndarray, share: float) -> int:
     return int(np.partition(times, at)[at])
 
 
-def _moment(text: str) -> int:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ValueError(f"expected an ISO date such as 2015-03-31 or 2015-03-31T12:00, found {text!r}") from error
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return round(moment.timestamp() * 1000)
+def _scaled(text: str, scale: int) -> int:
+    """An ISO date in parts of a millisecond, rounded up: what is earlier than the date is earlier than the number."""
+    milliseconds, nanoseconds = moment(text)
+    return milliseconds * scale - (-nanoseconds * scale // NANOSECONDS)
 
 
-def _iso(milliseconds: int) -> str:
-    return str(np.datetime64(int(milliseconds), "ms"))
+def _iso(time: int, scale: int) -> str:
+    return shown(time // scale, time % scale * (NANOSECONDS // scale))

@@ -76,6 +76,51 @@ def test_a_users_own_future_is_a_leak(prepare):
         audit(split_of(prepared, Given(global_time=False)))
 
 
+class Own:
+    """A splitter of one's own: the last event of each user is test, or the last share of each user's."""
+
+    def __init__(self, share=None, **protocol):
+        self.share, self.kept = share, protocol
+
+    def apply(self, prepared):
+        end, lengths = prepared.offsets[1:], np.diff(prepared.offsets)
+        held = np.minimum(lengths, 1) if self.share is None else np.floor(lengths * self.share).astype(np.int64)
+        return end - held, end - held
+
+    def protocol(self, prepared):
+        return {"name": "my own", **self.kept}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([None, 0.3]))
+def test_an_own_splitter_is_told_by_what_it_does(draw, seed, share):
+    prepared = draw(seed, span=200)
+    split = split_of(prepared, Own(share))
+    owner = np.repeat(np.arange(prepared.num_users), np.diff(prepared.offsets))
+    trained = np.arange(prepared.num_events) < split.train_stop[owner]
+    mixed = prepared.times[trained].max() > prepared.times[~trained].min()
+    found = audit(split)
+    assert found["future in training"].level == ("note" if mixed else "ok")
+    promised = split_of(prepared, Own(share, global_time=True))
+    if mixed:
+        with pytest.raises(LeakageError, match="global_time"):
+            audit(promised)
+    else:
+        assert audit(promised)["future in training"].level == "ok"
+
+
+@pytest.mark.parametrize("protocol", [{}, {"global_time": False}, {"global_time": None}])
+def test_an_own_cut_per_user_is_a_note(prepare, protocol):
+    prepared = prepare([[1, 2, 3], [1, 2, 3]], times=[[1, 2, 3], [11, 12, 13]])
+    found = audit(split_of(prepared, Own(**protocol)))["future in training"]
+    assert found.level == "note" and found.numbers["users"] == 1
+
+
+def test_an_own_splitter_that_cuts_at_one_moment_is_fine(prepare):
+    prepared = prepare([[1, 2], [1, 2]], times=[[1, 20], [11, 30]])
+    assert audit(split_of(prepared, Own()))["future in training"].level == "ok"
+
+
 @pytest.mark.parametrize(
     "stops",
     [
