@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from recsys.data.blanks import stripped
 from recsys.data.vocabulary import Vocabulary
-from recsys.errors import DataError
+from recsys.errors import DataError, DataWarning
 from recsys.folders import read_manifest, write_folder
 from recsys.storage.arrays import read_array, write_array
 from recsys.storage.files import write_text
@@ -49,17 +51,41 @@ class Vectors:
     path: Path | None = None
 
     @classmethod
-    def of(cls, ids: Sequence[Any] | np.ndarray, array: Any, **manifest: Any) -> Vectors:
-        """Vectors of your own: raw ids (M,), all ints or all strings, and their vectors (M, D), in the same order.
+    def of(
+        cls,
+        table: Any = None,
+        array: Any = None,
+        *,
+        ids: Any = None,
+        columns: str | Sequence[str] | None = None,
+        **manifest: Any,
+    ) -> Vectors:
+        """Vectors of your own: ``of(ids, array)`` with raw ids (M,), all ints or all strings, and their vectors (M, D)
+        in the same order; or ``of(frame, ids="item")`` with both in a frame of Polars or pandas, or an Arrow table.
+
+        As in events, blanks around ids are taken off; a warning counts them.
 
         Args:
-            array: anything numpy takes; float16 stays float16, all else becomes float32.
+            table: raw ids, or a frame.
+            array: anything numpy takes; float16 stays float16, all else becomes float32. None with a frame.
+            ids: of a frame, the column of ids.
+            columns: of a frame, the column that holds a list per row, or the columns of numbers; None: all others.
             manifest: JSON values kept with them, such as ``of="items"`` and ``model="..."``.
 
         Raises:
             DataError: an id occurs twice, the counts differ, or a value is not a finite number.
         """
-        names = _names(ids)
+        if array is None:
+            from recsys.data.frames import vectors_of
+
+            table, array = vectors_of(table, ids, columns)
+        elif table is None:
+            table = ids
+        elif ids is not None or columns is not None:
+            raise TypeError(
+                "ids= and columns= name columns of a frame; with an array the ids come first: of(ids, array)"
+            )
+        names = _without_blanks(_names(table))
         try:
             matrix = np.asarray(array)
             if np.iscomplexobj(matrix):
@@ -245,6 +271,23 @@ def _names(ids: Sequence[Any] | np.ndarray) -> np.ndarray:
     names = np.empty(len(values), dtype=object)
     names[:] = values
     return names
+
+
+def _without_blanks(ids: np.ndarray) -> np.ndarray:
+    """Ids as reading events would give them."""
+    if ids.dtype != object and ids.dtype.kind != "U":
+        return ids
+    given = ids.tolist()
+    plain = [stripped(key) if isinstance(key, str) else key for key in given]
+    count = sum(isinstance(key, str) and len(key) > len(one) for key, one in zip(given, plain, strict=True))
+    if not count:
+        return ids
+    warnings.warn(
+        f"{count:,} of {len(ids):,} ids of vectors had blanks around them, which were taken off as in events",
+        DataWarning,
+        stacklevel=3,
+    )
+    return _names(plain)
 
 
 def _refuse_repeated(ids: np.ndarray) -> None:
