@@ -50,6 +50,12 @@ class Plan:
         for value in self.missing_times:
             moment(value)
 
+    def describe(self) -> dict[str, Any]:
+        """The settings as JSON, later ones where they are used only, so that a plan without them keeps its hash."""
+        return {
+            name: value for name, value in asdict(self).items() if value or name not in ("max_user", "missing_times")
+        }
+
     @property
     def steps(self) -> tuple[str, ...]:
         """The choices of ``duplicates``, in turn."""

@@ -13,7 +13,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from recsys.data.splitters import Splitter
 
 KIND = "recsys.dataset"
-FORMAT = 2
+FORMAT = 2  # of a folder in the cache
+_HASHED = 1  # of what the hash of data is taken; another number parts runs and reports from all earlier ones
 ORDERS = ("time", "day", "file", "none")
 TIES = ("file", "hash")
 
@@ -201,12 +202,12 @@ class Dataset:
             with saying(f"hashing {self.source.files[0].name}", enabled=_speaks()):
                 hashes = self.source.hashes(), None if items is None else [items.hashes(), items.describe()]
             key = {
-                "format": FORMAT,
+                "format": _HASHED,
                 "files": hashes[0],
                 "source": self.source.describe(),
                 "items": hashes[1],
                 "order": [self.order, self.ties],
-                "plans": [asdict(plan) for plan in self.plans],
+                "plans": [plan.describe() for plan in self.plans],
             }
             text = json.dumps(key, sort_keys=True, default=str)
             self._memory["hash"] = hashlib.sha256(text.encode()).hexdigest()

@@ -306,6 +306,15 @@ def test_long_reading_says_what_it_does(tmp_path, monkeypatch, kind):
         assert any(word in text for text in said), (word, said)
 
 
+def test_the_hash_of_data_is_that_of_earlier_versions(tmp_path):
+    (tmp_path / "log.csv").write_text("user,item,time,stars\na,x,1500000000,5\n")
+    (tmp_path / "items.csv").write_text("item,title\nx,ex\n")
+    data = scan(tmp_path / "log.csv", items=tmp_path / "items.csv").clean(duplicates="first", min_user=1)
+    assert data.data_hash == "e729d747d10fd73df1e2fa0c59faa32e28417410c63e8824a210e90c1f813151"
+    hashes = {data.data_hash, data.clean(max_user=9).data_hash, data.clean(missing_times=[0]).data_hash}
+    assert len(hashes | {data.clean(duplicates=["exact", "first"]).data_hash}) == 4
+
+
 def test_quick_reading_is_silent(tmp_path, capsys):
     scan(write(tmp_path)).split(LeaveLast(), audit=False)
     captured = capsys.readouterr()
