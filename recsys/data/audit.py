@@ -200,22 +200,28 @@ def _placeholders(split: Split) -> list[Finding]:
 
 def _same_rows(split: Split, times: np.ndarray | None) -> Finding:
     """Events that say what another says, and those of which the other is on the other side of a cut."""
-    prepared = split.prepared
-    owner = np.repeat(np.arange(prepared.num_users), np.diff(prepared.offsets))
-    again, first = repeated_rows(owner, prepared.items, times, ordered=prepared.order != "none")
-    part, of = (
-        (rows >= split.train_stop[owner[rows]]).astype(np.int64) + (rows >= split.valid_stop[owner[rows]])
-        for rows in (again, first)
-    )
-    apart, tested = int((part != of).sum()), int(((part == 2) & (of < 2)).sum())
+    prepared, lengths = split.prepared, np.diff(split.prepared.offsets)
+    count, apart, tested = 0, 0, 0
+    for users in blocks(lengths):
+        start, stop = int(prepared.offsets[users.start]), int(prepared.offsets[users.stop])
+        owner = np.repeat(np.arange(users.start, users.stop), lengths[users])
+        moments = None if times is None else times[start:stop]
+        again, first = repeated_rows(owner, prepared.items[start:stop], moments, ordered=prepared.order != "none")
+        part, of = (
+            (rows + start >= split.train_stop[owner[rows]]).astype(np.int8)
+            + (rows + start >= split.valid_stop[owner[rows]])
+            for rows in (again, first)
+        )
+        count, apart = count + len(again), apart + int((part != of).sum())
+        tested += int(((part == 2) & (of < 2)).sum())
     what = "user, item and time" if times is not None else "user and item as the event before"
-    text = f"{len(again):,} events have the same {what}" + (" as another" if times is not None else "")
+    text = f"{count:,} events have the same {what}" + (" as another" if times is not None else "")
     if apart:
         text += f"; {apart:,} of them lie in another part than that event, {tested:,} are test targets"
-    if len(again):
+    if count:
         text += '; .clean(duplicates="exact") drops what was logged twice'
-    level = "note" if len(again) and times is not None else "ok"
-    numbers: dict[str, float] = {"events": len(again), "in two parts": apart, "targets": tested}
+    level = "note" if count and times is not None else "ok"
+    numbers: dict[str, float] = {"events": count, "in two parts": apart, "targets": tested}
     return Finding("rows logged twice", level, text, numbers)
 
 

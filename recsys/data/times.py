@@ -28,7 +28,14 @@ NANOSECONDS = 1_000_000  # in a millisecond
 YEAR = 31_557_600_000  # in milliseconds
 _LAST_MILLISECOND = 253_402_300_800_000  # the year 10000
 _LONGEST = (2**63 - 1) // NANOSECONDS - 1  # milliseconds since the epoch that still fit as nanoseconds: the year 2262
-_UNSET = (0, -1, -1000)  # 0 and -1 in milliseconds or seconds; -1 in finer units is in millisecond -1 too
+_UNSET = (
+    0,
+    -1,
+    -1000,
+    -60_000,
+    -3_600_000,
+    -86_400_000,
+)  # 0 and -1 in any unit; -1 in finer ones is in millisecond -1 too
 
 
 def split_units(whole: np.ndarray, rest: np.ndarray | None, unit: str) -> tuple[np.ndarray, np.ndarray]:
@@ -136,19 +143,25 @@ def unset(milliseconds: np.ndarray) -> dict[int, int]:
     >>> unset(np.array([0, 1_500_000_000_000, 1_500_000_060_000]))
     {0: 1}
     """
+    if not len(milliseconds):
+        return {}
     found: dict[int, int] = {}
-    real = milliseconds[~np.isin(milliseconds, _UNSET)]
-    for value in _UNSET if len(real) < len(milliseconds) else ():
-        count = int((milliseconds == value).sum())
-        if count and _distance(real, value) > YEAR:
-            found[value] = count
-    left = real if found else milliseconds
-    for end in (np.max, np.min):
-        value = int(end(left)) if len(left) else 0
-        others = left[left != value]
-        span = int(others.max()) - int(others.min()) if len(others) else 0
-        if len(left) - len(others) > 1 and span and _distance(others, value) > max(YEAR, span):
-            found[value], left = len(left) - len(others), others
+    left = milliseconds
+    if int(left.min()) <= 0:
+        real = left[~np.isin(left, _UNSET)]
+        counts = {value: int((left == value).sum()) for value in _UNSET}
+        found = {value: count for value, count in counts.items() if count and _distance(real, value) > YEAR}
+        left = real if found else left
+    for latest in (True, False, True):  # the second may uncover the first
+        low, high = int(left.min()), int(left.max())
+        value = high if latest else low
+        others = left != value
+        count = len(left) - int(np.count_nonzero(others))
+        if 1 < count < len(left):
+            nearest = int(left.max(where=others, initial=low) if latest else left.min(where=others, initial=high))
+            span, gap = (nearest - low, high - nearest) if latest else (high - nearest, nearest - low)
+            if span and gap > max(YEAR, span):
+                found[value], left = count, left[others]
     return found
 
 

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recsys.data.audit import audit
 from recsys.data.dataset import Dataset
+from recsys.data.prepared import blocks
 from recsys.data.repeats import repeated_rows
 from recsys.data.split import Given, LeaveLast
 
@@ -141,6 +143,14 @@ def test_k3_one_event_in_two_parts_is_named():
     assert histories(cleaned) == {"a": ["x", "y", "z"], "b": ["x", "z", "x"]}
     assert cleaned.prepare().prepared.parts.tolist() == [0, 1, 2, 0, 2, 2]
     assert "3 of them with another part" in cleaned.report.steps[1].note
+
+
+def test_the_audit_counts_block_by_block(monkeypatch):
+    log = [(user, item, T + time) for user in range(9) for item in range(2) for time in (0, 0, user % 2)]
+    split = scan(log).split(LeaveLast(), audit=False)
+    whole = audit(split)["rows logged twice"]
+    monkeypatch.setattr("recsys.data.audit.blocks", lambda sizes: blocks(sizes, budget=7))
+    assert audit(split)["rows logged twice"] == whole and whole.numbers["events"] == 9 * 2 + 5 * 2
 
 
 def test_k3_a_genuine_repeat_in_another_part_is_none():

@@ -183,7 +183,7 @@ def test_split_units_counts_nanoseconds(value):
     assert int(milliseconds[0]) * 10**6 + int(nanoseconds[0]) == value and 0 <= nanoseconds[0] < 10**6
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(-9e9, 9e9), min_size=2, max_size=9, unique=True))
 def test_no_two_floats_become_one_time_where_nanoseconds_hold_them(values):
     frame = pl.DataFrame({"user": [0] * len(values), "item": range(len(values)), "time": values})
@@ -231,6 +231,7 @@ REAL = [START * 1000 + at * 86_400_000 for at in range(50)]
     [
         ([*REAL, 0], {0: 1}),
         ([*REAL, -1, -1], {-1: 2}),
+        ([*REAL, -86_400_000], {-86_400_000: 1}),  # -1 in days
         ([*REAL, 0, -1000], {0: 1, -1000: 1}),
         ([*REAL, *[253_402_214_400_000] * 3], {253_402_214_400_000: 3}),  # 9999-12-31
         ([*REAL, *[-2_208_988_800_000] * 2, 0], {0: 1, -2_208_988_800_000: 2}),  # 1900-01-01
@@ -238,6 +239,10 @@ REAL = [START * 1000 + at * 86_400_000 for at in range(50)]
         (REAL, {}),
         ([0, 60_000, 120_000], {}),  # counted from 0
         ([0, 0, 0], {}),
+        ([5, 5], {}),
+        ([*REAL, *[-2_208_988_800_000] * 2, *[4_102_444_800_000] * 2], {-2_208_988_800_000: 2, 4_102_444_800_000: 2}),
+        ([*REAL, 0, *[253_402_214_400_000] * 2], {0: 1, 253_402_214_400_000: 2}),
+        ([*REAL, *REAL[:1], *REAL[-1:]], {}),
         ([], {}),
     ],
 )
