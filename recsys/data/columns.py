@@ -125,7 +125,8 @@ def number_columns(role: str, name: str, dtype: pl.DataType, where: str) -> list
     """Expressions ``role`` (Float32) and ``bad_<role>`` of a rating or weight column."""
     if not (dtype.is_numeric() or isinstance(dtype, (pl.String, pl.Boolean))):
         raise DataError(f"{where}: column {name!r} is {dtype}; {role} must be a number")
-    return _checked_cast(role, pl.col(name), pl.Float32())
+    raw = pl.col(name).str.strip_chars(BLANKS) if isinstance(dtype, pl.String) else pl.col(name)
+    return _checked_cast(role, raw, pl.Float32())
 
 
 def time_columns(

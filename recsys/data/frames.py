@@ -139,7 +139,10 @@ def _from_series(name: str, column: Any) -> pl.Series:
     if getattr(column.dtype, "tz", None) is not None:
         column = column.dt.tz_convert("UTC").dt.tz_localize(None)
     if isinstance(column.dtype, np.dtype) and column.dtype.kind in "iufbM":
-        return pl.Series(name, np.array(column.to_numpy()))
+        values = np.array(column.to_numpy())
+        if values.dtype.kind == "M" and np.datetime_data(values.dtype)[0] not in ("ms", "us", "ns"):
+            values = values.astype("datetime64[us]")  # Polars knows no seconds
+        return pl.Series(name, values)
     values, gaps = column.to_numpy(dtype=object), column.isna().to_numpy()
     try:
         return pl.Series(name, [None if gap else value for value, gap in zip(values.tolist(), gaps.tolist())])

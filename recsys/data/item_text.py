@@ -119,7 +119,7 @@ class ItemFile:
 
     @property
     def _where(self) -> str:
-        return f"the frame {self.path.name}" if isinstance(self.path, Frame) else str(self.path)
+        return f"the table {self.path.name}" if isinstance(self.path, Frame) else str(self.path)
 
     def _open(self) -> pl.DataFrame:
         """The table, without blanks around the names of its columns."""

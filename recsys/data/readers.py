@@ -333,6 +333,6 @@ def _kind(dtype: pl.DataType) -> str:
 
 def _listed(files: Sequence[Path | Frame]) -> str:
     first = files[0]
-    return (f"the frame {first.name}" if isinstance(first, Frame) else str(first)) + (
+    return (f"the table {first.name}" if isinstance(first, Frame) else str(first)) + (
         f" and {len(files) - 1} more" if len(files) > 1 else ""
     )

@@ -111,6 +111,13 @@ def test_k16_quoted_and_padded_numbers_stay_ints(tmp_path):
         Dataset.scan(tmp_path / "y.csv").prepare()
 
 
+def test_k16_blanks_around_ratings_and_weights(tmp_path):
+    (tmp_path / "x.csv").write_text("user, item, stars, w\na, x, 5, 2 \na, y, , 1\n")
+    data = Dataset.scan(tmp_path / "x.csv", rating="stars", weight="w")
+    assert data.prepare().prepared.weights.tolist() == [2, 1]
+    assert data.clean(min_rating=5).prepare().items.ids.tolist() == ["x"]
+
+
 def test_k16_names_that_differ_in_blanks_only_stay_two(tmp_path):
     pl.DataFrame({"user": [1], "item": [2], " item": [3]}).write_parquet(tmp_path / "x.parquet")
     assert histories(Dataset.scan(tmp_path / "x.parquet", item=" item")) == {1: [3]}

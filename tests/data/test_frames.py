@@ -236,6 +236,14 @@ def test_ways_to_call_vectors_of():
         Vectors.of([1, 2], np.eye(2), ids="item")
 
 
+@pytest.mark.parametrize("unit", ["D", "s", "ms", "us", "ns"])
+def test_dates_as_numpy_holds_them(unit):
+    times = np.array(["2024-01-02", "2024-01-01"], f"datetime64[{unit}]")
+    frame = Pandas({"user": np.array([1, 1]), "item": np.array([1, 2]), "time": times})
+    prepared = Dataset.scan(frame, time="time").prepare().prepared
+    assert prepared.times.tolist() == [1704067200000, 1704153600000] and prepared.items.tolist() == [2, 1]
+
+
 def test_pandas_frames(tmp_path):
     pandas = pytest.importorskip("pandas")
     start = datetime(2024, 1, 1, tzinfo=UTC)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.data.audit import audit
+from recsys.data.cold import cold_items
 from recsys.data.dataset import Dataset
 from recsys.data.prepared import Prepared
 from recsys.data.split import GlobalTime, LeaveLast, Split
@@ -174,6 +175,16 @@ def test_k4_training_later_within_a_millisecond_is_a_leak(prepare):
         audit(split)
     even = Prepared(prepared.items, prepared.offsets, 4, prepared.times)
     assert audit(Split(even, np.array([1, 3]), np.array([1, 3]), None, None, split.protocol))["ties"].level == "note"
+
+
+def test_k4_a_cold_split_keeps_all_digits():
+    rows = [(user, (user + at) % 7, START * 10**6 + 13 * user + at) for user in range(30) for at in range(5)]
+    split = Dataset.scan(pl.DataFrame(rows, schema=["user", "item", "time"], orient="row"), time="time").split(
+        LeaveLast(), audit=False
+    )
+    cold = cold_items(split, count=2)
+    assert cold.prepared.nanoseconds is not None and cold.audit["ties"].numbers["events"] == 0
+    assert len(cold.prepared.nanoseconds) == cold.prepared.num_events < split.prepared.num_events
 
 
 @settings(max_examples=200, deadline=None)
