@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.data.batch import PAD, Batch
+from recsys.data.cut import Cut
 from recsys.data.prepared import padded_blocks
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataWarning
@@ -84,6 +85,9 @@ class Ranker(nn.Module):
     max_length: int | None = None
     needs: frozenset[str] = frozenset()
     saved: bool = True
+    learned: bool = False  # whether fit or load_tensors gave it what it knows, and bind alone did not
+    cut: Cut | None = None  # which events it learned from, as far as that is known
+    users: Vocabulary | None = None  # raw user ids of the training; not saved
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +97,8 @@ class Ranker(nn.Module):
 
     def bind(self, context: Context) -> None:
         """Learn the catalogue: sizes, vocabulary, training popularity (the fallback for empty histories)."""
-        self.num_items = context.num_items
+        self.learned, self.cut = False, None
+        self.num_items, self.users = context.num_items, context.users
         self.vocabulary = context.vocabulary
         counts = np.zeros(context.num_items + 1) if context.training is None else context.training.item_counts()
         self.popularity = torch.from_numpy(np.array(counts, dtype=np.float32))
@@ -191,6 +196,7 @@ class Ranker(nn.Module):
                 path, _, leaf = name.rpartition(".")
                 if parameters.get(name) is not parameters[first]:
                     setattr(self.get_submodule(path), leaf, parameters[first])
+        self.learned = True
 
     def _check(self, k: int, exclude: str) -> None:
         if self.vocabulary is None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from recsys.data.batch import Batch
 from recsys.data.targets import NextItem
-from recsys.hooks import PartList, bind, needs_of, unused
+from recsys.hooks import PartList, bind, needs_of, parts_of, unused
 from recsys.randomness import derive_seed
 from recsys.ranker import Ranker
 from recsys.seams import (
@@ -64,6 +64,8 @@ class Recommender(Ranker):
         weightings: Sequence[Weighting] = (),
     ) -> None:
         super().__init__()
+        self._learned = False
+        self._unlearned: list[float] | None = None  # sums of the weights that bind gave
         self.items, self.encoder, self.objective = items, encoder, objective
         self.targets: Targets = NextItem() if targets is None else targets
         self.auxiliaries = PartList(auxiliaries)
@@ -94,11 +96,32 @@ class Recommender(Ranker):
                     f"{type(part).__name__} makes histories of up to max_length={longest} items, and "
                     f"{type(encoder).__name__} reads {most}: give the part max_length={most} or less"
                 )
+        self._check_rows()
         for part in augmentations:
+            if not getattr(part, "keeps_events", True):
+                for name, _, other in self._weighted():
+                    if "events" in needs_of(other):
+                        raise ValueError(
+                            f"{name} looks rows up by the event they predict, and {type(part).__name__} changes which "
+                            "that is: leave one of the two out"
+                        )
             if getattr(part, "writes_mask", False):
                 raise ValueError(
                     f"what {type(part).__name__} writes among augmentations becomes a target, and a mask is no item: "
                     'give its Mask hide="drop"'
+                )
+
+    def _check_rows(self) -> None:
+        """Raise ValueError if a part writes or reads more rows behind the items than the table has."""
+        have = getattr(self.items, "extra", None)
+        if have is None:
+            return
+        for path, part in parts_of(self, used=True):
+            asked = getattr(part, "rows_behind", 0)
+            if asked > have:
+                raise ValueError(
+                    f"{type(part).__name__} ({path}) needs {asked} rows behind the items (mask, end token), and the "
+                    f"item table has {have}: make it with {type(self.items).__name__}(..., extra={asked})"
                 )
 
     @property
@@ -123,6 +146,19 @@ class Recommender(Ranker):
             for place, part in enumerate(unused(self)):
                 torch.manual_seed(derive_seed(context.seed, "init", "unused", place))
                 bind(part, replace(context, training=None, item_text=None))
+        self._unlearned = self._sums()
+
+    @property
+    def learned(self) -> bool:  # type: ignore[override]
+        """Whether its weights are others than those that :meth:`bind` gave it, or were loaded."""
+        return self._learned or (self._unlearned is not None and self._sums() != self._unlearned)
+
+    @learned.setter
+    def learned(self, value: bool) -> None:
+        self._learned = value
+
+    def _sums(self) -> list[float]:
+        return [float(value.detach().sum(dtype=torch.float64)) for value in self.parameters()]
 
     def encode(self, batch: Batch) -> Encoded:
         """States of a batch as it is (no targets or augmentation applied)."""
@@ -173,7 +209,12 @@ class Recommender(Ranker):
     def _objective(self, step: Step) -> Tensor:
         """The weighted sum of the objective over the targets."""
         losses = self.objective(step.encoded, step.batch, self.items, step.generator("objective"))
-        _, _, weights = step.encoded.at_targets(step.batch)
+        _, targets, weights = step.encoded.at_targets(step.batch)
+        if losses.shape != targets.shape:
+            raise ValueError(
+                f"{type(self.objective).__name__} must give one loss per target (T',), {tuple(targets.shape)}; found "
+                f"{tuple(losses.shape)}: sums and means over targets are taken outside of it, by their weights"
+            )
         if weights is not None and bool((weights == 1).all()):
             weights = None  # to the last bit: some kernels round by how the gradient that reaches them is laid out
         return losses.sum() if weights is None else (losses * weights).sum()

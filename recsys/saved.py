@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from recsys.data.cut import Cut
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
 from recsys.folders import check_hashes
@@ -24,6 +25,7 @@ from recsys.storage.tensors import refuse_not_finite, sizes
 KIND = "recsys.run"
 FORMAT = 1
 MANIFEST, CONFIG, WEIGHTS, VOCABULARY = "manifest.json", "config.json", "model.safetensors", "vocabulary"
+STOPS = "stops.safetensors"
 
 
 def load_run(folder: str | Path, trust: Sequence[str] = (), verify: bool = True) -> Ranker:
@@ -53,7 +55,9 @@ def load_run(folder: str | Path, trust: Sequence[str] = (), verify: bool = True)
             f"{printable(path / CONFIG, None)} says {printable(config.get('num_items'))} items, and {VOCABULARY} holds "
             f"{len(vocabulary):,}: copy the run folder again"
         )
-    return load_model(config.get("model"), path / WEIGHTS, vocabulary, trust, verify)
+    model = load_model(config.get("model"), path / WEIGHTS, vocabulary, trust, verify)
+    model.cut = cut_of(path, config)
+    return model
 
 
 def load_model(
@@ -102,6 +106,20 @@ def read_config(path: Path, verify: bool = False) -> dict[str, Any]:
     if "files" in manifest:  # runs of 0.1.0.dev0 have none
         check_hashes(path, manifest["files"], verify)
     return config
+
+
+def cut_of(path: Path, config: dict[str, Any]) -> Cut | None:
+    """Which events the model of the run at ``path`` learned from, by its config; None for a run that did not keep it.
+
+    Raises:
+        DataError: what was kept is damaged.
+    """
+    kept = config.get("cut")
+    if kept is None:
+        return None
+    with reading(path / STOPS, "copy the run folder again"):
+        stops = read_tensors(path / STOPS)["stops"].numpy() if (path / STOPS).is_file() else None
+        return Cut.from_dict(kept, stops)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -1,15 +1,26 @@
 """The seams: everything a paper adds to this library is one of the protocols on this page.
 
 Legend: B histories, L longest history of a batch, T real tokens, D width, N items (rows 1..N, 0 is padding).
-Parts are ``nn.Module``s or plain callables; nothing is registered and no base class is required. A part keeps its
-constructor arguments as attributes of the same name (that is how it is saved) and may have any of these hooks:
-``needs: frozenset[str]`` (optional batch fields it reads), ``bind(context)``, ``on_stage(name)`` when a stage begins
-(again, after a resume), ``on_epoch(epoch)`` before each epoch, ``sources()``, a hash of what it reads from elsewhere
-(a run is not resumed with another one), ``check_split(split)``, which refuses a split that does not fit what was
-learned (for ``recsys evaluate`` and ``export``), and ``sections(model, split)``, which adds to the run's report:
-content by heading (text, a mapping, rows of a table, or ``{"bars": {label: number}}``). An auxiliary or augmentation
-may say in ``longest`` how long the histories are that it makes (None: no longer than those it gets); the encoder must
-read that many, and, where ``as_ranked`` says that they are read as they are ranked, what the targets append to them.
+Parts are ``nn.Module``s or plain callables (what has weights to train is a module); nothing is registered and no base
+class is required. A part keeps its constructor arguments as attributes of the same name (that is how it is saved, and
+how parts within parts are found) and may have any of these hooks, which :mod:`recsys.hooks` calls:
+
+- ``needs: frozenset[str]``, optional batch fields it reads;
+- ``bind(context)`` before training and before saved tensors are loaded; it binds the parts that it holds, too;
+- ``carry(before, change)`` behind ``bind``, where a learned model goes on: see :class:`Change`;
+- ``on_stage(name)`` when a stage begins, again when it is resumed;
+- ``on_epoch(epoch)`` before each epoch, and again with the same number when a run is resumed within it: the part must
+  then be what it was (keep what it counts in buffers, or what it makes for an epoch together with the epoch's number);
+- ``sources()``, a hash of what it reads from elsewhere: a run is not resumed with another one;
+- ``check_split(split)``, which refuses a split that does not fit what was learned (``recsys evaluate``, ``export``);
+- ``sections(model, split)`` for the run's report: content by heading (text, a mapping, rows of a table, or
+  ``{"bars": {label: number}}``).
+
+An auxiliary or augmentation may say in ``longest`` how long the histories are that it makes (None: no longer than those
+it gets); the encoder must read that many, and, where ``as_ranked`` says that they are read as they are ranked, what the
+targets append to them. ``rows_behind`` is how many input-only rows behind the items a part writes or reads.
+
+An auxiliary of weight 0 is unused: it gets its shapes, as in a loaded model, and changes nothing for others.
 """
 
 from __future__ import annotations
@@ -20,6 +31,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,6 +57,20 @@ class Context:
     item_text: dict[str, Any] | None = None  # column -> array aligned with item rows, entry 0 for padding
     seed: int = 0
     users: Vocabulary | None = None  # raw user id <-> row
+
+
+@dataclass(frozen=True)
+class Change:
+    """How the data differ that a learned model goes on with; given to ``carry(before, change)`` of a part.
+
+    Parameters, and buffers that ``bind`` does not fill from the data, are carried over by raw id before that: old rows
+    as they were, new rows at the mean of the old ones unless ``bind`` read them (texts). ``before`` holds what the
+    part's own ``state_dict()`` held. ``carry`` does what that leaves (tables of item rows, marks of epochs).
+    """
+
+    same: bool  # the same events, cut and ids: everything is as it was
+    items: np.ndarray  # (N+1,) int64: the former row of each item row, 0 for padding and for new items
+    context: Context  # of the new data
 
 
 @dataclass(frozen=True)
@@ -168,7 +194,7 @@ class Targets(Protocol):
 class Weighting(Protocol):
     """How much each target counts, beside the weights that the data may have (propensities, recency).
 
-    A module, like an auxiliary. ``normalised``: the loss is divided by the sum of the weights (self-normalised), as for
+    ``normalised``: the loss is divided by the sum of the weights (self-normalised), as for
     weights of the data; otherwise by what it would be divided by without this part.
     """
 

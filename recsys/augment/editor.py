@@ -100,6 +100,7 @@ class Editor(nn.Module):
         self.dim, self.num_heads, self.dropout, self.hidden = dim, num_heads, dropout, hidden
         self.max_inserted, self.max_length = max_inserted, max_length
         self.decision, self.dedup, self.encoder, self.init = decision, dedup, encoder, check_scheme(init)
+        self.rows_behind = 2  # a mask, which views may write, and the end token
         self.operation_head = nn.Linear(dim, len(OPERATIONS))
         self.position_table = nn.Embedding(max_inserted, dim)
         self.drop = Dropout(dropout)

@@ -26,7 +26,7 @@ from recsys.errors import DataWarning
 from recsys.hooks import bind
 from recsys.index import kmeans
 from recsys.nn.processes import from_all
-from recsys.seams import Context, Step
+from recsys.seams import Change, Context, Step
 
 POINTS = 64  # states remembered per centroid
 EPOCH, SEEN, KNOWN = range(3)
@@ -102,6 +102,10 @@ class IntentContrast(nn.Module):
         self._seed = context.seed
         self._forget()
         bind(self.pairs, context)
+
+    def carry(self, before: dict[str, Tensor], change: Change) -> None:
+        """The states at hand are clustered before the first epoch of the run that begins."""
+        self.marks[0] = -1
 
     def on_epoch(self, epoch: int) -> None:
         """Cluster the states of the epoch before, unless that was done before training was interrupted."""

@@ -21,7 +21,7 @@ from recsys.data.cooccurrence import cooccurrence, interactions
 from recsys.data.split import Training
 from recsys.progress import Progress
 from recsys.randomness import numpy_generator
-from recsys.seams import Context, ItemTable
+from recsys.seams import Change, Context, ItemTable
 
 QUERIES, KEYS = 1024, 16_384  # item vectors compared at a time
 
@@ -99,6 +99,10 @@ class EmbeddingSimilar(nn.Module):
         self.register_buffer("neighbour", torch.zeros(context.num_items + 1, dtype=torch.int64))
         self.register_buffer("score", torch.zeros(context.num_items + 1))
         self.register_buffer("epoch", torch.tensor(-1))
+
+    def carry(self, before: dict[str, Tensor], change: Change) -> None:
+        """The table is that of no epoch of the run that begins."""
+        self.neighbour, self.epoch = torch.zeros_like(self.neighbour), torch.tensor(-1)
 
     def refresh(self, items: ItemTable, epoch: int) -> None:
         """Find the table of this epoch, unless that is done; who makes views calls this before."""

@@ -34,7 +34,13 @@ from recsys.seams import Augmentation, Context, ItemTable
 HIDES = ("token", "drop")
 
 
-class Crop(nn.Module):
+class _View(nn.Module):
+    """What all operations share: the event that a row predicts is another one afterwards."""
+
+    keeps_events = False
+
+
+class Crop(_View):
     """A contiguous part of each history: max(1, floor(share n)) items from a start drawn uniformly.
 
     Args:
@@ -57,7 +63,7 @@ class Crop(nn.Module):
         return take(batch, index, kept)
 
 
-class Mask(nn.Module):
+class Mask(_View):
     """floor(share n) items of each history are hidden, drawn without replacement; at least one stays.
 
     Args:
@@ -77,6 +83,7 @@ class Mask(nn.Module):
             raise ValueError(f"hide must be one of {', '.join(HIDES)}; found {hide!r}")
         self.share, self.hide, self.least = _checked(share), hide, _at_least_one(least)
         self.writes_mask = hide == "token"
+        self.rows_behind = int(self.writes_mask)
         self.num_items = 0
 
     def bind(self, context: Context) -> None:
@@ -96,7 +103,7 @@ class Mask(nn.Module):
         return take(batch, located(batch.mask & ~hidden, batch.ids.shape[1]), batch.lengths - count)
 
 
-class Reorder(nn.Module):
+class Reorder(_View):
     """A window of floor(share n) items at a start drawn uniformly is shuffled. Times stay where they are, and sorted.
 
     Args:
@@ -121,7 +128,7 @@ class Reorder(nn.Module):
         return take(batch, index, batch.lengths).replace(times=batch.times)
 
 
-class _Informed(nn.Module):
+class _Informed(_View):
     """What operations share that ask for similar items."""
 
     def __init__(self, share: float, similar: Similar) -> None:
@@ -199,7 +206,7 @@ class Insert(_Informed):
         return view.replace(ids=torch.stack([found, batch.ids], 2).flatten(1).gather(1, index) * view.mask)
 
 
-class _Several(nn.Module):
+class _Several(_View):
     """What parts share that hold operations."""
 
     def __init__(self, operations: Sequence[Augmentation]) -> None:

@@ -149,6 +149,7 @@ class MaskedItems:
     sees = "all"
     scheme = "windows"
     appends = 1  # tokens that a query has behind its history
+    rows_behind = 1
 
     def __init__(self, probability: float = 0.2, last: float = 0.1) -> None:
         if not 0.0 < probability < 1.0:

@@ -31,7 +31,7 @@ from recsys.data.batch import Batch
 from recsys.errors import DataError
 from recsys.nn.documents import Documents, TokenRows, distinct_rows, documents, newest_first
 from recsys.nn.longformer import Longformer, pretrained_longformer
-from recsys.seams import Context, Encoded, Encoder, ItemTable
+from recsys.seams import Change, Context, Encoded, Encoder, ItemTable
 
 EMPTY = ("zero", "start")
 POOLING = ("first", "mean")
@@ -248,6 +248,11 @@ class RecformerItems(nn.Module):
         self.num_items, self.stage = context.num_items, ""
         self.matrix = torch.zeros(self.num_items, self.dim)
         self.epoch, self.checksum = torch.tensor(-2), torch.zeros(32, dtype=torch.uint8)
+
+    def carry(self, before: dict[str, Tensor], change: Change) -> None:
+        """Make the matrix anew for other items; for the same ones it is that of no epoch of the run that begins."""
+        if self.made:
+            self.epoch.fill_(-1 if change.same else -2)
 
     @property
     def made(self) -> bool:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from recsys.data.vectors import Vectors
 from recsys.items.rows import blocks_of, no_row
-from recsys.seams import Context
+from recsys.seams import Change, Context
 
 PROJECTIONS = ("linear", "mlp")
 PRECISIONS = ("float32", "float16")
@@ -107,12 +107,25 @@ class TextItems(nn.Module):
         text = torch.zeros(1 + self.num_items, self.text_dim)
         if context.training is not None:
             text, self.known = self._aligned(context)
+            self._tell_missing()
         self._hold(text)
         if self.hidden is not None:
             nn.init.normal_(self.hidden.weight, std=1.0)
         nn.init.normal_(self.last.weight, std=STD if self.hidden is None else STD / GELU_RMS / (2 * self.dim) ** 0.5)
         nn.init.normal_(self.rows, std=STD)
         nn.init.zeros_(self.rows.data[0])
+
+    def carry(self, before: dict[str, Tensor], change: Change) -> None:
+        """Keep the text vectors of the items of before; those of new items are centred by the same mean."""
+        if change.same or change.context.training is None:
+            return
+        text, known = self._aligned(change.context, before["text"][0].float().numpy())
+        former = torch.from_numpy(change.items)
+        kept = former > 0
+        text[kept], known[kept] = before["text"][former[kept]].float(), before["known"][former[kept]]
+        with torch.no_grad():
+            self.text.copy_(text)
+        self.known.copy_(known)
 
     def sources(self) -> str:
         """Hash of the text vectors: with others this is another run."""
@@ -143,8 +156,12 @@ class TextItems(nn.Module):
         else:
             self.register_buffer("text", text.to(getattr(torch, self.precision)))
 
-    def _aligned(self, context: Context) -> tuple[Tensor, Tensor]:
-        """Text vectors (N+1, H) and which items have one (N+1,), as the folder has them."""
+    def _aligned(self, context: Context, mean: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
+        """Text vectors (N+1, H) and which items have one (N+1,), as the folder has them.
+
+        Row 0, which is never read as a text, holds the mean that was subtracted: ``mean`` (H,), unless it is None or
+        was not kept (all zero), else that of these items.
+        """
         if context.vocabulary is None:
             raise ValueError("text vectors are found by raw item id, and these data come without a vocabulary of items")
         vectors = Vectors.load(self.vectors)
@@ -152,16 +169,20 @@ class TextItems(nn.Module):
             raise ValueError(f"text_dim={self.text_dim}, but {self.vectors} is {vectors.width} wide: give that number")
         matrix, known = vectors.aligned(context.vocabulary)
         if self.normalize:
-            matrix[known] -= matrix[known].mean(0)
+            mean = matrix[known].mean(0) if mean is None or not mean.any() else mean
+            matrix[known] -= mean
             matrix /= np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12)
+            matrix[0] = mean
         if self.precision == "float16" and (largest := float(np.abs(matrix).max())) > float(np.finfo(np.float16).max):
             raise ValueError(f"float16 does not hold {largest:.4g}: use precision='float32', or normalize=True")
-        missing = self.num_items - int(known.sum())
+        return torch.from_numpy(matrix), torch.from_numpy(known)
+
+    def _tell_missing(self) -> None:
+        missing = self.num_items - int(self.known.sum())
         if missing:
             line = f"text items: {missing:,} of {self.num_items:,} items have no vector in {self.vectors}"
             doubt = "; are they of other data?" if 2 * missing > self.num_items else ""
             print(f"{line} and share one learned row{doubt}", file=sys.stderr)
-        return torch.from_numpy(matrix), torch.from_numpy(known)
 
     def _project(self, text: Tensor) -> Tensor:
         """(n, D) of text vectors (n, H)."""

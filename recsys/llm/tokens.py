@@ -26,7 +26,7 @@ from recsys.errors import DataError, DataWarning
 from recsys.hub import from_hub
 from recsys.llm.texts import clean_value, text_columns
 from recsys.nn.longformer import OTHERWISE
-from recsys.seams import Context
+from recsys.seams import Change, Context
 
 KEY, VALUE = 1, 2  # token types
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # rows 0..4 of a tokenizer trained here
@@ -147,19 +147,36 @@ class ItemTokens(nn.Module):
             raise DataError(f"an item has the columns {', '.join(nothing[0])}; the model reads {', '.join(names)}")
         return self._sentences([[], *(self._attributes(item) for item in known)])[0]
 
+    def carry(self, before: dict[str, Tensor], change: Change) -> None:
+        """Read the new texts with the tokenizer of before, whose tokens the model knows.
+
+        Raises:
+            DataError: the texts lack a column.
+        """
+        text = change.context.item_text
+        if text is None or torch.equal(before["recipe"].cpu(), self.recipe.cpu()):
+            return
+        self.recipe, self._loaded = before["recipe"], None
+        attributes = self._rows_of(text)
+        self.checksum = _bytes(_digest(change.context.vocabulary, attributes))
+        sentences, self.truncated = self._sentences(attributes)
+        self._set(sentences)
+
     def check_split(self, split: Any) -> None:
         """Raise DataError unless a split has the items, the texts and the order that the tokens were made of."""
-        vocabulary, item_text = split.items, split.item_text or {}
-        names = self._facts["columns"]
-        if not set(names) <= set(item_text):
-            raise DataError(f"the item table lacks the columns {sorted(set(names) - set(item_text))}")
-        rows = zip(*(item_text[name] for name in names), strict=True)
-        attributes = [self._attributes(dict(zip(names, row, strict=True))) for row in rows]
-        if _digest(vocabulary, attributes) != bytes(self.checksum.cpu().numpy()):
+        if _digest(split.items, self._rows_of(split.item_text or {})) != bytes(self.checksum.cpu().numpy()):
             raise DataError(
                 "this item table is not the one that the model was made with (other texts, or another order of items): "
                 "bind and train the model anew, or load the split it was trained on"
             )
+
+    def _rows_of(self, item_text: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
+        """The attributes of every row, of the columns that the model reads."""
+        names = self._facts["columns"]
+        if not set(names) <= set(item_text):
+            raise DataError(f"the item table lacks the columns {sorted(set(names) - set(item_text))}")
+        rows = zip(*(item_text[name] for name in names), strict=True)
+        return [self._attributes(dict(zip(names, row, strict=True))) for row in rows]
 
     def _attributes(self, item: Mapping[str, Any]) -> list[tuple[str, str]]:
         present = ((name, value) for name, value in item.items() if value is not None and value == value)  # NaN

@@ -28,6 +28,7 @@ import torch
 
 import recsys
 from recsys.data.batch import PAD
+from recsys.data.cut import Cut
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
 from recsys.folders import read_manifest, refuse_foreign, write_folder
@@ -100,6 +101,7 @@ def export(
             "model": described["model"]["class"],
             "num_items": model.num_items,
             "data": data,
+            "cut": None if model.cut is None else model.cut.to_dict(),
             "index": {"kind": built[0].kind, "dim": built[0].dim, "recall": built[0].recall} if built else None,
             "metrics": dict(metrics) if metrics else None,
         }
@@ -135,6 +137,8 @@ class Bundle:
         described = read_json(folder / "model.json", "export it again").get("model")
         vocabulary = Vocabulary.load(folder, "items")
         model = load_model(described, folder / "model.safetensors", vocabulary, trust, verify=False)
+        with reading(folder, "export it again"):
+            model.cut = Cut.from_dict(manifest["cut"]) if manifest.get("cut") else None
         index = None
         if manifest.get("index") is not None:
             from recsys.index import Index

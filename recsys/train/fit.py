@@ -15,17 +15,22 @@ from torch import nn
 from torch.optim import Optimizer
 
 from recsys.data.batches import TrainBatches
+from recsys.data.cut import Cut, trained_targets
+from recsys.errors import LeakageError
 from recsys.hooks import sources
 from recsys.parts import describe
 from recsys.ranker import Ranker
+from recsys.saved import cut_of, read_config
 from recsys.seams import Context
-from recsys.train.checkpoint import random_state, restore_random_state
+from recsys.train.checkpoint import Checkpoint, random_state, restore_random_state
 from recsys.train.engine import start
 from recsys.train.folder import RunFolder, data_facts, machine_facts
 from recsys.train.loop import Loop
-from recsys.train.settings import Settings, Stage
+from recsys.train.settings import Settings, Stage, default_metric
 from recsys.train.splits import remember_split
+from recsys.train.trial import try_parts
 from recsys.train.validation import Validation
+from recsys.train.warm import begin, merged
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -65,7 +70,9 @@ def fit(
     stride: int | None = None,
     workers: int = 0,
     patience: int = 10,
-    metric: str = "ndcg@10",
+    metric: str | None = None,
+    max_steps: int | None = None,
+    init: str = "keep",
     validate_every: int = 1,
     exclude: str = "history",
     valid_users: int | None = None,
@@ -95,8 +102,10 @@ def fit(
         batch_size: training rows per batch, over all devices.
         tokens: instead of ``batch_size``, the most inputs per batch, over all devices.
         weight_decay: decoupled from the gradient (AdamW); 0 is plain Adam.
-        optimizer: parameters -> torch optimizer, instead of Adam; it sets its own learning rate.
-        warmup_steps: updates over which the learning rate rises linearly to its value.
+        optimizer: parameters -> torch optimizer, instead of Adam; it sets its own learning rates, for each group, and
+            may change them (what a schedule counts outside of the optimizer is not in checkpoints). ``warmup_steps``
+            and ``decay`` multiply the rates that it has at the time.
+        warmup_steps: updates of each stage over which the learning rate rises linearly to its value.
         decay: "none", or how the learning rate falls to 0 over the epochs of each stage: "linear" or "cosine". Where
             ``patience`` ends a stage sooner, its last rates were not reached.
         clip_norm: longest gradient (norm over all parameters) that is applied as it is.
@@ -105,7 +114,13 @@ def fit(
             Validation is always in float32.
         compile: compile the encoder with torch; where that fails training goes on without, and says so.
         order, windows, stride, workers: see :class:`recsys.data.batches.TrainBatches`.
-        metric: one per-user metric with its cut-off; the larger the better.
+        metric: one per-user metric with its cut-off; the larger the better (default "ndcg@10", or at the number of
+            items where there are fewer).
+        max_steps: updates after which training ends, wherever it stands; its last weights are validated as usual.
+        init: what a model begins with that was trained or loaded: "keep" goes on from what it has learned, on other
+            users and items too (rows are found by raw id, see :class:`recsys.seams.Change`); "fresh" starts from new
+            weights. One that has learned nothing starts from new weights in any case, a resumed run from its
+            checkpoint, and what is counted rather than trained is counted anew.
         validate_every: epochs between validations; 0 never validates and keeps the last weights.
         exclude: "history", "none" or "history-except-targets", as in :func:`recsys.evaluate`.
         valid_users: validate on this many users, drawn once by ``seed``; None for all.
@@ -124,12 +139,14 @@ def fit(
     Raises:
         ValueError, TypeError: a knob makes no sense, a GPU is asked for where there is none, or ``folder`` holds
             another run.
+        LeakageError: ``init="keep"``, and the model has learned from events that it would be validated on.
         FloatingPointError: a loss became NaN or infinite; the last good checkpoint stays.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint and the best weights are written (and loaded into ``model``).
     """
     given = dict(locals())
     if not hasattr(split, "train"):
         raise TypeError(f"fit needs a split, such as data.split(rs.LeaveLast()); found {type(split).__name__}")
+    given["metric"] = metric or default_metric(split.num_items)
     settings = Settings(**{entry.name: given[entry.name] for entry in fields(Settings)})
     run = _Request(model, split, settings, None if folder is None else RunFolder(folder), name, recipe, arguments or {})
     before = random_state()
@@ -170,8 +187,10 @@ class _Request:
         whole = {"model": describe(self.model), "data": data_facts(self.split), **read, **facts}
         return dict(json.loads(json.dumps(whole, default=str)))
 
-    def begin(self, identity: dict[str, Any], device: torch.device, processes: int, resumed: bool) -> None:
-        """Prepare the run folder, on the one process that writes."""
+    def begin(
+        self, identity: dict[str, Any], device: torch.device, processes: int, resumed: bool, trained: Cut
+    ) -> None:
+        """Prepare the run folder, on the one process that writes; ``trained`` is what is learned from."""
         if self.folder is None:
             return
         manifest = machine_facts(self.split, self.settings.seed, device, processes)
@@ -183,11 +202,12 @@ class _Request:
             "name": self.name or type(self.model).__name__,
             "model": identity["model"],
             "num_items": self.split.num_items,
+            "cut": trained.to_dict(),
             "settings": self.settings.describe(),
             "arguments": self.arguments,
             "identity": identity,
         }
-        self.folder.begin(manifest, config, self.split, self.recipe)
+        self.folder.begin(manifest, config, self.split, self.recipe, trained.stops)
         remember_split(self.split, self.folder.path)
 
 
@@ -203,18 +223,45 @@ def _train(run: _Request) -> Fitted:
         }
     )
     resumed = None if run.folder is None else run.folder.resumable(identity, run.settings.resume)
-    run.model.bind(run.context())
+    trained, line = _start(run, resumed)
     batches = _batches(run, fabric)
     validation = Validation(run.split, run.settings, fabric.global_rank, fabric.world_size)
+    if resumed is None:
+        try_parts(run.model, batches, run.settings.plan[0].name)
     fabric.barrier()  # all have read the folder before one changes it
     if fabric.is_global_zero:
-        run.begin(identity, fabric.device, fabric.world_size, resumed is not None)
+        run.begin(identity, fabric.device, fabric.world_size, resumed is not None, trained)
         if run.settings.progress:
-            print(_told(batches), file=sys.stderr, flush=True)
+            print(f"{_told(batches)}\n{line}", file=sys.stderr, flush=True)
     fabric.barrier()
     loop = Loop(run.model, batches, validation, run.settings, fabric, run.folder, resumed, identity)
-    loop.run()
+    run.model.cut = run.split.cut  # while validation looks; what was learned before was compared with it above
+    try:
+        loop.run()
+    finally:
+        run.model.cut = trained if run.model.learned else None
     return Fitted(run.model, run.path, loop.state.history, loop.state.best or {})
+
+
+def _start(run: _Request, resumed: Checkpoint | None) -> tuple[Cut, str]:
+    """Bind the model, with what it has learned if it goes on; the events it will have learned from, and what to say."""
+    model, cut, init = run.model, run.split.cut, run.settings.init
+    if resumed is not None:
+        assert run.folder is not None
+        model.bind(run.context())
+        before = cut_of(run.folder.path, read_config(run.folder.path))
+        line = f"goes on from update {resumed.state['loop']['step']:,} of {run.folder.path}"
+        return before or cut, line
+    goes_on = init == "keep" and model.learned
+    trained = merged(model.cut, cut) if goes_on else cut
+    if goes_on and model.cut is not None and run.settings.validate_every:
+        seen = trained_targets(model.cut, run.split.valid)
+        if seen:
+            raise LeakageError(
+                f"the model has learned from {seen:,} of the events that it would be validated on: go on with the "
+                'split it was trained on, pass validate_every=0 to keep the last weights, or init="fresh" to start anew'
+            )
+    return trained, begin(model, run.context(), cut, init)
 
 
 def _batches(run: _Request, fabric: Fabric) -> TrainBatches:
@@ -257,18 +304,21 @@ def _learn(run: _Request) -> Fitted:
     if run.folder is not None:
         run.folder.resumable(identity, False if settings.resume is False else "auto")
     began = time.monotonic()
+    known = run.model.learned or run.model.vocabulary is not None
     run.model.learn(run.context())
+    run.model.learned, run.model.cut = True, run.split.cut
     record: dict[str, Any] = {"epoch": 1, "stage": 0, "seconds": round(time.monotonic() - began, 3)}
     validation = Validation(run.split, settings)
     best: dict[str, Any] = {"metric": metric, "value": None, "epoch": 1, "stage": 0}
     if validation.enabled:
         best["value"] = record[metric] = validation(run.model, metric)
     if run.folder is not None and leads():
-        run.begin(identity, torch.device("cpu"), 1, resumed=False)
+        run.begin(identity, torch.device("cpu"), 1, False, run.split.cut)
         run.folder.write_weights(run.model.tensors())
         run.folder.write_metrics([record])
     if settings.progress and leads():
-        text = f"{run.name or type(run.model).__name__}: learned in {record['seconds']:.1f} s"
+        how = "learned anew" if known else "learned"
+        text = f"{run.name or type(run.model).__name__}: {how} in {record['seconds']:.1f} s"
         text += f"  {metric} {record[metric]:.4f}" if metric in record else ""
         print(text, file=sys.stderr, flush=True)
     return Fitted(run.model, run.path, [record], best)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from recsys.errors import DataWarning
 from recsys.folders import LOCK, hash_file, hashes, refuse_foreign
-from recsys.saved import CONFIG, FORMAT, KIND, MANIFEST, VOCABULARY, WEIGHTS, read_config
+from recsys.saved import CONFIG, FORMAT, KIND, MANIFEST, STOPS, VOCABULARY, WEIGHTS, read_config
 from recsys.storage.files import hold, refuse_links, sweep, write_text
 from recsys.storage.reading import read_json, reading
 from recsys.storage.tensors import write_tensors
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 METRICS, CHECKPOINTS, RECIPE = "metrics.jsonl", "checkpoints", "recipe.py"
 # What a run leaves, and must not pass on to one that replaces it.
 RESULTS = (
-    METRICS, WEIGHTS, "per_user.parquet", "per_user.npz", "report.json", "report.html", "sections.json", "split.json",
+    METRICS, WEIGHTS, STOPS, "per_user.parquet", "per_user.npz", "report.json", "report.html", "sections.json",
+    "split.json",
 )  # fmt: skip
 
 
@@ -108,8 +109,19 @@ class RunFolder:
             raise ValueError(f'{self.path} has no checkpoint to resume from: resume="auto" starts at the beginning')
         return found
 
-    def begin(self, manifest: dict[str, Any], config: dict[str, Any], split: Split, recipe: Path | None) -> None:
-        """Make the folder of a run that starts at the beginning, without any results of an earlier one."""
+    def begin(
+        self,
+        manifest: dict[str, Any],
+        config: dict[str, Any],
+        split: Split,
+        recipe: Path | None,
+        stops: np.ndarray | None = None,
+    ) -> None:
+        """Make the folder of a run that starts at the beginning, without any results of an earlier one.
+
+        Args:
+            stops: where the events end that the model learns from, by user; see :class:`recsys.data.cut.Cut`.
+        """
         refuse_links(self.path, (CHECKPOINTS, VOCABULARY))
         self.path.mkdir(parents=True, exist_ok=True)
         manifest = {"kind": KIND, "format": FORMAT, **manifest}
@@ -121,6 +133,8 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
         write_text(self.path / CONFIG, _json({"format": FORMAT, **config}))
         split.items.save(self.path / VOCABULARY, "items")
+        if stops is not None:
+            write_tensors(self.path / STOPS, {"stops": torch.from_numpy(np.array(stops, dtype=np.int64))})
         keep_recipe(recipe, self.path)
         write_text(self.path / MANIFEST, _json({**manifest, "files": self._hashes()}))
 
@@ -189,13 +203,14 @@ def machine_facts(split: Split, seed: int, device: torch.device, processes: int)
 
 
 def data_facts(split: Split) -> dict[str, Any]:
-    """Name, hash, sizes and protocol of the data."""
+    """Name, hash, sizes and protocol of the data, and which of their events train."""
     return {
         "name": split.name,
-        "hash": split.data_hash or _fingerprint(split),
+        "hash": split.data_hash or split.prepared.fingerprint,
         "users": split.num_users,
         "items": split.num_items,
         "protocol": json.loads(json.dumps(split.protocol, default=str)),
+        "cut": split.cut.to_dict(),
     }
 
 
@@ -242,15 +257,6 @@ def _head(git: Path) -> str | None:
 def _line(path: Path) -> str:
     with path.open(encoding="utf-8", errors="replace") as stream:
         return stream.readline(4096).strip()
-
-
-def _fingerprint(split: Split) -> str:
-    import hashlib
-
-    digest = hashlib.blake2b(digest_size=16)
-    for array in (split.prepared.items, split.prepared.offsets, split.train_stop, split.valid_stop):
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def _json(value: Any) -> str:

@@ -89,7 +89,7 @@ class Loop:
     def _run_stage(self, stage: Stage) -> None:
         state = self.state
         fresh = state.fresh
-        if fresh and state.stage:
+        if fresh and state.stage and not self._spent:
             self._start_stage(stage, self.settings.plan[state.stage - 1])
         if not self._over(stage):
             call(self.model, "on_stage", stage.name)
@@ -105,10 +105,13 @@ class Loop:
         if state.stage + 1 == len(self.settings.plan):
             self._finished = True
         else:
-            state.stage, state.stage_epoch, state.stale = state.stage + 1, 0, 0
+            state.next_stage()
 
     def _start_stage(self, stage: Stage, previous: Stage) -> None:
-        """The weights a later stage starts from; all of it happens again, to the same effect, when it is resumed."""
+        """The weights a later stage starts from; all of it happens again, to the same effect, when it is resumed.
+
+        Behind a stage without validation the best weights are its last ones: :meth:`_end_epoch` keeps these.
+        """
         if stage.start == "best" and self.state.best is not None:
             self._restore_best()
         if (stage.select or self.settings.metric) != (previous.select or self.settings.metric):
@@ -117,17 +120,24 @@ class Loop:
     def _over(self, stage: Stage) -> bool:
         patience = stage.patience or self.settings.patience
         done = self.state.stage_epoch >= stage.epochs or self.state.stale >= patience
-        return self.state.phase == "train" and done
+        return self.state.phase == "train" and (done or self._spent)
+
+    @property
+    def _spent(self) -> bool:
+        """Whether the updates that ``max_steps`` allows are done."""
+        return self.settings.max_steps is not None and self.state.step >= self.settings.max_steps
 
     def _train_epoch(self, stage: Stage) -> None:
         state, size = self.state, self.settings.accumulate
         call(self.model, "on_epoch", state.epoch)
         self.model.train()
         updates = -(-(self.batches.num_batches(state.epoch) - state.consumed) // size)
+        if self.settings.max_steps is not None:
+            updates = min(updates, self.settings.max_steps - state.step)
         label = f"epoch {state.epoch + 1}/{self._epochs(stage)}"
         with Progress(updates, label, "updates", enabled=self._talks) as bar:
             clock = time.monotonic()
-            for batches in _groups(self.batches.epoch(state.epoch, start=state.consumed), size):
+            for batches in islice(_groups(self.batches.epoch(state.epoch, start=state.consumed), size), updates):
                 waited = time.monotonic() - clock
                 self._save_if_due()
                 clock = time.monotonic()
@@ -146,10 +156,11 @@ class Loop:
             raise KeyboardInterrupt
         self._updating = True
         try:
-            update = self.updater(steps, weight, self._progress())
+            update = self.updater(steps, weight, self._progress(), state.stage_step)
         except FloatingPointError as error:
             raise self._not_finite(f"{error}; {state.loss_so_far()}") from None
-        state.add(update.terms, update.weight, len(batches))
+        state.add(update.terms, update.weight, len(batches), self.updater.learning_rate)
+        self.model.learned = True
         self._updating = False
         return update
 
@@ -163,16 +174,16 @@ class Loop:
         """Validate, keep the weights if they are the best, write the record of the epoch and a checkpoint."""
         state, metric = self.state, stage.select or self.settings.metric
         self._save()
-        last = state.stage_epoch + 1 >= stage.epochs
+        last = state.stage_epoch + 1 >= stage.epochs or self._spent
         enabled = self.validation.enabled and stage.validate
         due = enabled and (last or (state.stage_epoch + 1) % self.settings.validate_every == 0)
         began = time.monotonic()
         self.interrupt.immediate = self.fabric.world_size == 1
         value = self.validation(self.model, metric) if due else None
         self.interrupt.immediate = False
-        assert self.updater is not None
-        record = state.record(metric, value, self.updater.learning_rate, time.monotonic() - began)
-        if state.improves(value) or not self.validation.enabled:
+        record = state.record(metric, value, time.monotonic() - began)
+        unranked = last and not stage.validate and self.validation.enabled  # what this stage trained is kept unseen
+        if state.improves(value) or not self.validation.enabled or unranked:
             state.best = {"metric": metric, "value": value, "epoch": state.epoch + 1, "stage": state.stage}
             self._keep_weights()
             state.stale = 0
@@ -183,6 +194,9 @@ class Loop:
             self.folder.write_metrics(state.history)
         self._save()
         self._tell(stage, record)
+        if unranked and self._talks and (self._spent or state.stage + 1 == len(self.settings.plan)):
+            note = "is the last one and is not validated: its last weights are those of the run"
+            print(f"stage {stage.name!r} {note}", file=sys.stderr, flush=True)
 
     def _spare(self) -> Batch:
         training = self.batches.training
@@ -217,11 +231,21 @@ class Loop:
     def _save_if_due(self) -> None:
         every = self.settings.checkpoint_every
         by_steps = every is not None and self.state.step - self._saved_step >= every
-        if by_steps or time.monotonic() - self._saved >= self.settings.checkpoint_seconds:
+        by_time = time.monotonic() - self._saved >= self.settings.checkpoint_seconds
+        if self._agreed(by_steps or by_time):
             self._save()
+
+    def _agreed(self, due: bool) -> bool:
+        """What the first process decides: clocks differ, and all must meet in what a decision leads to."""
+        if self.fabric.world_size == 1:
+            return due
+        asked = torch.tensor([float(due and self._leads)], device=self.fabric.device)
+        found: Any = self.fabric.all_reduce(asked, reduce_op="sum")
+        return bool(found > 0)
 
     def _save(self) -> None:
         self._check_finite()
+        self._saved, self._saved_step = time.monotonic(), self.state.step
         if self.folder is None or not self._leads or self.updater is None:
             return
         tensors: dict[str, dict[str, Tensor]] = {"model": self.model.tensors(), "optimizer": {}, "random": {}}
@@ -233,7 +257,7 @@ class Loop:
             "random": pack(random_state(), "random", tensors["random"]),
         }
         self.folder.checkpoint(f"step-{self.state.step:08d}", Checkpoint(state, tensors))
-        self._saved, self._saved_step = time.monotonic(), self.state.step
+        self._saved = time.monotonic()
 
     def _restore_optimizer(self) -> None:
         """Optimizer, loss scaler and global generators as the checkpoint has them."""

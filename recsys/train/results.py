@@ -151,7 +151,7 @@ def renew(folder: Path, model: Any, split: Split, report: Report) -> Comparison 
 def _baseline(run: Run, baseline: Any) -> Report:
     began, settings = time.monotonic(), run.settings
     more = {"exclude": settings.get("exclude", "history"), "seed": settings.get("seed", 0)}
-    fit(baseline, run.split, validate_every=0, progress=False, **more)
+    fit(baseline, run.split, validate_every=0, progress=False, init="fresh", **more)
     report = evaluate(baseline, run.split.test, name=title(baseline), users=run.split.users, **run.evaluate)
     print(f"{report.name}: fitted and ranked in {time.monotonic() - began:.1f} s", file=sys.stderr)
     return report

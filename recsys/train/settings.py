@@ -14,11 +14,12 @@ from torch.optim import Optimizer
 from recsys.eval.choice import choose
 from recsys.eval.report import EXCLUDE
 
+INITS = ("keep", "fresh")
 DECAYS = ("none", "linear", "cosine")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 # What may change between a run and its resumption without changing what is computed.
 _FREE = {"epochs", "stages", "patience", "workers", "resume", "checkpoint_every", "checkpoint_seconds", "loggers"}
-_FREE |= {"progress", "devices", "accelerator", "strategy", "num_nodes", "compile", "precision"}
+_FREE |= {"init", "progress", "devices", "accelerator", "strategy", "num_nodes", "compile", "precision"}
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,14 @@ class Stage:
         freeze: parts that keep their weights, by attribute path.
         select: the validation metric of this stage; None for that of the run. Where it differs from the stage before,
             the best weights are chosen anew.
-        start: "best" starts from the best weights so far, "last" from where the stage before ended.
+        start: "best" starts from the best weights so far, "last" from where the stage before ended. Behind a stage
+            without validation both are its last weights.
         learning_rate: None for that of the run.
         patience: None for that of the run.
         name: what parts see as ``step.stage``.
         validate: False for a stage whose weights do not rank yet: nothing is validated, it does not end early, and
-            the next stage goes on from its last weights.
+            its last weights are kept: the next stage goes on from them and chooses the best ones anew, or they are
+            the result of the run if there is none.
     """
 
     epochs: int
@@ -93,6 +96,8 @@ class Settings:
     workers: int
     patience: int
     metric: str
+    max_steps: int | None
+    init: str
     validate_every: int
     exclude: str
     valid_users: int | None
@@ -109,11 +114,13 @@ class Settings:
     stages: Sequence[Stage] | None
 
     def __post_init__(self) -> None:
+        if self.metric is None:
+            object.__setattr__(self, "metric", default_metric(10))
         for name, least in (("epochs", 0), ("batch_size", 1), ("warmup_steps", 0), ("accumulate", 1), ("workers", 0)):
             _whole(name, getattr(self, name), least)
         for name, least in (("patience", 1), ("validate_every", 0), ("num_nodes", 1)):
             _whole(name, getattr(self, name), least)
-        for name in ("tokens", "stride", "valid_users", "checkpoint_every"):
+        for name in ("tokens", "stride", "valid_users", "checkpoint_every", "max_steps"):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), 1)
         _number("learning_rate", self.learning_rate, above=0)
@@ -127,11 +134,17 @@ class Settings:
         one_of("precision", self.precision, PRECISIONS)
         one_of("order", self.order, ("random", "length"))
         one_of("windows", self.windows, ("last", "sliding"))
+        one_of("init", self.init, INITS)
         one_of("exclude", self.exclude, tuple(EXCLUDE))
         if self.resume not in ("auto", True, False):
             raise ValueError(f'resume is "auto", True or False, found {self.resume!r}')
         for stage in self.plan:
             check_metric(stage.select or self.metric)
+            if self.optimizer is not None and stage.learning_rate is not None:
+                raise ValueError(
+                    f"the optimizer sets its own learning rate, so that of the stage {stage.name!r} has no effect: "
+                    "leave one of the two out"
+                )
 
     @property
     def plan(self) -> tuple[Stage, ...]:
@@ -161,6 +174,15 @@ class Settings:
         free = {"patience"} if self.decay != "none" else {"epochs", "patience"}  # epochs decide how fast it decays
         plain["stages"] = [{k: v for k, v in stage.describe().items() if k not in free} for stage in self.plan]
         return plain
+
+
+def default_metric(num_items: int) -> str:
+    """What a run is validated by unless it says otherwise: the first ten ranks, or all there are.
+
+    >>> default_metric(8)
+    'ndcg@8'
+    """
+    return f"ndcg@{min(10, num_items)}"
 
 
 def check_metric(name: str) -> None:

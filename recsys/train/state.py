@@ -19,6 +19,8 @@ class State:
     phase: str = "train"  # or "validate": the updates of the epoch are done
     consumed: int = 0  # batches of this epoch that went into updates (not those drawn ahead)
     step: int = 0  # updates of the run
+    stage_step: int = 0  # updates of this stage
+    rate: float = 0.0  # learning rate of the latest update
     stale: int = 0  # validations since the best one
     best: dict[str, Any] | None = None
     sums: dict[str, float] = field(default_factory=dict)  # of this epoch: loss term x weight of its targets
@@ -53,18 +55,18 @@ class State:
         return self.stage_epoch == 0 and self.consumed == 0 and self.phase == "train"
 
     def improves(self, value: float | None) -> bool:
-        """Whether ``value`` is the best so far."""
-        return value is not None and (self.best is None or value > self.best["value"])
+        """Whether ``value`` is the best so far; weights that were kept without a value are older than what ranks."""
+        return value is not None and (self.best is None or self.best["value"] is None or value > self.best["value"])
 
-    def add(self, terms: dict[str, float], weight: float, batches: int) -> None:
-        """Count an update."""
+    def add(self, terms: dict[str, float], weight: float, batches: int, rate: float = 0.0) -> None:
+        """Count an update, made at the learning rate ``rate``."""
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0.0) + value * weight
         self.weight += weight
         self.consumed += batches
-        self.step += 1
+        self.step, self.stage_step, self.rate = self.step + 1, self.stage_step + 1, rate
 
-    def record(self, metric: str, value: float | None, learning_rate: float, took: float) -> dict[str, Any]:
+    def record(self, metric: str, value: float | None, took: float) -> dict[str, Any]:
         """The line of metrics.jsonl for the epoch that ends; ``took`` are the seconds of its validation."""
         terms = {name: total / max(self.weight, 1e-12) for name, total in self.sums.items()}
         return {
@@ -74,12 +76,16 @@ class State:
             "loss": math.fsum(terms.values()),
             "terms": terms,
             **({} if value is None else {metric: value}),
-            "learning_rate": learning_rate,
+            "learning_rate": self.rate,
             "targets": self.weight,
             "seconds": round(self.seconds, 3),
             "targets_per_second": round(self.weight / max(self.seconds, 1e-9), 1),
             "validation_seconds": round(took, 3),
         }
+
+    def next_stage(self) -> None:
+        """Go on to the next stage."""
+        self.stage, self.stage_epoch, self.stage_step, self.stale = self.stage + 1, 0, 0, 0
 
     def end_epoch(self, record: dict[str, Any]) -> None:
         """Go on to the next epoch."""

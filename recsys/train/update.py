@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -45,25 +46,23 @@ class Updater:
         model.to(fabric.device)
         self.raw_optimizer = make_optimizer(model, settings, stage)
         self.base_rates = [group["lr"] for group in self.raw_optimizer.param_groups]
+        self.learning_rate = float(self.base_rates[0])  # of the first parameter group, in the latest update
         self.module, self.optimizer = fabric.setup(_Losses(model, stage.losses), self.raw_optimizer)
         self._untried = settings.compile
         if settings.compile:
             _compile(model)
-
-    @property
-    def learning_rate(self) -> float:
-        """The rate of the first parameter group, as it stands now."""
-        return float(self.raw_optimizer.param_groups[0]["lr"])
 
     def prepare(self, batches: Sequence[Batch], epoch: int, index: int) -> tuple[list[Step], float]:
         """The steps of one update (augmented, with targets) and the weight of all their targets on this process."""
         steps = [self._prepare(batch, epoch, index, micro, len(batches)) for micro, batch in enumerate(batches)]
         return steps, sum(target_weight(step.batch) for step in steps)
 
-    def __call__(self, steps: Sequence[Step], weight: float, progress: float = 0.0) -> Update:
+    def __call__(self, steps: Sequence[Step], weight: float, progress: float = 0.0, done: int = 0) -> Update:
         """Update the model from prepared ``steps``; ``weight`` is that of their targets over all processes.
 
-        ``progress`` is the share of the stage that is over, which the learning rate decays by.
+        Args:
+            progress: the share of the stage that is over, which the learning rate decays by.
+            done: updates of the stage so far, which it is warmed up by.
 
         Raises:
             FloatingPointError: a loss is not finite; the weights are those of before the update.
@@ -85,7 +84,7 @@ class Updater:
         found = self._gather(sums)
         if not all(math.isfinite(value) for value in found.values()):
             raise FloatingPointError(_seen(found, steps))
-        self._apply(steps[0].index, progress)
+        self._apply(done, progress)
         return Update(found, weight)
 
     def _prepare(self, batch: Batch, epoch: int, index: int, micro: int, of: int) -> Step:
@@ -109,16 +108,21 @@ class Updater:
         # A function, because Fabric looks into containers and dataclasses to convert their tensors.
         return self.module(lambda: step)
 
-    def _apply(self, index: int, progress: float) -> None:
+    def _apply(self, done: int, progress: float) -> None:
         warmup = self.settings.warmup_steps
-        factor = min(1.0, (index + 1) / warmup) if warmup else 1.0
+        factor = min(1.0, (done + 1) / warmup) if warmup else 1.0
         factor *= left(self.settings.decay, progress)
-        for group, rate in zip(self.raw_optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = rate * factor
+        groups = self.raw_optimizer.param_groups
+        if self.settings.optimizer is None:
+            for group, rate in zip(groups, self.base_rates, strict=True):
+                group["lr"] = rate * factor
+            factor = 1.0
         if self.settings.clip_norm is not None:
             norm, finite = self.settings.clip_norm, False
             self.fabric.clip_gradients(self.module, self.optimizer, max_norm=norm, error_if_nonfinite=finite)
-        self.optimizer.step()
+        with scaled(self.raw_optimizer, factor):
+            self.learning_rate = float(groups[0]["lr"])
+            self.optimizer.step()
 
     def _gather(self, sums: dict[str, Tensor]) -> dict[str, float]:
         values: Any = torch.stack(list(sums.values()))
@@ -175,6 +179,40 @@ def left(decay: str, progress: float) -> float:
     if decay == "cosine":
         return (1 + math.cos(math.pi * progress)) / 2
     return 1.0 - progress if decay == "linear" else 1.0
+
+
+@contextmanager
+def scaled(optimizer: torch.optim.Optimizer, factor: float) -> Iterator[None]:
+    """All learning rates times ``factor`` for the step inside; the rates that the caller's own schedule set stay its.
+
+    They are back before hooks behind the step see them. What the optimizer itself makes of its rates in the step is
+    taken for a share of them.
+    """
+    if factor == 1.0:
+        yield
+        return
+    groups, rates = optimizer.param_groups, [group["lr"] for group in optimizer.param_groups]
+    lowered = [rate * factor for rate in rates]
+    waiting = True
+
+    def restore(*_: Any) -> None:
+        nonlocal waiting
+        if not waiting:
+            return
+        waiting = False
+        for group, rate, low in zip(groups, rates, lowered, strict=False):
+            group["lr"] = rate if group["lr"] == low or not factor else group["lr"] / factor
+
+    for group, low in zip(groups, lowered, strict=True):
+        group["lr"] = low
+    handle = optimizer.register_step_post_hook(restore)
+    hooks: Any = optimizer._optimizer_step_post_hooks
+    hooks.move_to_end(handle.id, last=False)
+    try:
+        yield
+    finally:
+        handle.remove()
+        restore()
 
 
 def target_weight(batch: Batch) -> float:

@@ -1,0 +1,235 @@
+"""A first try of parts that are not this package's own, on a few rows, before anything is trained or written.
+
+What a part gives in another shape than its seam says often trains all the same, on a wrong number. The try runs on a
+copy of the model (parameters are shared and stay as they are), in eval mode, and leaves random states alone.
+
+Legend: B histories, L longest history, T real tokens, T' targets, D width, N items (rows 1..N).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from recsys.data.batch import Batch
+from recsys.data.batches import TrainBatches
+from recsys.hooks import call, parts_of
+from recsys.recommender import Recommender
+from recsys.seams import Encoded, Step
+from recsys.train.checkpoint import random_state, restore_random_state
+
+ROWS = 8  # training histories that parts are tried on
+OPTIONAL = ("weights", "times", "query_time")  # fields of a batch that are there only if a part needs them
+
+
+def try_parts(model: Any, batches: TrainBatches, stage: str) -> None:
+    """Run every part of a bound model once, if one of them is of another package.
+
+    Raises:
+        ValueError: a part gives something else than its seam says; the message names its class.
+    """
+    if not isinstance(model, Recommender) or not any(_foreign(part) for _, part in parts_of(model, used=True)):
+        return
+    _check_owned(model)
+    training = batches.training
+    users = np.flatnonzero(training.lengths > 1)[:ROWS]
+    rows = training.gather(users, batches.max_length + 1, needs=batches.needs)
+    before = random_state()
+    try:
+        tried = _copied(model, training)
+        tried.eval()
+        device = tried.popularity.device
+        call(tried, "on_stage", stage)
+        call(tried, "on_epoch", 0)
+        _Trial(tried, rows.to(device)).run()
+    finally:
+        restore_random_state(before)
+
+
+class _Trial:
+    """The seams in the order of a training step."""
+
+    def __init__(self, model: Recommender, rows: Batch) -> None:
+        self.model, self.rows = model, rows
+        self.highest = model.num_items + getattr(model.items, "extra", 0)
+        self.step = Step(rows, items=model.items, encode=self._encode, query=model.targets.query)
+
+    def run(self) -> None:
+        model, step = self.model, self.step
+        self._items()
+        batch = self.rows
+        for part in model.augmentations:
+            batch = self._augmented(part, batch)
+        with _blamed(model.targets, batch):
+            made = model.targets.train(batch, step.generator("targets"))
+        self._well_formed(model.targets, made, len(self.rows))
+        targets = made.targets
+        if targets is None or targets.shape != made.ids.shape or targets.dtype != torch.int64:
+            found = None if targets is None else f"{targets.dtype} {tuple(targets.shape)}"
+            raise _wrong(model.targets, f"targets (B, L) int64, {tuple(made.ids.shape)}", found)
+        if bool((targets < 0).any()) or bool((targets > self.highest).any()):
+            raise _wrong(model.targets, f"targets in 0..{self.highest}", f"{int(targets.min())}..{int(targets.max())}")
+        for part in model.weightings:
+            with _blamed(part, made):
+                weights = part(made)
+            if not isinstance(weights, Tensor) or weights.shape != made.ids.shape:
+                raise _wrong(part, f"weights (B, L), {tuple(made.ids.shape)}", _shape(weights))
+            self._finite(part, "weights", weights)
+        step = self.step = replace(step, batch=made)
+        encoded = step.encoded
+        self._objective(encoded, made)
+        for name, twin, part in model._weighted():
+            if _foreign(part):
+                self._auxiliary(part, name, step.for_twin(twin))
+
+    def _items(self) -> None:
+        items, count = self.model.items, self.model.num_items
+        rows = torch.arange(1, min(count, 4) + 1, device=self.rows.ids.device)
+        with _blamed(items, self.rows):
+            if items.num_items != count:
+                raise _wrong(items, f"num_items={count} after bind(context)", items.num_items)
+            for verb in ("embed", "output"):
+                vectors = getattr(items, verb)(rows[None])
+                if not isinstance(vectors, Tensor) or vectors.shape != (1, len(rows), items.dim):
+                    raise _wrong(items, f"{verb}(ids) of (1, {len(rows)}, {items.dim})", _shape(vectors))
+            if not _foreign(items):
+                return
+            covered = 1
+            for first, vectors in items.blocks():
+                if first != covered or vectors.shape[1:] != (items.dim,):
+                    raise _wrong(
+                        items, f"blocks() of (n, {items.dim}) from row {covered}", f"{first}, {_shape(vectors)}"
+                    )
+                covered += len(vectors)
+            if covered != count + 1:
+                raise _wrong(items, f"blocks() that cover rows 1..{count}", f"rows up to {covered - 1}")
+
+    def _augmented(self, part: Any, batch: Batch) -> Batch:
+        kept = {entry.name: getattr(batch, entry.name) for entry in fields(batch)}
+        values = {name: value.clone() for name, value in kept.items() if isinstance(value, Tensor)}
+        with _blamed(part, batch):
+            made = part(batch, self.step.generator(type(part).__name__))
+        changed = [name for name, value in values.items() if not torch.equal(value, getattr(batch, name))]
+        if changed:
+            raise _wrong(part, "a changed copy of the batch", f"{', '.join(changed)} changed in place")
+        self._well_formed(part, made, len(batch))
+        found: Batch = made
+        return found
+
+    def _well_formed(self, part: Any, batch: Any, size: int) -> None:
+        if not isinstance(batch, Batch):
+            raise _wrong(part, "a Batch", type(batch).__name__)
+        if len(batch) != size or batch.lengths.shape != (size,):
+            raise _wrong(
+                part, f"as many histories as it was given, {size}", f"{len(batch)}, lengths {_shape(batch.lengths)}"
+            )
+        if batch.ids.dtype != torch.int64 or batch.ids.dim() != 2:
+            raise _wrong(part, "ids (B, L) int64", f"{batch.ids.dtype} {_shape(batch.ids)}")
+        if bool((batch.lengths < 0).any()) or bool((batch.lengths > batch.ids.shape[1]).any()):
+            raise _wrong(part, f"lengths in 0..{batch.ids.shape[1]}", batch.lengths.tolist())
+        if bool((batch.ids < 0).any()) or bool((batch.ids > self.highest).any()):
+            raise _wrong(part, f"item rows in 0..{self.highest}", f"{int(batch.ids.min())}..{int(batch.ids.max())}")
+
+    def _encode(self, batch: Batch) -> Encoded:
+        model = self.model
+        with _blamed(model.encoder, batch):
+            encoded = model.encoder(batch, model.items)
+            if not isinstance(encoded, Encoded):
+                raise _wrong(model.encoder, "Encoded(batch, tokens)", type(encoded).__name__)
+            shape = (int(batch.lengths.sum()), model.encoder.dim)
+            if encoded.tokens.shape != shape:
+                raise _wrong(model.encoder, f"states of the real tokens (T, D), {shape}", _shape(encoded.tokens))
+            if encoded.user.shape != (len(batch), model.encoder.dim):
+                raise _wrong(model.encoder, f"users (B, D), {(len(batch), model.encoder.dim)}", _shape(encoded.user))
+        self._finite(model.encoder, "states", encoded.tokens)
+        return encoded
+
+    def _objective(self, encoded: Encoded, batch: Batch) -> None:
+        part = self.model.objective
+        count = len(encoded.at_targets(batch)[1])
+        if not count:
+            return
+        with _blamed(part, batch):
+            losses = part(encoded, batch, self.model.items, self.step.generator("objective"))
+        if not isinstance(losses, Tensor) or losses.shape != (count,):
+            raise _wrong(part, f"one loss per target (T',), {(count,)}", _shape(losses))
+        self._finite(part, "losses", losses)
+
+    def _auxiliary(self, part: Any, name: str, step: Step) -> None:
+        with _blamed(part, step.batch):
+            found = part(step)
+        terms = found if isinstance(found, dict) else {name: found}
+        for term, value in terms.items():
+            if not isinstance(value, Tensor) or value.dim():
+                raise _wrong(part, "a scalar tensor, or a dict of them", f"{term}: {_shape(value)}")
+            self._finite(part, term, value)
+
+    def _finite(self, part: Any, what: str, value: Tensor) -> None:
+        if not bool(torch.isfinite(value).all()):
+            raise _wrong(part, f"finite {what}", f"{int((~torch.isfinite(value)).sum())} that are not")
+
+
+@contextmanager
+def _blamed(part: Any, batch: Batch) -> Iterator[None]:
+    """Errors of a foreign part that do not say whose they are, with its class and the fields it may have missed."""
+    try:
+        yield
+    except (AttributeError, TypeError, KeyError, IndexError, RuntimeError) as error:
+        if not _foreign(part):
+            raise
+        absent = [f"batch.{name}" for name in OPTIONAL if getattr(batch, name) is None]
+        absent += [] if batch.extra else ["anything in batch.extra"]
+        more = f"; these batches do not have {', '.join(absent)}: does it read one, and not declare it in needs?"
+        raise ValueError(
+            f"{type(part).__name__} failed on some rows ({type(error).__name__}: {error}){more if absent else ''}"
+        ) from error
+
+
+def _check_owned(model: Recommender) -> None:
+    """Weights in what is no module would neither be trained nor saved."""
+    known = {id(value) for value in model.parameters()}
+    for _, part in parts_of(model, used=True):
+        if isinstance(part, nn.Module):
+            continue
+        for name, value in vars(part).items() if hasattr(part, "__dict__") else ():
+            loose = [value] if isinstance(value, nn.Parameter) else []
+            if isinstance(value, nn.Module):
+                loose = [one for one in value.parameters() if one.requires_grad]
+            if any(id(one) not in known for one in loose):
+                raise _wrong(
+                    part, "an nn.Module, since it has weights to train", f"a plain object with weights in {name}"
+                )
+
+
+def _copied(model: Recommender, training: Any) -> Recommender:
+    """A copy that shares what cannot change: parameters, and the training data that parts may hold."""
+    memo: dict[int, Any] = {id(value): value for value in model.parameters()}
+    for value in (training, *vars(training).values()):
+        memo[id(value)] = value
+    for vocabulary in (model.vocabulary, model.users):
+        memo[id(vocabulary)] = vocabulary
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception:  # a part that cannot be copied is tried as it is
+        return model
+
+
+def _foreign(part: Any) -> bool:
+    return type(part).__module__.partition(".")[0] not in ("recsys", "torch")
+
+
+def _shape(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _wrong(part: Any, expected: str, found: Any) -> ValueError:
+    return ValueError(
+        f"{type(part).__name__} must give {expected}; found {found}. recsys.testing has a check for each kind of part"
+    )
