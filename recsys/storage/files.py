@@ -109,8 +109,8 @@ def refuse_links(folder: Path, names: tuple[str, ...] = ()) -> None:
         link, own = entry.is_symlink(), entry.name in names
         if (link and (own or entry.is_dir())) or (own and not entry.is_dir()):
             raise FileExistsError(
-                f"{printable(entry.path, None)} is a {'link' if link else 'file'}, and a folder of our own is expected: "
-                "delete it, or name another folder"
+                f"{printable(entry.path, None)} is a {'link' if link else 'file'}, and a folder of our own is "
+                "expected: delete it, or name another folder"
             )
 
 

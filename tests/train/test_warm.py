@@ -194,7 +194,7 @@ def test_a_part_that_cannot_be_carried_over_is_named(small):
             return self.table.sum() * 0
 
     model = trained(small, auxiliaries=[Odd()])
-    with pytest.raises(ValueError, match="Odd.*fresh"):
+    with pytest.raises(ValueError, match=r"Odd.*fresh"):
         fit(model, walks(names(12)), epochs=0, **QUIET)
     fit(model, walks(names(12)), epochs=0, init="fresh", **QUIET)
 
