@@ -99,15 +99,16 @@ def is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def refuse_links(folder: Path, names: tuple[str, ...] = ()) -> None:
-    """Raise FileExistsError if a folder that is to be written holds a link to another folder.
+def refuse_links(folder: Path, names: tuple[str, ...] = (), others: bool = False) -> None:
+    """Raise FileExistsError if a folder of our own in ``folder``, which is to be written, is a link or a file.
 
     Args:
-        names: of folders of our own, which must not be links or files either way.
+        names: what folders of our own are called.
+        others: refuse every link to a folder, whatever it is called: the folder is all ours.
     """
     for entry in os.scandir(folder) if folder.is_dir() else ():
         link, own = entry.is_symlink(), entry.name in names
-        if (link and (own or entry.is_dir())) or (own and not entry.is_dir()):
+        if (link and (own or (others and entry.is_dir()))) or (own and not entry.is_dir()):
             raise FileExistsError(
                 f"{printable(entry.path, None)} is a {'link' if link else 'file'}, and a folder of our own is "
                 "expected: delete it, or name another folder"

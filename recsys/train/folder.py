@@ -65,7 +65,7 @@ class RunFolder:
             FileExistsError: the folder holds something else than a run, or links in the place of its folders.
         """
         refuse_foreign(self.path, KIND)
-        refuse_links(self.path, (CHECKPOINTS, VOCABULARY))
+        refuse_links(self.path, (CHECKPOINTS, VOCABULARY), others=True)
         if self._lock is None:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = hold(self.path / LOCK, self.path)
@@ -92,7 +92,7 @@ class RunFolder:
             DataError: the checkpoint is damaged or of another format.
         """
         refuse_foreign(self.path, KIND)
-        refuse_links(self.path, (CHECKPOINTS, VOCABULARY))
+        refuse_links(self.path, (CHECKPOINTS, VOCABULARY), others=True)
         if resume is False:
             return None
         found = read_checkpoint(self.path / CHECKPOINTS)
@@ -122,7 +122,7 @@ class RunFolder:
         Args:
             stops: where the events end that the model learns from, by user; see :class:`recsys.data.cut.Cut`.
         """
-        refuse_links(self.path, (CHECKPOINTS, VOCABULARY))
+        refuse_links(self.path, (CHECKPOINTS, VOCABULARY), others=True)
         self.path.mkdir(parents=True, exist_ok=True)
         manifest = {"kind": KIND, "format": FORMAT, **manifest}
         write_text(self.path / MANIFEST, _json(manifest))
