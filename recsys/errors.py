@@ -7,6 +7,12 @@ class DataError(ValueError):
     """Input data cannot be used as it is; the message says what was expected, what was found and what to do."""
 
 
+class UnknownItemError(DataError, KeyError):
+    """An item that was asked about is not in the catalogue or index."""
+
+    __str__ = DataError.__str__  # not KeyError's, which quotes the message
+
+
 class LeakageError(DataError):
     """Training could see what evaluation asks for; no number computed from such a split means anything."""
 

@@ -1,9 +1,15 @@
 """Nearest items by inner product, exactly or through an HNSW graph, addressed by raw item ids.
 
 The only file that imports faiss, and only when an index is made or loaded. FAISS counts vectors 0, 1, 2 ...: those
-are called slots here, and ``ids[slot]`` is the raw id. What FAISS offers decides how things are done: an HNSW graph
-forgets nothing, so a removed item is a tombstone until enough of them make a rebuild worth it; what a request denies is
-fetched beyond k and dropped; what it allows is scored exactly, without the graph.
+are called slots here, and ``ids[slot]`` is the raw id. Lists are best first, equal scores by ascending slot, which is
+the order in which items were given.
+
+"exact" compares a query with everything, by the same product as a model's scores. "hnsw" walks a graph, which forgets
+nothing (a removed item is a tombstone until a fifth of them is) and which finds less and less of what lies deeper in a
+list. How deep it can be trusted is measured when it is built (``recall["depth"]``): the rank down to which it finds 95%
+of each ten neighbours. A request that needs to look deeper, as its ``k`` is large or much of what the graph found is
+denied, and one with a list of what is allowed, is compared with everything instead. "auto" is exact up to
+``EXACT_ITEMS`` items, where a comparison with everything takes a millisecond or two, and a graph above.
 
 faiss and torch each bring an OpenMP runtime. On Linux both wheels ship their own libgomp, and running both with several
 threads in one process works in either import order (the tests do it); each obeys ``OMP_NUM_THREADS``.
@@ -15,33 +21,41 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from recsys import recall
+from recsys.best import best
 from recsys.errors import DataError, DataWarning
+from recsys.exact import check_metric, inverse_norms, products, refuse_nonfinite
 from recsys.folders import read_manifest, write_folder
 from recsys.progress import Progress
-from recsys.randomness import derive_seed, numpy_generator
+from recsys.randomness import derive_seed
+from recsys.shown import Shown, checked_k
 from recsys.slots import Slots
 from recsys.storage.files import replace
 from recsys.storage.graphs import check_graph, checked_settings, read_index
 from recsys.storage.reading import reading
 
 KIND, FORMAT = "recsys.index", 1
-KINDS = ("exact", "hnsw")
+KINDS = ("auto", "exact", "hnsw")
+EXACT_ITEMS = 50_000  # up to which "auto" compares with everything
 SCAN_BYTES = 128 * 2**20  # scores held at a time when a query is compared with everything
-OVERFETCH = 2048  # a query that must fetch more than this is compared with everything instead
+WALK_BYTES = 32 * 2**20  # vectors looked up at a time behind a walk
 REBUILD = 0.2  # share of tombstones at which a graph is built anew
-LOW_RECALL = 0.9
 FILE = "index.faiss"
+ADDED = 4096  # vectors put into a graph at a time, between two words of progress
+LARGEST = 1.8e19  # length of a vector above which a product of two may not be finite in float32
 
 
 class Hits(NamedTuple):
-    """Neighbours of B queries, best first; the last ``missing[b]`` entries of row b are padding."""
+    """Neighbours of B queries, best first; the last ``missing[b]`` entries of row b are padding.
+
+    K is what was asked for, or the size of the index if that is less.
+    """
 
     ids: np.ndarray  # (B, K) raw ids, -1 (int ids) or None (str ids) at padding
     scores: np.ndarray  # (B, K) float32 inner products, -inf at padding
@@ -59,7 +73,11 @@ class Index:
     def __init__(self, graph: Any, slots: Slots, settings: dict[str, Any]) -> None:
         self._faiss, self._graph, self._settings = _faiss(), graph, settings
         self.slots = slots  # raw id <-> slot
-        self.recall: dict[str, Any] = {}  # k, value, queries, count: as measured by measure_recall
+        self.recall: dict[str, Any] = {}  # as measured by measure_recall
+        self.catalogue: str | None = None  # digest of the vocabulary whose items these are, if they are of one
+        self.stale = False  # whether items came or went since recall was measured
+        self._measured_on: tuple[np.ndarray, Sequence[Sequence[Any]] | None] | None = None
+        self._norms: torch.Tensor | None = None
 
     @classmethod
     def build(
@@ -73,37 +91,35 @@ class Index:
         seed: int = 0,
         recall_k: int = 10,
         recall_queries: np.ndarray | None = None,
+        recall_deny: Sequence[Sequence[Any]] | None = None,
+        progress: bool = True,
     ) -> Index:
         """An index of ``vectors`` (N, D), ``vectors[i]`` belonging to ``ids[i]`` (all ints or all strings).
 
         Args:
             kind: "exact" compares a query with everything; "hnsw" walks a graph (Malkov & Yashunin 2018), fast in large
-                catalogues and approximate.
+                catalogues and approximate; "auto" is the former up to 50,000 items, the latter above.
             m, ef_construction, ef_search: links per item, effort at building and at searching (hnsw only).
             seed: of the graph's levels and of the recall sample; with several threads the graph still varies a little.
-            recall_k, recall_queries: a graph's recall@k against exact search is measured on these (B, D) queries, best
-                real user vectors, otherwise on a sample of the item vectors, and kept in :attr:`recall`.
+            recall_k, recall_queries, recall_deny: what :meth:`measure_recall` is asked for a graph.
+            progress: say how far the building of a graph is.
 
         Raises:
             DataError: vectors that are not finite or not (N, D), ids that repeat or mix types.
         """
         if kind not in KINDS:
-            raise ValueError(f'kind must be "exact" or "hnsw", found {kind!r}')
+            raise ValueError(f'kind must be "auto", "exact" or "hnsw", found {kind!r}')
         vectors = _vectors(vectors, None)
         _match(vectors, ids)
+        if kind == "auto":
+            kind = "exact" if len(vectors) <= EXACT_ITEMS else "hnsw"
         settings = {"index": kind, "seed": seed}
         if kind == "hnsw":
             settings |= {"m": m, "ef_construction": ef_construction, "ef_search": ef_search}
         slots = Slots(ids)
-        index = cls(_graph(vectors, settings), slots, settings)
-        index.measure_recall(recall_k, recall_queries)
-        if index.recall["value"] < LOW_RECALL:
-            warnings.warn(
-                f"the graph finds {index.recall['value']:.1%} of the true top {index.recall['k']}: raise ef_search "
-                f"(now {ef_search}) or m (now {m}), or use the exact index",
-                DataWarning,
-                stacklevel=2,
-            )
+        index = cls(_graph(vectors, settings, progress), slots, settings)
+        index.measure_recall(recall_k, recall_queries, recall_deny)
+        recall.warn_if_low(index, 3)
         return index
 
     def __len__(self) -> int:
@@ -128,66 +144,72 @@ class Index:
         view: np.ndarray = self._faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * self.dim).reshape(-1, self.dim)
         return view
 
-    def search(
-        self,
-        queries: np.ndarray,
-        k: int = 10,
-        allow: Sequence[Any] | None = None,
-        deny: Sequence[Sequence[Any]] | None = None,
-    ) -> Hits:
+    def search(self, queries: np.ndarray, k: int = 10, allow: Any = None, deny: Any = None) -> Hits:
         """The ``k`` items with the largest inner product with each of ``queries`` (B, D).
 
         Args:
-            allow: raw ids; nothing else is returned. They are scored exactly; unknown ones are counted in a warning.
-            deny: per query, raw ids that must not be returned (unknown ones do no harm). ``k`` items come back all the
-                same as long as that many are left.
+            allow, deny: raw ids for all queries, or one list of them per query; nothing else, or none of these, is
+                returned. What is allowed is scored exactly; unknown ids in it are counted in a warning.
+
+        Where fewer than ``k`` items are left, the rest of a list is padding.
 
         Raises:
-            ValueError: ``k`` is not in 1..N, or the queries have another width.
+            ValueError: ``k`` is below 1, the index is empty, or the queries have another width.
         """
-        queries = _vectors(queries, self.dim)
-        allowed = None if allow is None else self._allowed(allow)
-        denied = None
-        if deny is not None:
-            if len(deny) != len(queries):
-                raise ValueError(f"deny must hold one list per query: {len(queries)} expected, {len(deny)} found")
-            if any(isinstance(one, (str, bytes)) for one in deny):
-                raise TypeError("deny must hold one list of ids per query, and holds ids themselves")
-            owner = np.repeat(np.arange(len(deny)), [len(one) for one in deny])
-            held = self.slots.find(list(chain.from_iterable(deny)))
-            denied = (owner[held >= 0], held[held >= 0])
-        slots, scores = self.nearest(queries, k, allowed, denied)
+        queries, k = _vectors(queries, self.dim), checked_k(k)
+        shown = Shown.of(self.slots.find, [()] * len(queries), "none", allow, deny, empty=True)
+        for note in shown.notes("index"):
+            if "allowed" in note:
+                warnings.warn(note, DataWarning, stacklevel=2)
+        slots, scores = self.nearest(queries, k, shown)
         return Hits(self.slots.raw(slots), scores, (slots < 0).sum(1))
 
-    def similar(self, ids: Sequence[Any], k: int = 10) -> Hits:
-        """The ``k`` items with the largest inner product with each given item, itself left out."""
-        return self.search(self.vectors[self.slots.known(ids)], k, deny=[[one] for one in ids])
+    def similar(self, ids: Sequence[Any], k: int = 10, metric: str = "cosine") -> Hits:
+        """The ``k`` items nearest to each given item, itself left out; as :meth:`recsys.Recommender.similar`, exact.
 
-    def nearest(
-        self,
-        queries: np.ndarray,
-        k: int,
-        allow: np.ndarray | None = None,
-        deny: tuple[np.ndarray, np.ndarray] | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """:meth:`search` in slots: ``allow`` (n,) slots, ``deny`` pairs (query, slot); gives slots (or -1), scores."""
-        if not 1 <= k <= len(self):
-            raise ValueError(f"k must be between 1 and the {len(self)} items of the index, found {k}")
-        total = len(self.slots)
+        Args:
+            metric: "cosine", or "dot" for the inner product.
+        """
+        k = min(checked_k(k), len(self) - 1)
+        check_metric(metric)
+        own = self.slots.known(ids)
+        slots, scores = np.full((len(own), k), -1, np.int64), np.full((len(own), k), -np.inf, np.float32)
+        for rows in _blocks(np.arange(len(own)), len(self.slots)) if k else []:
+            vectors = torch.from_numpy(self.vectors)
+            found = products(vectors[torch.from_numpy(own[rows])], vectors)
+            if metric == "cosine":
+                norms = self._inverse_norms()
+                found *= norms * norms[torch.from_numpy(own[rows])][:, None]
+            found[torch.arange(len(rows)), torch.from_numpy(own[rows])] = -torch.inf
+            slots[rows], scores[rows] = self._best(found, k, None)
+        return Hits(self.slots.raw(slots), scores, (slots < 0).sum(1))
+
+    def nearest(self, queries: np.ndarray, k: int, shown: Shown | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """:meth:`search` in slots (-1 at padding), and scores; the columns of ``shown`` are slots."""
+        if not len(self):
+            raise ValueError("the index is empty, and k must be at most the number of its items: add some first")
+        shown = shown or Shown()
+        k = min(k, len(self))
         slots, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
-        deny = _unique_pairs(deny, total)
-        counts = np.bincount(deny[0], minlength=len(queries))
         left = np.arange(len(queries))
-        if allow is None:
-            fetch = np.exp2(np.ceil(np.log2(k + counts))).astype(np.int64)
-            fetch[counts == 0] = k
-            for size in np.unique(fetch[fetch <= min(OVERFETCH, len(self))]):
-                rows = np.flatnonzero(fetch == size)
-                slots[rows], scores[rows] = _drop(self._ask(queries[rows], int(size)), rows, deny, k, total)
-            left = np.flatnonzero((slots >= 0).sum(1) < np.minimum(k, len(self) - counts))
-        for rows in _blocks(left, total if allow is None else len(allow)):
-            slots[rows], scores[rows] = self._scan(queries[rows], k, allow, _of_rows(deny, rows, len(queries)))
+        if self.kind == "hnsw" and not shown.few and k <= self.depth:
+            done = np.zeros(len(queries), bool)
+            for rows in _blocks(left, self._beam * self.dim, WALK_BYTES):
+                part = shown.part(int(rows[0]), int(rows[-1]) + 1)
+                slots[rows], scores[rows], done[rows] = self._walk(queries[rows], k, part)
+            left = np.flatnonzero(~done)
+        columns = shown.columns(len(self.slots)) if shown.few else None
+        for rows in _blocks(left, len(self.slots) if columns is None else len(columns)):
+            slots[rows], scores[rows] = self._scan(queries[rows], k, shown.rows(rows, len(queries)), columns)
         return slots, scores
+
+    @property
+    def depth(self) -> int:
+        """The rank down to which the graph is asked; what lies deeper is compared with everything."""
+        if self.kind == "exact":
+            return 0
+        old = self.recall.get("k", 0) if self.recall.get("value", 0) >= recall.GOOD else 0  # not measured by rank
+        return int(self.recall.get("depth", old))
 
     def add(self, ids: Sequence[Any] | np.ndarray, vectors: np.ndarray) -> None:
         """Put further items in.
@@ -198,8 +220,8 @@ class Index:
         vectors = _vectors(vectors, self.dim)
         _match(vectors, ids)
         slots = self.slots.extended(ids)
-        self._graph.add(vectors)
-        self.slots = slots
+        _put(self._graph, vectors, self.kind == "hnsw")
+        self.slots, self.stale, self._norms = slots, True, None
 
     def remove(self, ids: Sequence[Any]) -> None:
         """Take items out; a graph keeps them as tombstones and is built anew when a fifth of it is dead.
@@ -212,34 +234,44 @@ class Index:
         if self.kind == "exact" or (~alive).mean() > REBUILD:
             self._graph = _graph(np.ascontiguousarray(self.vectors[alive]), self._settings)
             names, alive = names[alive], alive[alive]
-        self.slots = Slots(names, alive)
+        self.slots, self.stale, self._norms = Slots(names, alive), True, None
 
-    def measure_recall(self, k: int = 10, queries: np.ndarray | None = None) -> float:
-        """Share of the true top ``k`` that a search finds (an equal score counts), kept in :attr:`recall`."""
-        given = queries is not None
-        living = np.flatnonzero(self.slots.alive)
-        if queries is None:
-            rng = numpy_generator(self._settings["seed"], "recall")
-            queries = self.vectors[rng.choice(living, min(len(living), 1000), replace=False)]
-        queries, k = _vectors(queries, self.dim), min(k, len(living))
-        value = 1.0
-        if self.kind == "hnsw" and len(queries) and k:
-            _, found = self.nearest(queries, k)
-            blocks = _blocks(np.arange(len(queries)), len(self.slots))
-            worst = np.concatenate([self._scan(queries[rows], k, None, _NONE)[1] for rows in blocks])[:, -1:]
-            value = float((found >= worst - 1e-5 * np.maximum(np.abs(worst), 1e-3)).mean())
-        queried = "given" if given else "items"
-        self.recall = {"k": k, "value": value, "queries": queried, "num_queries": len(queries), "count": len(living)}
-        return value
+    def measure_recall(
+        self, k: int = 10, queries: np.ndarray | None = None, deny: Sequence[Sequence[Any]] | None = None
+    ) -> float:
+        """Share of the true top ``k`` that the graph alone finds (an equal score counts), kept in :attr:`recall`.
+
+        That also holds the shares at 10 and 100 (``at``), the same with ``deny`` (``denied``) and the ``depth`` down to
+        which the graph is used; see :mod:`recsys.recall`.
+
+        Args:
+            queries: (B, D), best user vectors; by default mixtures of item vectors, none of which is in the index.
+            deny: raw ids per query, best the histories; by default the 50 best of each.
+        """
+        self._measured_on = None if queries is None else (queries, deny)
+        denied = None if deny is None else Shown.of(self.slots.find, deny, "history").denied
+        self.recall = recall.measure(self, None if queries is None else _vectors(queries, self.dim), denied, k)
+        self.stale = False
+        return float(self.recall["value"])
 
     def save(self, folder: Path | str) -> None:
-        """Write the faiss file, the ids and a manifest with their hashes to ``folder``, all or nothing."""
+        """Write the faiss file, the ids and a manifest with their hashes to ``folder``, all or nothing.
+
+        Recall is measured again first if items came or went.
+        """
+        if self.stale and len(self):
+            self.measure_recall(self.recall.get("k", 10), *(self._measured_on or ()))
+            recall.warn_if_low(self, 3)
 
         def fill(partial: Path) -> dict[str, Any]:
             replace(partial / FILE, lambda path: self._faiss.write_index(self._graph, str(path)))
             self.slots.save(partial)
             facts = {"faiss": self._faiss.__version__, "metric": "inner_product", "settings": self._settings}
-            return facts | {"dim": self.dim, "count": len(self), "slots": len(self.slots), "recall": self.recall}
+            return (
+                facts
+                | {"dim": self.dim, "count": len(self), "slots": len(self.slots), "recall": self.recall}
+                | {"catalogue": self.catalogue}
+            )
 
         write_folder(folder, KIND, FORMAT, fill)
 
@@ -261,47 +293,67 @@ class Index:
             graph = read_index(faiss, folder / FILE)
             check_graph(faiss, graph, settings["index"])
             index = cls(graph, slots, settings)
-            index.recall = dict(manifest["recall"])
+            index.recall, index.catalogue = dict(manifest["recall"]), manifest.get("catalogue")
             sizes = {len(slots), int(graph.ntotal), int(manifest["slots"])}
             if len(sizes) > 1 or (index.dim, len(index)) != (manifest["dim"], manifest["count"]):
                 raise DataError(f"the files in {folder} do not belong together: write the index again")
         return index
 
-    def _ask(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        if self.kind == "exact":
-            scores, slots = self._graph.search(queries, k)
-            return slots, scores
-        chosen: dict[str, Any] = {"efSearch": max(self._settings["ef_search"], k)}
+    @property
+    def _beam(self) -> int:
+        return max(int(self._settings["ef_search"]), self.depth)
+
+    def _ask(self, queries: np.ndarray, beam: int) -> tuple[np.ndarray, np.ndarray]:
+        """The ``beam`` items that the graph finds for each query, best first: slots (or -1) and scores."""
+        chosen: dict[str, Any] = {"efSearch": beam}
         alive = self.slots.alive
         if not alive.all():
             chosen["sel"] = self._faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))
-        scores, slots = self._graph.search(queries, k, params=self._faiss.SearchParametersHNSW(**chosen))
-        return slots, np.where(slots < 0, -np.inf, scores).astype(np.float32)
+        _, slots = self._graph.search(queries, beam, params=self._faiss.SearchParametersHNSW(**chosen))
+        slots = np.sort(slots, axis=1)
+        vectors = torch.from_numpy(self.vectors[np.maximum(slots, 0)])  # faiss sums up otherwise from item to item
+        scores = (vectors * torch.from_numpy(queries)[:, None]).sum(2).numpy()
+        scores[slots < 0] = -np.inf
+        order = np.argsort(-scores, axis=1, kind="stable")
+        return np.take_along_axis(slots, order, 1), np.take_along_axis(scores, order, 1)
+
+    def _walk(self, queries: np.ndarray, k: int, shown: Shown) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The ``k`` best that may be shown of what the graph finds, their scores, and where that will do."""
+        slots, scores = self._ask(queries, self._beam)
+        owners = np.broadcast_to(np.arange(len(queries))[:, None], slots.shape)
+        hidden = shown.hidden(owners, slots, len(self.slots)) | (slots < 0)
+        enough = (~hidden).cumsum(1) >= k
+        place = enough.argmax(1)
+        rows = np.arange(len(queries))
+        whole = slots.shape[1] >= len(self)
+        more_of_the_last = (scores[rows, place] == scores[:, -1]) & (not whole)  # equal ones that were not fetched
+        done = enough[:, -1] & (place < self.depth) & ~more_of_the_last
+        order = np.argsort(hidden, axis=1, kind="stable")[:, :k]
+        slots, scores = np.take_along_axis(slots, order, 1), np.take_along_axis(scores, order, 1)
+        return _wide(slots, k, -1), _wide(scores, k, -np.inf), done
 
     def _scan(
-        self, queries: np.ndarray, k: int, allow: np.ndarray | None, deny: tuple[np.ndarray, np.ndarray]
+        self, queries: np.ndarray, k: int, shown: Shown, columns: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Compare every query with everything, or with the ``allow`` slots only."""
-        columns = np.arange(len(self.slots)) if allow is None else np.unique(allow)
-        vectors = self.vectors if allow is None else self.vectors[columns]
-        scores = torch.from_numpy(queries) @ torch.from_numpy(vectors).T
-        scores[:, torch.from_numpy(~self.slots.alive[columns])] = -torch.inf
-        if len(deny[0]) and len(columns):
-            at = np.minimum(np.searchsorted(columns, deny[1]), len(columns) - 1)
-            inside = columns[at] == deny[1]
-            scores[torch.from_numpy(deny[0][inside]), torch.from_numpy(at[inside])] = -torch.inf
-        best = scores.topk(min(k, len(columns)), dim=1)
-        slots, values = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
-        values[:, : len(columns)] = best.values.numpy()
-        slots[:, : len(columns)] = columns[best.indices.numpy()]
-        slots[np.isneginf(values)] = -1
-        return slots, values
+        """Compare every query with everything, or with the slots ``columns`` only."""
+        vectors = self.vectors if columns is None else self.vectors[columns]
+        scores = products(torch.from_numpy(queries), torch.from_numpy(vectors))
+        refuse_nonfinite(scores)
+        (shown if columns is None else shown.among(columns)).hide(scores)
+        return self._best(scores, k, columns)
 
-    def _allowed(self, ids: Sequence[Any]) -> np.ndarray:
-        slots = self.slots.find(ids)
-        if (slots < 0).any():
-            warnings.warn(f"{int((slots < 0).sum())} of {len(slots)} allowed ids are not in the index", DataWarning, 3)
-        return slots[slots >= 0]
+    def _best(self, scores: torch.Tensor, k: int, columns: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        alive = self.slots.alive if columns is None else self.slots.alive[columns]
+        if not alive.all():
+            scores[:, torch.from_numpy(~alive)] = -torch.inf
+        values, at = (one.numpy() for one in best(scores, k))
+        slots = np.where(np.isneginf(values), -1, at if columns is None else columns[at])
+        return _wide(slots, k, -1), _wide(values, k, -np.inf)
+
+    def _inverse_norms(self) -> torch.Tensor:
+        if self._norms is None:
+            self._norms = inverse_norms(torch.from_numpy(self.vectors))
+        return self._norms
 
 
 EXACT_WORK = 2e12  # multiply-adds up to which nearest_rows compares everything with everything
@@ -384,9 +436,6 @@ def _cells(rows: np.ndarray, queries: np.ndarray, k: int, flat: Any, seed: int) 
     return graph
 
 
-_NONE = (np.zeros(0, np.int64), np.zeros(0, np.int64))
-
-
 def _faiss() -> Any:
     try:
         import faiss
@@ -395,7 +444,7 @@ def _faiss() -> Any:
     return faiss
 
 
-def _graph(vectors: np.ndarray, settings: dict[str, Any]) -> Any:
+def _graph(vectors: np.ndarray, settings: dict[str, Any], progress: bool = True) -> Any:
     faiss, dim = _faiss(), vectors.shape[1]
     if settings["index"] == "exact":
         graph = faiss.IndexFlatIP(dim)
@@ -403,40 +452,25 @@ def _graph(vectors: np.ndarray, settings: dict[str, Any]) -> Any:
         graph = faiss.IndexHNSWFlat(dim, settings["m"], faiss.METRIC_INNER_PRODUCT)
         graph.hnsw.efConstruction = settings["ef_construction"]
         graph.hnsw.rng = faiss.RandomGenerator(derive_seed(settings["seed"], "hnsw") % 2**31)
-    graph.add(vectors)
+    _put(graph, vectors, progress and settings["index"] != "exact")
     return graph
 
 
-def _drop(
-    hits: tuple[np.ndarray, np.ndarray], rows: np.ndarray, deny: tuple[np.ndarray, np.ndarray], k: int, slots: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The first ``k`` hits of each row that are not denied, in order."""
-    found, scores = hits
-    if len(deny[0]):
-        denied = np.isin(rows[:, None] * slots + found, deny[0] * slots + deny[1]) & (found >= 0)
-        found, scores = np.where(denied, -1, found), np.where(denied, -np.inf, scores).astype(np.float32)
-        order = np.argsort(found < 0, axis=1, kind="stable")[:, :k]
-        found, scores = np.take_along_axis(found, order, 1), np.take_along_axis(scores, order, 1)
-    return found[:, :k], scores[:, :k]
+def _put(graph: Any, vectors: np.ndarray, progress: bool) -> None:
+    size = ADDED if progress else max(len(vectors), 1)
+    with Progress(len(vectors), "building the hnsw index", "items", enabled=progress, log_seconds=5.0) as shown:
+        for first in range(0, len(vectors), size):
+            graph.add(vectors[first : first + size])
+            shown.advance(len(vectors[first : first + size]))
 
 
-def _unique_pairs(pairs: tuple[np.ndarray, np.ndarray] | None, slots: int) -> tuple[np.ndarray, np.ndarray]:
-    if pairs is None or len(pairs[0]) == 0:
-        return _NONE
-    keys = np.unique(np.asarray(pairs[0], np.int64) * slots + np.asarray(pairs[1], np.int64))
-    return keys // slots, keys % slots
+def _wide(array: np.ndarray, width: int, fill: float) -> np.ndarray:
+    """(B, width) of an array (B, n), n <= width."""
+    return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill)
 
 
-def _of_rows(pairs: tuple[np.ndarray, np.ndarray], rows: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs of the queries ``rows``, counted within them."""
-    place = np.full(total, -1)
-    place[rows] = np.arange(len(rows))
-    inside = place[pairs[0]] >= 0
-    return place[pairs[0][inside]], pairs[1][inside]
-
-
-def _blocks(rows: np.ndarray, width: int) -> list[np.ndarray]:
-    size = max(1, SCAN_BYTES // (4 * max(width, 1)))
+def _blocks(rows: np.ndarray, width: int, limit: int | None = None) -> list[np.ndarray]:
+    size = max(1, (SCAN_BYTES if limit is None else limit) // (4 * max(width, 1)))
     return [rows[first : first + size] for first in range(0, len(rows), size)]
 
 
@@ -444,13 +478,15 @@ def _vectors(vectors: Any, dim: int | None) -> np.ndarray:
     array = np.ascontiguousarray(vectors, dtype=np.float32)
     if array.ndim != 2 or (dim is not None and array.shape[1] != dim):
         raise ValueError(f"vectors must be (n, {dim or 'D'}), found {array.shape}")
-    broken = np.flatnonzero(~np.isfinite(array.sum(1)))
-    broken = broken[~np.isfinite(array[broken]).all(1)]
-    if len(broken):
+    ends = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)  # NaN stays NaN
+    if not np.isfinite(ends).all():
+        broken = np.flatnonzero(~np.isfinite(array).all(1))
         sample = f"{array[broken[0]][:4]} at {broken[0]}"
         raise DataError(
             f"{len(broken)} of {len(array)} vectors are not finite, such as {sample}: train again, or skip them"
         )
+    if max(-ends[0], ends[1]) * array.shape[1] ** 0.5 > LARGEST:
+        raise DataError(f"vectors with numbers up to {max(-ends[0], ends[1]):.3g} have no finite products: scale them")
     return array
 
 

@@ -5,24 +5,36 @@ Legend: B histories, N items (rows 1..N), K cut-off.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recsys.best import best
 from recsys.data.batch import PAD, Batch
 from recsys.data.cut import Cut
 from recsys.data.prepared import padded_blocks
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataWarning
+from recsys.exact import refuse_nonfinite
+from recsys.moments import moments, warn_of_far_times
 from recsys.plain import printable
 from recsys.seams import Context
+from recsys.shown import EXCLUDE, Shown, checked_k
 from recsys.storage.tensors import once_each, shared
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from recsys.data.cut import Cut
 
 SCORE_BUDGET = 256 * 2**20  # bytes of one block of scores and padded histories in recommend and scores
 SHOWN = 10  # histories whose recommendations are printed
@@ -31,23 +43,32 @@ TOKEN_BYTES = 64  # of one place of the padded view, while a batch is made of it
 
 @dataclass(frozen=True)
 class History:
-    """One user's raw item ids, oldest first, with what else a model may ask for (times in milliseconds)."""
+    """One user's raw item ids, oldest first, with what else a model may ask for.
+
+    ``times`` (one per item) and ``query_time`` are numbers since 1970, dates or ISO text. The unit of numbers is
+    ``time_unit`` ("s", "ms", "us", "ns"); if that is None it is told by magnitude, over all histories of a call.
+    """
 
     items: Sequence[Any]
-    times: Sequence[int] | None = None
+    times: Sequence[Any] | np.ndarray | None = None
     user: Any = None
-    query_time: int | None = None
+    query_time: Any = None
+    time_unit: str | None = None
 
 
 @dataclass(frozen=True)
 class TopK:
-    """Recommendations for B histories. Rows are 0, scores -inf, where fewer than K items were left."""
+    """Recommendations for B histories, readable as a data frame too (:meth:`to_frame`, or ``polars.DataFrame(top)``).
+
+    K is what was asked for, or the size of the catalogue. Rows are 0, scores -inf, where fewer items were left.
+    """
 
     rows: np.ndarray  # (B, K) int64
     scores: np.ndarray  # (B, K) float32
     unknown: np.ndarray  # (B,) int64: history items the catalogue does not hold, skipped
     fallback: np.ndarray  # (B,) bool: nothing known in the history, ranked by popularity
     vocabulary: Vocabulary
+    users: Sequence[Any] | None = None  # (B,) ``History.user`` where every history has one
 
     def __len__(self) -> int:
         return self.rows.shape[0]
@@ -59,16 +80,37 @@ class TopK:
         raw = iter(self.vocabulary.raw(self.rows[found]).tolist())
         return [[next(raw) for _ in range(count)] for count in found.sum(1).tolist()]
 
+    def to_frame(self) -> pl.DataFrame:
+        """A Polars frame with a row per recommendation: ``history`` (its position, or ``user`` where all histories have
+        one), ``rank`` from 1, ``item``, ``score``."""
+        import polars as pl
+
+        found = self.rows != PAD
+        owner, rank = found.nonzero()
+        kind = pl.Int64 if self.vocabulary.kind == "int" else pl.String
+        return pl.DataFrame(
+            [
+                pl.Series("history", owner) if self.users is None else pl.Series("user", self.users).gather(owner),
+                pl.Series("rank", rank + 1, dtype=pl.Int32),
+                pl.Series("item", self.vocabulary.raw(self.rows[found]).tolist(), dtype=kind),
+                pl.Series("score", self.scores[found], dtype=pl.Float32),
+            ]
+        )
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """The Arrow interface, by which pandas, pyarrow, DuckDB and others read :meth:`to_frame`."""
+        return self.to_frame().__arrow_c_stream__(requested_schema)
+
     def __str__(self) -> str:
         lines = []
         for at, items in enumerate(replace(self, rows=self.rows[:SHOWN]).items):
-            best = ", ".join(
+            shown = ", ".join(
                 f"{printable(item)} {score:.4g}" for item, score in zip(items, self.scores[at], strict=False)
             )
             notes = ["by popularity"] if self.fallback[at] else []
             notes += [f"{self.unknown[at]:,} unknown in the history"] if self.unknown[at] else []
             told = f" ({'; '.join(notes)})" if notes else ""
-            lines.append(f"{at}: {best or 'nothing is left to recommend'}{told}")
+            lines.append(f"{at}: {shown or 'nothing is left to recommend'}{told}")
         if len(self) > SHOWN:
             lines.append(f"... and {len(self) - SHOWN:,} more histories")
         return "\n".join(lines)
@@ -120,45 +162,35 @@ class Ranker(nn.Module):
             scores[known] = self.score(batch.select(known)).float()
         return scores
 
-    @torch.inference_mode()
     def scores(self, histories: Sequence[Any]) -> np.ndarray:
         """(B, N) float32 scores of the whole catalogue for raw histories; column j is item row j + 1."""
-        blocks = [self.score_safely(batch).cpu().numpy() for batch, _ in self._batches(histories)]
+        histories = self._ready(histories)
+        with evaluating(self), torch.inference_mode():
+            blocks = [self.score_safely(batch).cpu().numpy() for batch, _ in self._batches(histories)]
         return np.concatenate(blocks) if blocks else np.zeros((0, self.num_items), np.float32)
 
-    @torch.inference_mode()
     def recommend(
-        self, histories: Sequence[Any], k: int = 10, exclude: str = "history", allow: Sequence[Any] | None = None
+        self, histories: Sequence[Any], k: int = 10, exclude: str = "history", allow: Any = None, deny: Any = None
     ) -> TopK:
         """The ``k`` best items for each raw history: a list of raw ids, or a :class:`History`.
 
+        Best first, equal scores in the order of the catalogue, so that a short list begins the long one; items that a
+        model gives -inf are never shown. Where fewer than ``k`` items are left, the list is shorter.
+
         Args:
             exclude: "history" leaves out what the history holds, "none" lets it be recommended again.
-            allow: raw ids; if given, nothing else is recommended.
+            allow, deny: raw ids for all histories, or one list of them per history: nothing else, or none of these, is
+                recommended. Unknown ones are counted in a warning.
 
         Unknown ids are skipped and counted; a history without a known item is ranked by popularity (``fallback``).
 
         Raises:
-            ValueError: ``k`` is not in 1..N, or ``exclude`` is neither of the two.
-            TypeError: a history is one id, not a list of them.
+            ValueError: ``k`` is below 1, ``exclude`` is neither, nothing is allowed, or scores are not finite.
+            TypeError: a history is one id, not a list of them, or ``k`` is no whole number.
         """
-        self._check(k, exclude)
-        histories = as_histories(histories)
-        allowed = None if allow is None else self._allowed(allow)
-        found: list[tuple[np.ndarray, ...]] = []
-        unknown: list[int] = []
-        for batch, skipped in self._batches(histories):
-            scores = self.score_safely(batch)
-            if exclude == "history":
-                scores[self._pairs(batch, histories, len(unknown))] = -torch.inf
-            if allowed is not None:
-                scores[:, ~allowed.to(scores.device)] = -torch.inf
-            best = scores.topk(k, dim=1)
-            found.append(
-                (best.values.cpu().numpy(), best.indices.cpu().numpy() + 1, (batch.lengths == 0).cpu().numpy())
-            )
-            unknown.extend(skipped.tolist())
-        return self._top(found, np.asarray(unknown, np.int64), k)
+        top, shown = self._rank(histories, k, exclude, allow, deny)
+        warn_of(shown, top, 3)
+        return top
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything learned, by name, ready for safetensors; what goes by several names is one tensor."""
@@ -198,53 +230,109 @@ class Ranker(nn.Module):
                     setattr(self.get_submodule(path), leaf, parameters[first])
         self.learned = True
 
-    def _check(self, k: int, exclude: str) -> None:
+    def _check(self, k: Any, exclude: str) -> int:
         if self.vocabulary is None:
             raise ValueError(f"{type(self).__name__} does not know a catalogue yet: fit it first, or load a run")
-        if not 1 <= k <= self.num_items:
-            raise ValueError(f"k must be between 1 and the {self.num_items} items of the catalogue, found {k}")
-        if exclude not in ("history", "none"):
+        k = checked_k(k)
+        if exclude not in EXCLUDE:
             raise ValueError(f'exclude must be "history" or "none", found {exclude!r}')
+        return k
 
-    def _allowed(self, allow: Sequence[Any]) -> Tensor:
+    def _rank(
+        self, histories: Sequence[Any], k: int, exclude: str, allow: Any = None, deny: Any = None
+    ) -> tuple[TopK, Shown]:
+        """:meth:`recommend` without a word, and what might be shown."""
+        k = self._check(k, exclude)
+        histories = self._ready(histories, 4)
+        shown = Shown.of(self._find, [one.items for one in histories], exclude, allow, deny)
+        found: list[tuple[np.ndarray, ...]] = []
+        first = 0
+        with evaluating(self), torch.inference_mode():
+            for batch, skipped in self._batches(histories):
+                scores = self.score_safely(batch)
+                refuse_nonfinite(scores, first)
+                shown.part(first, first + len(batch)).hide(scores)
+                values, columns = best(scores, k)
+                rows = torch.where(values == -torch.inf, PAD, columns + 1).cpu().numpy()
+                found.append((values.cpu().numpy(), rows, skipped, (batch.lengths == 0).cpu().numpy()))
+                first += len(batch)
+        return top_of(found, min(k, self.num_items), self.vocabulary, histories), shown
+
+    def _find(self, ids: list[Any]) -> np.ndarray:
+        """Columns of raw ids, -1 for unknown ones."""
         assert self.vocabulary is not None
-        rows = self.vocabulary.rows(allow)
-        if (rows < 0).any():
-            warnings.warn(
-                f"{int((rows < 0).sum())} of {len(rows)} allowed items are not in the catalogue", DataWarning, 4
-            )  # 4: seen from the caller of recommend, which torch.inference_mode wraps
-        mask = torch.zeros(self.num_items, dtype=torch.bool)
-        mask[torch.as_tensor(rows[rows > 0] - 1)] = True
-        return mask
+        rows = self.vocabulary.rows(ids)
+        return np.where(rows > PAD, rows - 1, -1)
+
+    def _ready(self, histories: Sequence[Any], stacklevel: int = 3) -> list[History]:
+        """Each as a :class:`History`, with times in milliseconds if the model reads them."""
+        self._check(1, "none")
+        found = as_histories(histories)
+        if not self.needs & {"times", "query_time"} or all(_is_ready(one) for one in found):
+            return found
+        found = in_milliseconds(found)
+        cut = getattr(self, "cut", None)
+        warn_of_far_times(
+            [np.asarray(one.times) for one in found if one.times is not None], cut and cut.newest, stacklevel
+        )
+        return found
 
     def _batches(self, histories: Sequence[Any]) -> Iterator[tuple[Batch, np.ndarray]]:
-        self._check(1, "none")
+        histories = self._ready(histories)
         assert self.vocabulary is not None
-        self.eval()
-        histories = as_histories(histories)
         lengths = np.asarray([len(one.items) for one in histories], np.int64)
         lengths = lengths if self.max_length is None else np.minimum(lengths, self.max_length)
         for rows in padded_blocks(lengths, SCORE_BUDGET, 4 * max(self.num_items, 1), TOKEN_BYTES):
             yield collate(histories[rows], self.vocabulary, self.max_length, self.needs, self.popularity.device)
 
-    def _pairs(self, batch: Batch, histories: Sequence[History], first: int) -> tuple[Tensor, Tensor]:
-        """Row and column of every history item, beyond ``max_length`` too."""
-        assert self.vocabulary is not None
-        raw = [one.items for one in histories[first : first + len(batch)]]
-        user = np.repeat(np.arange(len(raw)), [len(one) for one in raw])
-        rows = self.vocabulary.rows(list(chain.from_iterable(raw)))
-        known, device = rows > 0, batch.ids.device
-        return torch.as_tensor(user[known], device=device), torch.as_tensor(rows[known] - 1, device=device)
 
-    def _top(self, found: list[tuple[np.ndarray, ...]], unknown: np.ndarray, k: int) -> TopK:
-        assert self.vocabulary is not None
-        if not found:
-            found = [(np.zeros((0, k), np.float32), np.zeros((0, k), np.int64), np.zeros(0, bool))]
-        scores, rows, fallback = (np.concatenate(column) for column in zip(*found, strict=True))
-        if fallback.any():
-            note = f"{int(fallback.sum())} of {len(fallback)} histories hold no known item and are ranked by popularity"
-            warnings.warn(note, DataWarning, stacklevel=4)
-        return TopK(np.where(np.isneginf(scores), PAD, rows), scores, unknown, fallback, self.vocabulary)
+def top_of(
+    found: list[tuple[np.ndarray, ...]], width: int, vocabulary: Vocabulary | None, histories: Sequence[History]
+) -> TopK:
+    """Blocks of (scores, rows, unknown, fallback) as one :class:`TopK`."""
+    assert vocabulary is not None
+    if not found:
+        found = [
+            (np.zeros((0, width), np.float32), np.zeros((0, width), np.int64), np.zeros(0, np.int64), np.zeros(0, bool))
+        ]
+    scores, rows, unknown, fallback = (np.concatenate(column) for column in zip(*found, strict=True))
+    users = [one.user for one in histories]
+    named = bool(users) and all(user is not None for user in users)
+    return TopK(rows, scores, unknown, fallback, vocabulary, users if named else None)
+
+
+def warn_of(shown: Shown, top: TopK, stacklevel: int) -> None:
+    """Say which ids of ``allow`` and ``deny`` are unknown, and how many histories are ranked by popularity."""
+    notes = shown.notes("catalogue")
+    if top.fallback.any():
+        count = int(top.fallback.sum())
+        notes.append(f"{count:,} of {len(top):,} histories hold no known item and are ranked by popularity")
+    for note in notes:
+        warnings.warn(note, DataWarning, stacklevel=stacklevel)
+
+
+_CHANGING = threading.Lock()
+_AT_WORK: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = WeakKeyDictionary()  # users, modules in training
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; the modules that were in training mode are so again when the last thread has left."""
+    with _CHANGING:
+        users, training = _AT_WORK.get(model, (0, []))
+        if not users and model.training:
+            training = [module for module in model.modules() if module.training]
+            model.eval()
+        _AT_WORK[model] = users + 1, training
+    try:
+        yield
+    finally:
+        with _CHANGING:
+            users, training = _AT_WORK[model]
+            _AT_WORK[model] = users - 1, training if users > 1 else []
+            if users == 1:
+                for module in training:
+                    module.training = True
 
 
 def as_histories(histories: Sequence[Any]) -> list[History]:
@@ -253,6 +341,8 @@ def as_histories(histories: Sequence[Any]) -> list[History]:
     Raises:
         TypeError: one is an id or nothing, where a list of ids is expected.
     """
+    if isinstance(histories, (str, bytes)) or not hasattr(histories, "__iter__"):
+        raise TypeError(f"a history is a list of raw ids, and a list of them is expected; found {histories!r}")
     found = [one if isinstance(one, History) else History(one) for one in histories]
     for one in found:
         if isinstance(one.items, (str, bytes)) or not hasattr(one.items, "__len__"):
@@ -260,6 +350,24 @@ def as_histories(histories: Sequence[Any]) -> list[History]:
                 f"a history is a list of raw ids, oldest first, and {one.items!r} is none: pass a list of histories, "
                 'such as [["50", "172"]] for one user'
             )
+    return found
+
+
+def in_milliseconds(histories: Sequence[History]) -> list[History]:
+    """The same histories with times and query times as int64 milliseconds.
+
+    Raises:
+        ValueError: a time cannot be read, or numbers without a unit mix units.
+    """
+    at = [i for i, one in enumerate(histories) if one.times is not None]
+    asked = [i for i, one in enumerate(histories) if one.query_time is not None]
+    lists = [*(histories[i].times for i in at), *([histories[i].query_time] for i in asked)]
+    read = moments(lists, [histories[i].time_unit for i in (*at, *asked)])
+    found = [replace(one, time_unit="ms") for one in histories]
+    for i, times in zip(at, read, strict=False):
+        found[i] = replace(found[i], times=times)
+    for i, times in zip(asked, read[len(at) :], strict=True):
+        found[i] = replace(found[i], query_time=int(times[0]))
     return found
 
 
@@ -271,6 +379,8 @@ def collate(
     device: torch.device | str = "cpu",
 ) -> tuple[Batch, np.ndarray]:
     """A batch of raw histories (their last ``max_length`` known items) and the number of unknown items of each.
+
+    Times are taken for milliseconds here; :func:`in_milliseconds` makes them so.
 
     Raises:
         ValueError: ``times`` are needed and a history does not have one per item.
@@ -310,8 +420,16 @@ def _times(histories: Sequence[History], counts: np.ndarray) -> np.ndarray:
     return times.astype(np.int64)
 
 
-def _own_times(history: History) -> Sequence[int]:
+def _own_times(history: History) -> Sequence[Any] | np.ndarray:
     return () if history.times is None else history.times
+
+
+def _is_ready(history: History) -> bool:
+    return (
+        history.time_unit == "ms"
+        and (history.times is None or (isinstance(history.times, np.ndarray) and history.times.dtype == np.int64))
+        and (history.query_time is None or type(history.query_time) is int)
+    )
 
 
 def _padded(values: np.ndarray, lengths: np.ndarray, max_length: int | None, device: torch.device | str) -> Tensor:

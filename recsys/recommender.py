@@ -12,13 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from recsys.data.batch import Batch
+from recsys.best import best
+from recsys.data.batch import PAD, Batch
 from recsys.data.targets import NextItem
+from recsys.data.vectors import Vectors
+from recsys.errors import UnknownItemError
+from recsys.exact import check_metric, inverse_norms, products, refuse_nonfinite
 from recsys.hooks import PartList, bind, needs_of, parts_of, unused
 from recsys.randomness import derive_seed
-from recsys.ranker import Ranker
+from recsys.ranker import SCORE_BUDGET, History, Ranker, evaluating
 from recsys.seams import (
     Augmentation,
     Auxiliary,
@@ -222,22 +226,23 @@ class Recommender(Ranker):
     def score(self, batch: Batch) -> Tensor:
         """(B, N) dot products of user states and item vectors."""
         users = self.vectors(batch)
+        if torch.is_grad_enabled():
+            return torch.cat([products(users, vectors.float()) for _, vectors in self.items.blocks()], 1)
         scores = torch.empty(len(batch), self.num_items, device=users.device)
         for first, vectors in self.items.blocks():
-            torch.mm(users, vectors.float().T, out=scores[:, first - 1 : first - 1 + len(vectors)])
+            products(users, vectors.float(), out=scores[:, first - 1 : first - 1 + len(vectors)])
         return scores
 
-    @torch.inference_mode()
     def item_vectors(self) -> np.ndarray:
         """(N, D) float32 output vectors of all items, row j for item row j + 1."""
-        return np.concatenate([vectors.float().cpu().numpy() for _, vectors in self.items.blocks()])
+        with evaluating(self), torch.inference_mode():
+            return np.concatenate([vectors.float().cpu().numpy() for _, vectors in self.items.blocks()])
 
-    @torch.inference_mode()
     def user_vectors(self, histories: Sequence[Any]) -> np.ndarray:
         """(B, D) float32 vectors of raw histories, zero where no item is known."""
-        blocks = []
-        for batch, _ in self._batches(histories):
-            blocks.append(self.vectors(batch).cpu().numpy())
+        histories = self._ready(histories)
+        with evaluating(self), torch.inference_mode():
+            blocks = [self.vectors(batch).cpu().numpy() for batch, _ in self._batches(histories)]
         return np.concatenate(blocks) if blocks else np.zeros((0, self.items.dim), np.float32)
 
     def vectors(self, batch: Batch) -> Tensor:
@@ -246,7 +251,7 @@ class Recommender(Ranker):
         Histories of similar length are encoded together, a few at a time: little padding, and memory that stays warm.
         """
         vectors = torch.zeros(len(batch), self.items.dim, device=batch.ids.device)
-        order = batch.lengths.argsort()
+        order = batch.lengths.argsort(stable=True)
         known = order[batch.lengths[order] > 0]
         for rows in known.split(ENCODE_ROWS) if len(known) else ():
             part = batch.select(rows)
@@ -254,28 +259,93 @@ class Recommender(Ranker):
             vectors[rows] = self.encode(self.targets.query(part)).user.float()
         return vectors
 
-    @torch.inference_mode()
-    def similar(self, items: Sequence[Any], k: int = 10) -> list[list[tuple[Any, float]]]:
-        """The ``k`` items nearest to each given raw item by cosine, as (raw id, similarity), itself left out.
+    def similar(self, items: Sequence[Any], k: int = 10, metric: str = "cosine") -> list[list[tuple[Any, float]]]:
+        """The ``k`` items nearest to each given raw item, as (raw id, similarity), itself left out.
+
+        Fewer where the catalogue has no more; equal ones in the order of the catalogue.
+
+        Args:
+            metric: "cosine", or "dot" for the inner product, which is what users and items meet in.
 
         Raises:
-            KeyError: an item is not in the catalogue.
-            ValueError: ``k`` is not below the number of items.
+            UnknownItemError: an item is not in the catalogue.
+            ValueError: ``k`` is below 1, or ``metric`` is neither of the two.
         """
-        self._check(min(k + 1, self.num_items + 1), "none")
+        k = self._check(k, "none")
+        check_metric(metric)
         assert self.vocabulary is not None
         rows = self.vocabulary.rows(items)
-        if (rows < 1).any():
-            raise KeyError(
-                f"not in the catalogue: {[item for item, row in zip(items, rows, strict=True) if row < 1][:5]}"
+        if (rows <= PAD).any():
+            unknown = [item for item, row in zip(items, rows, strict=True) if row <= PAD]
+            raise UnknownItemError(f"{len(unknown)} items are not in the catalogue, such as {unknown[:3]}")
+        found: list[list[tuple[Any, float]]] = []
+        with evaluating(self), torch.inference_mode():
+            for part in torch.from_numpy(rows).split(max(1, SCORE_BUDGET // (4 * self.num_items))):
+                values, columns = best(self._similarity(part.to(self.popularity.device), metric), k)
+                raw = self.vocabulary.raw(columns.cpu().numpy() + 1).tolist()
+                kept = (values > -torch.inf).sum(1).tolist()
+                pairs = zip(raw, values.tolist(), kept, strict=True)
+                found += [list(zip(ids[:n], near[:n], strict=True)) for ids, near, n in pairs]
+        return found
+
+    def add_items(self, ids: Sequence[Any], vectors: Any = None) -> None:
+        """Take items into the catalogue that came after training, behind those it has, whose rows stay as they are.
+
+        Args:
+            ids: raw ids that are new.
+            vectors: what the item table makes of them (text vectors for ``TextItems``): a
+                :class:`recsys.data.vectors.Vectors`, or an array (n, H) in the order of ``ids``; by default they are
+                looked up in the folder that the table was made from.
+
+        Raises:
+            DataError: an id is in the catalogue already, is of another type, or has no vector.
+            ValueError: the table or another part learned something for each item and has nothing for new ones.
+        """
+        self._check(1, "none")
+        assert self.vocabulary is not None
+        if not hasattr(self.items, "add_items"):
+            raise ValueError(
+                f"{type(self.items).__name__} has no vectors for items that training never saw: use TextItems, or "
+                "train on data that hold them"
             )
-        vectors = nn.functional.normalize(torch.from_numpy(self.item_vectors()), dim=1)
-        index = torch.as_tensor(rows - 1)
-        similarity = vectors[index] @ vectors.T
-        similarity[torch.arange(len(index)), index] = -torch.inf
-        best = similarity.topk(k, dim=1)
-        raw = self.vocabulary.raw(best.indices.numpy() + 1).tolist()
-        return [list(zip(ids, values, strict=True)) for ids, values in zip(raw, best.values.tolist(), strict=True)]
+        grown = self.vocabulary.extended(ids)
+        new = grown.raw(np.arange(self.num_items + 1, self.num_items + 1 + len(ids))).tolist()
+        if vectors is not None and not isinstance(vectors, Vectors):
+            vectors = Vectors.of(new, vectors)
+        kept = [(one, dict(vars(one)), dict(one._parameters), dict(one._buffers)) for one in self.modules()]
+        marked = getattr(self.targets, "num_items", None) == self.num_items  # where the mask is: behind the items
+        try:
+            self.items.add_items(new, vectors)
+            self.vocabulary, self.num_items = grown, len(grown)
+            self.popularity = torch.cat([self.popularity, self.popularity.new_zeros(len(new))])
+            if marked:
+                self.targets.num_items = len(grown)  # type: ignore[attr-defined]
+            now = np.zeros(1, np.int64)
+            self._rank([History(new[-1:], now, query_time=0, time_unit="ms")], 1, "none")
+        except Exception as error:
+            for one, values, parameters, buffers in kept:
+                vars(one).update(values)
+                one._parameters, one._buffers = parameters, buffers
+            if marked:
+                self.targets.num_items = self.num_items  # type: ignore[attr-defined]
+            if isinstance(error, (ValueError, OSError)):
+                raise
+            raise ValueError(f"a part of this model cannot read items that training never saw ({error})") from error
+
+    def _similarity(self, rows: Tensor, metric: str) -> Tensor:
+        """(n, N) similarity of item rows (n,) and all items, -inf to themselves."""
+        queries = self.items.output(rows).float()
+        scores = torch.empty(len(rows), self.num_items, device=queries.device)
+        for first, vectors in self.items.blocks():
+            block = products(queries, vectors.float(), out=scores[:, first - 1 : first - 1 + len(vectors)])
+            if metric == "cosine":
+                block *= inverse_norms(vectors.float())
+        if metric == "cosine":
+            scores *= inverse_norms(queries)[:, None]
+        refuse_nonfinite(scores)
+        return scores.index_put_(
+            (torch.arange(len(rows), device=scores.device), rows - 1), scores.new_tensor(-torch.inf)
+        )
 
 
 def _weighted(batch: Batch, weighting: Weighting) -> Batch:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from recsys.errors import DataError
+from recsys.errors import DataError, UnknownItemError
 from recsys.storage.arrays import read_array, write_array
 from recsys.storage.files import replace
 from recsys.storage.reading import reading
@@ -66,7 +66,7 @@ class Slots:
         slots = self.find(ids)
         if (slots < 0).any():
             unknown = [one for one, slot in zip(ids, slots, strict=True) if slot < 0]
-            raise DataError(f"{len(unknown)} ids are not in the index, such as {unknown[:3]}")
+            raise UnknownItemError(f"{len(unknown)} ids are not in the index, such as {unknown[:3]}")
         return slots
 
     def raw(self, slots: np.ndarray) -> np.ndarray:

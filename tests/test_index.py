@@ -94,7 +94,6 @@ def test_blocks_of_a_scan_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     deny = [list(range(row * 10)) for row in range(30)]
     whole = index.search(queries, k=5, deny=deny)
     monkeypatch.setattr("recsys.index.SCAN_BYTES", 4 * 400 * 7)
-    monkeypatch.setattr("recsys.index.OVERFETCH", 0)
     scanned = index.search(queries, k=5, deny=deny)
     assert (whole.ids == scanned.ids).all()
     np.testing.assert_allclose(whole.scores, scanned.scores, rtol=1e-5, atol=1e-5)
@@ -145,7 +144,7 @@ def test_a_graph_is_rebuilt_when_enough_is_dead() -> None:
 
 def test_similar_leaves_the_item_out() -> None:
     vectors = clouds(50)
-    hits = Index.build(vectors, np.arange(50)).similar([4, 9], k=3)
+    hits = Index.build(vectors, np.arange(50)).similar([4, 9], k=3, metric="dot")
     keep = np.arange(50) != 4
     assert hits.ids[0].tolist() == truth(vectors, vectors[4], keep, 3)
     with pytest.raises(DataError, match="not in the index"):
@@ -243,9 +242,9 @@ def test_bad_input_to_build(vectors: np.ndarray, ids: list, word: str) -> None:
 
 def test_bad_input_to_search() -> None:
     index = Index.build(clouds(20), np.arange(20))
-    for k in (0, 21):
-        with pytest.raises(ValueError, match="20 items"):
-            index.search(clouds(1), k=k)
+    with pytest.raises(ValueError, match="k must"):
+        index.search(clouds(1), k=0)
+    assert index.search(clouds(1), k=21).ids.shape == (1, 20)
     with pytest.raises(ValueError, match=r"\(n, 8\)"):
         index.search(clouds(1, 9), k=1)
     with pytest.raises(DataError, match="int"):
@@ -297,3 +296,132 @@ def test_kmeans_finds_clusters_that_are_there_and_is_repeatable():
     assert (kmeans(points, 3, seed=5) == kmeans(points, 3, seed=5)).all()
     with pytest.raises(ValueError, match="fewer"):
         kmeans(points, 151)
+
+
+def normed(items: int, dim: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Clustered vectors whose lengths differ, and queries from the same clusters."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((20, dim))
+    found = centres[rng.integers(0, 20, items)] + 0.5 * rng.standard_normal((items, dim))
+    found *= np.exp(spread * rng.standard_normal((items, 1))) / np.linalg.norm(found, axis=1, keepdims=True)
+    queries = centres[rng.integers(0, 20, 30)] + 0.5 * rng.standard_normal((30, dim))
+    return found.astype(np.float32), queries.astype(np.float32)
+
+
+def share(found: np.ndarray, truth: np.ndarray) -> float:
+    return float((found >= truth[:, -1:] - 1e-5 * np.abs(truth[:, -1:])).mean())
+
+
+@pytest.mark.filterwarnings("ignore::recsys.errors.DataWarning")
+def test_index_f1_f1b_what_lies_deep_or_behind_denials_is_found() -> None:
+    vectors, queries = normed(3000, 32, 0.5)
+    graph = Index.build(vectors, np.arange(3000), kind="hnsw", ef_search=48, m=8, ef_construction=40, progress=False)
+    exact = Index.build(vectors, np.arange(3000))
+    order = exact.search(queries, k=410).ids
+    for denied in (0, 50, 100, 200, 400):
+        deny = [row[:denied].tolist() for row in order]
+        truth = exact.search(queries, k=10, deny=deny)
+        assert share(graph.search(queries, k=10, deny=deny).scores, truth.scores) > 0.95
+    assert share(graph.search(queries, k=100).scores, exact.search(queries, k=100).scores) > 0.95
+    deep = {int(depth): value for depth, value in graph.recall["at"].items()}
+    assert deep[100] < deep[10], "measured at two depths"
+    assert graph.recall["denied"]["100"] < deep[100]
+    assert graph.depth < 100
+
+
+def test_k9_a_recall_is_measured_on_queries_that_are_not_in_the_index() -> None:
+    rng = np.random.default_rng(0)
+    copies = np.repeat(rng.standard_normal((100, 32)).astype(np.float32), 40, 0)
+    with pytest.warns(DataWarning, match="true top"):
+        graph = Index.build(copies, np.arange(4000), kind="hnsw", ef_search=64, m=8, ef_construction=40, progress=False)
+    assert graph.recall["value"] < 0.8
+    assert graph.depth == 0
+    queries = rng.standard_normal((50, 32)).astype(np.float32)
+    exact = Index.build(copies, np.arange(4000))
+    for k in (10, 100):
+        assert (graph.search(queries, k=k).ids == exact.search(queries, k=k).ids).all()
+
+
+def test_k9_recall_is_measured_with_the_histories_that_will_be_denied() -> None:
+    vectors, queries = normed(1500, 16, 0.5)
+    order = Index.build(vectors, np.arange(1500)).search(queries, k=60).ids
+    graph = Index.build(
+        vectors, np.arange(1500), kind="hnsw", recall_queries=queries, recall_deny=order.tolist(), progress=False
+    )
+    assert (graph.recall["queries"], graph.recall["denial"]) == ("given", "histories")
+    assert set(graph.recall["at"]) == set(graph.recall["denied"]) == {"10", "100"}
+
+
+def test_index_f6_recall_is_stale_until_it_is_measured_again(tmp_path: Path) -> None:
+    index = Index.build(clouds(), np.arange(400), kind="hnsw")
+    assert not index.stale
+    index.remove([5])
+    index.add([1000], clouds(1, seed=9))
+    assert index.stale
+    index.save(tmp_path / "index")
+    assert not index.stale
+    assert Index.load(tmp_path / "index").recall["count"] == 400
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_index_f3_equal_scores_go_by_slot_whatever_is_denied(kind: str) -> None:
+    vectors = np.repeat(clouds(10), 30, 0)
+    index = Index.build(vectors, np.arange(300), kind=kind)
+    query = vectors[:1]
+    best = int((vectors @ vectors[0]).argmax()) // 30 * 30
+    whole = index.search(query, k=40).ids[0].tolist()
+    assert whole[:30] == list(range(best, best + 30))
+    for k in (1, 5, 29, 31):
+        assert index.search(query, k=k).ids[0].tolist() == whole[:k]
+        outside = next(item for item in range(300) if item not in whole[:k])
+        assert index.search(query, k=k, deny=[[outside]]).ids[0].tolist() == whole[:k]
+        assert index.search(query, k=k, allow=list(range(300))).ids[0].tolist() == whole[:k]
+
+
+def test_allow_and_deny_may_be_one_list_for_all_or_one_per_query() -> None:
+    vectors = clouds(50)
+    index = Index.build(vectors, np.arange(50))
+    queries = clouds(2, seed=1)
+    keep = np.isin(np.arange(50), [1, 2, 3])
+    hits = index.search(queries, k=3, allow=[[1, 2, 3], None], deny=[7])
+    assert hits.ids[0].tolist() == truth(vectors, queries[0], keep, 3)
+    assert hits.ids[1].tolist() == truth(vectors, queries[1], np.arange(50) != 7, 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_similar_means_the_same_everywhere(kind: str) -> None:
+    vectors = clouds(60) * np.linspace(0.1, 5, 60, dtype=np.float32)[:, None]
+    index = Index.build(vectors, np.arange(60), kind=kind)
+    cosine = vectors[9] @ vectors.T / np.linalg.norm(vectors, axis=1) / np.linalg.norm(vectors[9])
+    order = [item for item in np.argsort(-cosine, kind="stable") if item != 9]
+    hits = index.similar([9], k=5)
+    assert hits.ids[0].tolist() == order[:5]
+    np.testing.assert_allclose(hits.scores[0], cosine[order[:5]], rtol=1e-5)
+    assert index.similar([9], k=5, metric="dot").ids[0].tolist() == truth(vectors, vectors[9], np.arange(60) != 9, 5)
+    assert index.similar([9], k=99).ids.shape == (1, 59)
+    with pytest.raises(ValueError, match="metric"):
+        index.similar([9], metric="l2")
+    with pytest.raises(KeyError, match="77"):
+        index.similar([77])
+
+
+def test_auto_is_exact_up_to_a_number_of_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recsys.index.EXACT_ITEMS", 100)
+    assert [Index.build(clouds(n), np.arange(n), kind="auto").kind for n in (100, 101)] == ["exact", "hnsw"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_index_f7_vectors_whose_products_overflow_are_refused() -> None:
+    with pytest.raises(DataError, match="products"):
+        Index.build(np.full((2, 3), 3e38, np.float32), [1, 2])
+    with pytest.raises(DataError, match="products"):
+        Index.build(clouds(20), np.arange(20)).search(np.full((1, 8), -3e38, np.float32), k=1)
+
+
+def test_hostile_12_the_building_of_a_graph_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recsys.index.ADDED", 50)
+    told = []
+    monkeypatch.setattr("recsys.progress.Progress.advance", lambda self, n=1, **_: told.append((self.label, n)))
+    index = Index.build(clouds(120), np.arange(120), kind="hnsw")
+    assert [n for label, n in told if "hnsw" in label] == [50, 50, 20]
+    assert share(index.search(clouds(5, seed=1), k=3).scores, index.search(clouds(5, seed=1), k=3).scores) == 1.0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import datetime
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from torch import Tensor
@@ -75,9 +77,8 @@ def test_allow_list_and_too_few_left(model: Alphabet) -> None:
     assert top.rows.tolist() == [[3, 0, 0]]
 
 
-def test_k_beyond_the_catalogue_and_wrong_exclude_are_errors(model: Alphabet) -> None:
-    with pytest.raises(ValueError, match="5 items"):
-        model.recommend([["a"]], k=6)
+def test_k_beyond_the_catalogue_gives_a_short_list_and_a_wrong_exclude_is_an_error(model: Alphabet) -> None:
+    assert model.recommend([["a"]], k=6).items == [["e", "d", "c", "b"]]
     with pytest.raises(ValueError, match="exclude"):
         model.recommend([["a"]], k=1, exclude="seen")
     with pytest.raises(ValueError, match="fit"):
@@ -147,3 +148,175 @@ def test_times_that_are_no_numbers_are_refused():
     for times in ([datetime(2020, 1, 1)] * 2, [1, None], [1.0, float("nan")], [np.datetime64("2020-01-01", "s")] * 2):
         with pytest.raises(ValueError, match="milliseconds"):
             collate([History(["a", "b"], times)], vocabulary, 5, frozenset({"times"}))
+
+
+class Flat(Alphabet):
+    """The same score for all items but the first, which it never shows."""
+
+    def score(self, batch: Batch) -> Tensor:
+        return torch.tensor([-torch.inf, 1.0, 1.0, 1.0, 1.0]).repeat(len(batch), 1)
+
+
+@pytest.fixture
+def flat(model: Alphabet) -> Flat:
+    ranker = Flat()
+    ranker.bind(Context(5, Vocabulary(ITEMS, first=1)))
+    ranker.popularity = model.popularity
+    return ranker
+
+
+def test_index_f3_b10_equal_scores_come_in_the_order_of_the_catalogue(flat: Flat) -> None:
+    lists = [flat.recommend([["a"]], k=k).items[0] for k in range(1, 6)]
+    assert lists == [list("bcde")[:k] for k in range(1, 6)], "minus infinity means never"
+
+
+def test_k13_a_denied_items_are_left_out_for_all_or_for_one(model: Alphabet) -> None:
+    assert model.recommend([["a"], ["b"]], k=2, deny=["e", "d"]).items == [["c", "b"], ["c", "a"]]
+    assert model.recommend([["a"], ["b"]], k=2, deny=[["e"], None]).items == [["d", "c"], ["e", "d"]]
+    assert model.recommend([["a"], ["b"]], k=2, deny=[["e"], []], allow=["e", "c"]).items == [["c"], ["e", "c"]]
+    assert model.recommend([["a"], ["b"]], k=2, allow=[["c", "b"], None]).items == [["c", "b"], ["e", "d"]]
+    with pytest.warns(DataWarning, match="1 of 2 denied"):
+        assert model.recommend([["a"]], k=9, deny=["e", "nowhere"]).items == [["d", "c", "b"]]
+
+
+@pytest.mark.parametrize("arguments", [{"k": 2.5}, {"k": "3"}, {"k": True}, {"deny": 3}, {"allow": {"a": 1}},
+                                       {"allow": [["a"], "b"]}, {"deny": "e"}])  # fmt: skip
+def test_hostile_15_wrong_types_are_type_errors(model: Alphabet, arguments: dict[str, Any]) -> None:
+    with pytest.raises(TypeError):
+        model.recommend([["a"], ["b"]], **arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"k": 0}, {"k": -1}, {"allow": []}, {"deny": [["a"]]}, {"exclude": "all"}])
+def test_hostile_15_what_cannot_be_meant_is_refused(model: Alphabet, arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        model.recommend([["a"], ["b"]], **arguments)
+
+
+def test_index_f8_true_is_no_item() -> None:
+    ranker = Alphabet()
+    ranker.bind(Context(5, Vocabulary(np.arange(1, 6), first=1)))
+    with pytest.raises(ValueError, match="True"):
+        ranker.recommend([[True, 2]])
+    assert ranker.recommend([[2, float("nan"), None, 1.5, -5]], k=1).unknown.tolist() == [4]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_hostile_8_scores_that_are_no_numbers_are_refused(model: Alphabet, bad: float, monkeypatch) -> None:
+    whole = model.score
+
+    def broken(batch: Batch) -> Tensor:
+        scores = whole(batch)
+        scores[batch.ids[:, 0] == 3, 1] = bad
+        return scores
+
+    monkeypatch.setattr(model, "score", broken)
+    assert len(model.recommend([["a"]], k=2).items[0]) == 2
+    with pytest.raises(ValueError, match="position 1"):
+        model.recommend([["a"], ["c"], ["c"]], k=2)
+
+
+def test_recommend_leaves_the_mode_of_a_model_as_it_is(model: Alphabet) -> None:
+    model.frozen = torch.nn.Dropout()
+    model.train()
+    model.frozen.eval()
+    seen = []
+    score = model.score
+    model.score = lambda batch: (seen.append(model.training), score(batch))[1]  # type: ignore[method-assign]
+    model.recommend([["a"]], k=1)
+    with pytest.raises(ValueError, match="position"):
+        model.score = lambda batch: score(batch) * torch.nan  # type: ignore[method-assign]
+        model.recommend([["a"]], k=1)
+    assert (seen, model.training, model.frozen.training) == ([False], True, False)
+
+
+def test_the_mode_holds_until_the_last_thread_has_left(model: Alphabet) -> None:
+    model.train()
+    entered, leave, modes = threading.Barrier(2), threading.Event(), []
+    score = model.score
+
+    def slow(batch: Batch) -> Tensor:
+        if len(batch) == 2:
+            entered.wait(60)
+            leave.wait(60)
+            modes.append(model.training)
+        return score(batch)
+
+    model.score = slow  # type: ignore[method-assign]
+    thread = threading.Thread(target=model.recommend, args=([["a"], ["b"]], 1))
+    thread.start()
+    entered.wait(60)
+    model.recommend([["a"]], k=1)
+    leave.set()
+    thread.join(60)
+    assert modes == [False]
+    assert model.training
+
+
+def test_recommendations_are_a_data_frame(model: Alphabet) -> None:
+    top = model.recommend([["e", "a"], ["b", "c", "d", "e"]], k=2)
+    frame = top.to_frame()
+    assert frame.rows() == [(0, 1, "d", 3.0), (0, 2, "c", 2.0), (1, 1, "a", 0.0)]
+    assert frame.columns == ["history", "rank", "item", "score"]
+    assert pl.DataFrame(top).equals(frame)
+    named = model.recommend([History(["a"], user="u7")], k=1).to_frame()
+    assert named.rows() == [("u7", 1, "e", 4.0)]
+    assert named.columns[0] == "user"
+    assert model.recommend([], k=1).to_frame().rows() == []
+    assert hasattr(top, "__arrow_c_stream__")
+
+
+class Clock(Alphabet):
+    """Keeps the times and query times that it was given."""
+
+    needs = frozenset({"times", "query_time"})
+
+    def score(self, batch: Batch) -> Tensor:
+        self.seen = batch.times.tolist(), batch.query_time.tolist()
+        return super().score(batch)
+
+
+DAY, NOW = 1_600_000_000, 1_600_000_060
+FORMS: dict[str, Any] = {
+    "s": (DAY, NOW), "ms": (DAY * 1000, NOW * 1000), "us": (DAY * 10**6, NOW * 10**6), "ns": (DAY * 10**9, NOW * 10**9),
+    "float": (float(DAY), float(NOW)), "text": ("2020-09-13T12:26:40", "2020-09-13 12:27:40Z"),
+    "zone": ("2020-09-13T14:26:40+02:00", "2020-09-13T14:27:40+02:00"),
+    "date": (datetime(2020, 9, 13, 12, 26, 40), datetime(2020, 9, 13, 12, 27, 40)),
+    "numpy": (np.datetime64(DAY, "s"), np.datetime64(NOW, "s")),
+}  # fmt: skip
+
+
+@pytest.fixture
+def clock() -> Clock:
+    ranker = Clock()
+    ranker.bind(Context(5, Vocabulary(ITEMS, first=1)))
+    return ranker
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_k14_times_of_histories_follow_the_rule_of_files(clock: Clock, form: str) -> None:
+    at, now = FORMS[form]
+    for ask in (clock.recommend, clock.scores):
+        ask([History(["a", "b"], [at, at], query_time=now)])
+        assert clock.seen == ([[DAY * 1000, DAY * 1000]], [NOW * 1000])
+
+
+def test_k14_a_stated_unit_is_obeyed_and_mixed_ones_are_refused(clock: Clock) -> None:
+    clock.recommend([History(["a"], [60], query_time=61, time_unit="s")])
+    assert clock.seen == ([[60_000]], [61_000])
+    clock.recommend([History(["a"], np.array([DAY]), query_time=DAY, time_unit="ms")])
+    assert clock.seen == ([[DAY]], [DAY])
+    mixed = [History(["a"], [DAY], query_time=DAY), History(["a"], [DAY * 1000], query_time=DAY)]
+    for histories in (mixed, [History(["a"], [DAY], query_time=NOW * 1000)], [History(["a"], ["soon"], query_time=1)],
+                      [History(["a"], [1], query_time=1, time_unit="weeks")]):  # fmt: skip
+        with pytest.raises(ValueError):
+            clock.recommend(histories)
+
+
+def test_k14_times_decades_from_training_are_told(clock: Clock) -> None:
+    from recsys.data.cut import Cut
+
+    clock.cut = Cut("", "", "", "", newest=DAY * 1000)
+    with pytest.warns(DataWarning, match="years") as caught:
+        clock.recommend([History(["a"], [DAY], query_time=DAY, time_unit="ms")])
+    assert caught[0].filename == __file__
+    clock.recommend([History(["a"], [DAY], query_time=DAY)])

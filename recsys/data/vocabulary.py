@@ -103,6 +103,26 @@ class Vocabulary:
         picked = [bytes(blob[offsets[i] : offsets[i + 1]]).decode() for i in index.reshape(-1)]
         return _objects(picked).reshape(index.shape)
 
+    def extended(self, raw: Sequence[Any] | np.ndarray) -> Vocabulary:
+        """The same with further ids behind these.
+
+        Raises:
+            DataError: an id is in it already, occurs twice, or is of another type.
+        """
+        new = raw if isinstance(raw, np.ndarray) else _as_array(raw)
+        if new.dtype.kind == "U":
+            new = new.astype(object)
+        if (new.dtype == object) != (self.kind == "str") or new.ndim != 1 or not len(new):
+            raise DataError(
+                f"a list of {self.kind} ids is expected, as the ids of the catalogue are; found {raw!r:.80}"
+            )
+        there = self.rows(new) >= 0
+        if there.any():
+            raise DataError(
+                f"{int(there.sum()):,} of {len(new):,} ids are in the catalogue already, such as {new[there][0]!r}"
+            )
+        return Vocabulary(np.concatenate([self.ids, new]), self.first)
+
     def save(self, folder: str | Path, name: str) -> None:
         """Write ``name.json`` and the ids as plain arrays into ``folder``."""
         folder = Path(folder)
@@ -248,7 +268,10 @@ def _as_integers(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         known = np.isfinite(flat) & (np.abs(flat) < 2**63)
         known &= np.where(known, flat, 0.5) == np.floor(np.where(known, flat, 0))
         return np.where(known, flat, 0).astype(np.int64), known
-    values = [value if _is_integer(value) else None for value in flat.tolist()]
+    values = flat.tolist()
+    if any(isinstance(value, bool) for value in values):
+        raise DataError("ids must be ints or strings, and one is True or False: pass ids as in the data")
+    values = [value if _is_integer(value) else None for value in values]
     known = np.array([value is not None for value in values], dtype=bool)
     return np.array([0 if value is None else int(value) for value in values], dtype=np.int64), known
 

@@ -5,8 +5,9 @@ Legend: N items (rows 1..N, 0 is padding), D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from recsys.data.vectors import KIND as VECTORS
 from recsys.data.vectors import Vectors
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
-from recsys.items.rows import blocks_of, no_row
+from recsys.items.rows import blocks_of, no_row, rows_for
 from recsys.saved import KIND as RUN
 from recsys.saved import VOCABULARY, WEIGHTS
 from recsys.seams import Context
@@ -104,6 +105,17 @@ class FrozenItems(nn.Module):
         """(first row, (n, D) output vectors) in blocks of ``size`` rows (default: all at once)."""
         for rows in blocks_of(self.num_items, size):
             yield rows.start, self.weight[rows]
+
+    def add_items(self, ids: Sequence[Any], vectors: Vectors | None = None) -> None:
+        """Rows for further items behind those there are, from ``vectors``, or from the own folder.
+
+        Raises:
+            DataError: an item has no vector there.
+            ValueError: the vectors are not ``dim`` wide.
+        """
+        more = rows_for(ids, saved_vectors(self.run) if vectors is None else vectors, self.dim)
+        self.weight = torch.cat([self.weight, torch.from_numpy(more).to(self.weight.device, self.weight.dtype)])
+        self.num_items += len(more)
 
     def _aligned(self, context: Context) -> Tensor:
         if context.vocabulary is None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 from torch import Tensor
+
+from recsys.data.vectors import Vectors
+from recsys.errors import DataError
 
 
 def blocks_of(num_items: int, size: int | None) -> Iterator[slice]:
@@ -20,3 +25,22 @@ def no_row(ids: Tensor, num_items: int, extra: int, remedy: str) -> ValueError:
         f"rows up to {int(ids.max())} are asked for, but the table has {num_items} items and {extra} rows behind them: "
         f"targets that write a mask token need one such row, {remedy}"
     )
+
+
+def rows_for(ids: Sequence[Any], vectors: Vectors, width: int) -> np.ndarray:
+    """(n, width) float32 vectors of items that are new to a table.
+
+    Raises:
+        DataError: one has none.
+        ValueError: they are of another width.
+    """
+    if vectors.width != width:
+        raise ValueError(f"the vectors of new items are {vectors.width} wide, those of the table {width}")
+    rows = vectors.vocabulary.rows(ids)
+    if (rows < 0).any():
+        missing = [one for one, row in zip(ids, rows, strict=True) if row < 0]
+        raise DataError(
+            f"{len(missing):,} of {len(ids):,} new items have no vector, such as {missing[0]!r}: pass vectors= that "
+            "hold all of them"
+        )
+    return np.asarray(vectors.array[rows], np.float32)

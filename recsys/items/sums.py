@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
+from recsys.data.vectors import Vectors
 from recsys.hooks import PartList, bind
 from recsys.seams import Context, Encoder, ItemTable
 
@@ -49,6 +51,19 @@ class SumItems(nn.Module):
         for table in self.tables:
             if hasattr(table, "refresh"):
                 table.refresh(encoder, epoch)
+
+    def add_items(self, ids: Sequence[Any], vectors: Vectors | None = None) -> None:
+        """Further items in every table, from ``vectors`` or from the folder that each table has.
+
+        Raises:
+            ValueError: a table learns a vector per item, and has none for items that training never saw.
+        """
+        unable = [type(table).__name__ for table in self.tables if not hasattr(table, "add_items")]
+        if unable:
+            raise ValueError(f"{unable[0]} in this sum has no vectors for items that training never saw")
+        for table in self.tables:
+            table.add_items(ids, vectors)  # type: ignore[operator]
+        self.num_items += len(ids)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input vectors (..., D) of item rows (...)."""

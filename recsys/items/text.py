@@ -15,8 +15,8 @@ Legend: N items (rows 1..N, 0 is padding), H width of the text vectors, D width.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.data.vectors import Vectors
-from recsys.items.rows import blocks_of, no_row
+from recsys.errors import DataError
+from recsys.items.rows import blocks_of, no_row, rows_for
 from recsys.seams import Change, Context
 
 PROJECTIONS = ("linear", "mlp")
@@ -150,6 +151,29 @@ class TextItems(nn.Module):
         for rows in blocks_of(self.num_items, size):
             yield rows.start, self._block(rows) if table is None else table[rows]
 
+    def add_items(self, ids: Sequence[Any], vectors: Vectors | None = None) -> None:
+        """Rows for further items behind those there are; their text vectors are in ``vectors``, or in the own folder.
+
+        Raises:
+            DataError: an item has no text vector there, or the model was saved by a version that cannot.
+            ValueError: the vectors are not ``text_dim`` wide.
+        """
+        vectors = Vectors.load(self.vectors) if vectors is None else vectors
+        text = rows_for(ids, vectors, self.text_dim)
+        if self.normalize:
+            mean = self.text.detach()[0].float().cpu().numpy()
+            if not mean.any():
+                raise DataError(
+                    "this model was saved without the mean of its text vectors, so no further ones can be put beside "
+                    "them: train it again"
+                )
+            text -= mean
+            text /= np.maximum(np.linalg.norm(text, axis=1, keepdims=True), 1e-12)
+        more = torch.from_numpy(text).to(self.text.device, self.text.dtype)
+        self._hold(torch.cat([self.text.detach(), more]))
+        self.known = torch.cat([self.known, self.known.new_ones(len(more))])
+        self.num_items, self._kept = self.num_items + len(more), None
+
     def _hold(self, text: Tensor) -> None:
         if self.trainable:
             self.text = nn.Parameter(text)
@@ -178,7 +202,14 @@ class TextItems(nn.Module):
         return torch.from_numpy(matrix), torch.from_numpy(known)
 
     def _tell_missing(self) -> None:
-        missing = self.num_items - int(self.known.sum())
+        there, missing = Vectors.load(self.vectors), self.num_items - int(self.known.sum())
+        unused = len(there) - int(self.known.sum())
+        if unused:
+            print(
+                f"text items: {unused:,} of {len(there):,} vectors in {self.vectors} are of no item of these data: "
+                "add_items takes such items in later",
+                file=sys.stderr,
+            )
         if missing:
             line = f"text items: {missing:,} of {self.num_items:,} items have no vector in {self.vectors}"
             doubt = "; are they of other data?" if 2 * missing > self.num_items else ""

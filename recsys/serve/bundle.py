@@ -16,10 +16,7 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections.abc import Mapping, Sequence
-from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,25 +24,31 @@ import numpy as np
 import torch
 
 import recsys
-from recsys.data.batch import PAD
+from recsys.best import best
+from recsys.data.batch import PAD, Batch
 from recsys.data.cut import Cut
+from recsys.data.prepared import spread
 from recsys.data.vocabulary import Vocabulary
-from recsys.errors import DataError, DataWarning
+from recsys.errors import DataError
+from recsys.exact import refuse_nonfinite
 from recsys.folders import read_manifest, refuse_foreign, write_folder
 from recsys.parts import describe
-from recsys.ranker import Ranker, TopK, as_histories
+from recsys.ranker import History, Ranker, TopK, evaluating, top_of, warn_of
 from recsys.saved import load_model
+from recsys.shown import Shown
 from recsys.storage.reading import read_json, reading
 from recsys.storage.tensors import write_tensors
 
 if TYPE_CHECKING:
     from recsys.data.split import Split
     from recsys.index import Index
+    from recsys.slots import Slots
 
 KIND, FORMAT = "recsys.bundle", 1
 INDEX = "index"  # the folder inside that has a manifest of its own, so that it can be saved alone
 INDEXES = ("auto", "exact", "hnsw", None)
 RECALL_USERS = 1000
+POPULAR_ROWS = 256  # histories ranked by popularity at a time
 
 
 def export(
@@ -59,15 +62,18 @@ def export(
     """Write ``model`` to ``folder``, whole or not at all, and give the bundle that :meth:`Bundle.load` would give.
 
     Args:
-        index: "exact" or "hnsw" for a model with ``item_vectors()``, None for no index; "auto" is exact where it can.
+        index: "exact" or "hnsw" for a model with ``item_vectors()``, None for no index; "auto" is, where there are
+            vectors, "exact" up to 50,000 items and "hnsw" above.
         item_text: columns (titles, ...) aligned with the item rows, entry 0 for padding; default: those of ``split``.
-        split: the data it was trained on; its validation users are the queries on which an hnsw index is measured.
+        split: the data it was trained on; its validation users and their histories are what an hnsw index is measured
+            on. Its items may have other rows than the model's: they are found by id.
         metrics: numbers to keep in the manifest, such as ``report.means()``.
 
     Raises:
         ValueError: the model is not fitted or cannot be saved, or an index is asked for that it cannot have.
         TypeError: a part cannot be described as class and JSON arguments.
         FileExistsError: ``folder`` holds something that is not a bundle.
+        DataError: ``split`` has other items than the model.
     """
     if not model.saved:
         raise ValueError(f"{type(model).__name__} cannot be exported: it lives in the process that trained it")
@@ -78,38 +84,56 @@ def export(
         raise ValueError(f'index must be "auto", "exact", "hnsw" or None, found {index!r}{reason}')
     if model.vocabulary is None:
         raise ValueError(f"{type(model).__name__} does not know a catalogue yet: fit it, then export it")
-    if item_text is None and split is not None:
-        item_text = split.item_text
+    data = None
+    if split is not None:
+        rows = _rows_of(split, model)
+        item_text = _aligned_text(split, rows, model) if item_text is None else item_text
+        data = {"name": split.name, "hash": split.data_hash, "protocol": split.protocol}
+    made = _index_of(model, index, split) if vectored and index is not None else None
+    return _write(model, made, folder, item_text, data, metrics)
+
+
+def _write(
+    model: Ranker,
+    index: Index | None,
+    folder: Path | str,
+    item_text: Mapping[str, np.ndarray] | None,
+    data: Any,
+    metrics: Mapping[str, float] | None,
+) -> Bundle:
+    """Write a bundle of parts that are made already."""
     described = {"model": describe(model)}
     vocabulary = model.vocabulary
-    built: list[Index] = []
+    assert vocabulary is not None
 
     def fill(partial: Path) -> dict[str, Any]:
-        model.eval()
         (partial / "model.json").write_text(json.dumps(described, indent=2, ensure_ascii=False), encoding="utf-8")
         write_tensors(partial / "model.safetensors", model.tensors())
         vocabulary.save(partial, "items")
         if item_text:
             _save_text(partial / "items.parquet", item_text, vocabulary)
-        if vectored and index is not None:
-            built.append(_save_index(model, partial, index, split))
-        data = None if split is None else {"name": split.name, "hash": split.data_hash, "protocol": split.protocol}
+        if index is not None:
+            vectors = torch.from_numpy(np.ascontiguousarray(model.item_vectors(), np.float32))  # type: ignore[operator]
+            write_tensors(partial / "vectors.safetensors", {"item_vectors": vectors})
+            index.save(partial / INDEX)
+        cut = getattr(model, "cut", None)
         facts = {
             "library": f"recsys {recsys.__version__}",
             "torch": torch.__version__,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "model": described["model"]["class"],
             "num_items": model.num_items,
+            "catalogue": vocabulary.digest,
+            "cut": cut and cut.to_dict(),
             "data": data,
-            "cut": None if model.cut is None else model.cut.to_dict(),
-            "index": {"kind": built[0].kind, "dim": built[0].dim, "recall": built[0].recall} if built else None,
+            "index": index and {"kind": index.kind, "dim": index.dim, "depth": index.depth, "recall": index.recall},
             "metrics": dict(metrics) if metrics else None,
         }
         return json.loads(json.dumps(facts, default=str))
 
     write_folder(folder, KIND, FORMAT, fill, apart=(INDEX,))
     manifest = read_manifest(folder, KIND, FORMAT, verify=False, apart=(INDEX,))
-    return Bundle(Path(folder), model, built[0] if built else None, manifest)
+    return Bundle(Path(folder), model, index, manifest)
 
 
 class Bundle:
@@ -117,6 +141,8 @@ class Bundle:
 
     def __init__(self, folder: Path, model: Ranker, index: Index | None, manifest: dict[str, Any]) -> None:
         self.folder, self.model, self.index, self.manifest = folder, model, index, manifest
+        self._catalogue: _Catalogue | None = None
+        self._item_text: dict[str, np.ndarray] | None = None
 
     @classmethod
     def load(cls, folder: Path | str, trust: Sequence[str] = (), verify: bool = True) -> Bundle:
@@ -139,13 +165,15 @@ class Bundle:
         model = load_model(described, folder / "model.safetensors", vocabulary, trust, verify=False)
         with reading(folder, "export it again"):
             model.cut = Cut.from_dict(manifest["cut"]) if manifest.get("cut") else None
+            if manifest.get("catalogue", vocabulary.digest) != vocabulary.digest:
+                raise ValueError("its items are not those that it was written with")
         index = None
         if manifest.get("index") is not None:
             from recsys.index import Index
 
             with reading(folder, "export it again"):
                 index = Index.load(folder / INDEX, verify)
-            if not np.array_equal(index.slots.ids, vocabulary.ids):
+            if not _same_catalogue(index, vocabulary):
                 raise DataError(f"the index in {folder} holds other items than the model: export it again")
         return cls(folder, model, index, manifest)
 
@@ -154,100 +182,253 @@ class Bundle:
         if self.index is None:
             return f"{text}, no index (all items are scored)"
         text = f"{text}, {self.index.kind} index"
-        recall = self.index.recall
-        if not recall:
+        told = self.index.recall
+        if not told:
             return text
-        asked = "user vectors" if recall["queries"] == "given" else "item vectors"
-        return f"{text}, recall@{recall['k']} {recall['value']:.4f} against exact on {recall['num_queries']:,} {asked}"
+        asked = {"given": "user vectors", "made": "mixtures of item vectors"}.get(told["queries"], "item vectors")
+        at = {f"@{depth}": share for depth, share in told.get("at", {str(told["k"]): told["value"]}).items()}
+        at |= {f"@{depth} without {told['denial']}": share for depth, share in told.get("denied", {}).items()}
+        shares = ", ".join(f"recall{name} {share:.4f}" for name, share in at.items())
+        if self.index.kind == "exact":
+            return f"{text}, recall@{told['k']} {told['value']:.4f}"
+        deep = f"what lies beyond rank {self.index.depth} is compared with all items"
+        stale = "; items came or went since then" if self.index.stale else ""
+        return f"{text}, {shares} against exact on {told['num_queries']:,} {asked}{stale}; {deep}"
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Raw item ids and their rows."""
-        assert self.model.vocabulary is not None
-        return self.model.vocabulary
+        """Raw item ids and their rows: those of the model, and behind them what only the index holds."""
+        return self._catalogued().vocabulary
 
-    @cached_property
+    @property
     def item_text(self) -> dict[str, np.ndarray]:
         """Column -> object array aligned with the item rows (entry 0 is padding); empty if none was exported."""
         path = self.folder / "items.parquet"
-        if not path.is_file():
-            return {}
-        import polars as pl
+        if self._item_text is None and path.is_file():
+            import polars as pl
 
-        with reading(path, "export it again"):
-            _, *columns = pl.read_parquet(path)  # the first one holds the raw ids
-            if any(len(column) != len(self.vocabulary) for column in columns):
-                raise ValueError(f"it has other rows than the {len(self.vocabulary):,} items")
-            return {column.name: np.array(["", *column.to_list()], object) for column in columns}
+            with reading(path, "export it again"):
+                _, *columns = pl.read_parquet(path)  # the first one holds the raw ids
+                if any(len(column) != len(self.vocabulary_of_model) for column in columns):
+                    raise ValueError(f"it has other rows than the {len(self.vocabulary_of_model):,} items")
+            self._item_text = {column.name: np.array(["", *column.to_list()], object) for column in columns}
+        size = 1 + len(self.vocabulary)
+        return {
+            name: np.concatenate([values, np.full(size - len(values), "", object)])
+            for name, values in (self._item_text or {}).items()
+        }
 
     def recommend(
-        self, histories: Sequence[Any], k: int = 10, exclude: str = "history", allow: Sequence[Any] | None = None
+        self, histories: Sequence[Any], k: int = 10, exclude: str = "history", allow: Any = None, deny: Any = None
     ) -> TopK:
         """The ``k`` best items for each raw history, as :meth:`recsys.ranker.Ranker.recommend` has it.
 
-        With an exact index the lists are those of the model; with an hnsw index they are approximate, unless ``allow``
-        is given. What is excluded is fetched beyond ``k`` and dropped, so that ``k`` items come back if they exist.
+        With an exact index the lists are those of the model. With an hnsw index they are approximate, but requests
+        that look deeper than the graph was found good for (a large ``k``, or much denied of what it finds), and those
+        with ``allow``, are answered exactly (see :mod:`recsys.index`). Items that were removed from the index are never
+        recommended, and those that were added to it are.
 
         Raises:
-            ValueError: ``k`` is not in 1..N, or ``exclude`` is neither "history" nor "none".
-            TypeError: a history is one id, not a list of them.
+            ValueError: ``k`` is below 1, ``exclude`` is neither "history" nor "none", nothing is allowed, or what the
+                model gives is not finite.
+            TypeError: a history is one id, not a list of them, or ``k`` is no whole number.
         """
-        if self.index is None:
-            return self.model.recommend(histories, k, exclude, allow)
-        self.model._check(k, exclude)
-        histories = as_histories(histories)
-        raw = [one.items for one in histories]
-        owner = np.repeat(np.arange(len(raw)), [len(one) for one in raw])
-        rows = self.vocabulary.rows(list(chain.from_iterable(raw)))
-        unknown = np.bincount(owner[rows <= PAD], minlength=len(raw))
-        known = np.bincount(owner[rows > PAD], minlength=len(raw))
-        deny = (owner[rows > PAD], rows[rows > PAD] - 1) if exclude == "history" else None
-        queries = self.model.user_vectors(histories)  # type: ignore[operator]
-        slots, scores = self.index.nearest(queries, k, self._allowed(allow), deny)
-        top = TopK(slots + 1, scores, unknown, known == 0, self.vocabulary)
-        return self._fall_back(top, k, allow) if top.fallback.any() else top
-
-    def _allowed(self, allow: Sequence[Any] | None) -> np.ndarray | None:
-        if allow is None:
-            return None
-        rows = self.vocabulary.rows(allow)
-        if (rows <= PAD).any():
-            warnings.warn(
-                f"{int((rows <= PAD).sum())} of {len(rows)} allowed items are not in the catalogue", DataWarning, 3
-            )
-        return rows[rows > PAD] - 1
-
-    def _fall_back(self, top: TopK, k: int, allow: Sequence[Any] | None) -> TopK:
-        """Popularity for the histories without a known item, with the model's own rule and warning."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DataWarning)
-            popular = self.model.recommend([[]], k, allow=allow)
-        top.rows[top.fallback], top.scores[top.fallback] = popular.rows[0], popular.scores[0]
-        note = f"{int(top.fallback.sum())} of {len(top)} histories hold no known item and are ranked by popularity"
-        warnings.warn(note, DataWarning, stacklevel=3)
+        top, shown = self._rank(histories, k, exclude, allow, deny)
+        warn_of(shown, top, 3)
         return top
 
+    def similar(self, items: Sequence[Any], k: int = 10, metric: str = "cosine") -> list[list[tuple[Any, float]]]:
+        """The ``k`` items nearest to each given raw item, as (raw id, similarity), itself left out; exact.
 
-def _save_index(model: Any, partial: Path, kind: str, split: Split | None) -> Index:
-    from recsys.index import Index
+        Args:
+            metric: "cosine", or "dot" for the inner product.
+
+        Raises:
+            UnknownItemError: an item is not in the index.
+            ValueError: the model has no item vectors, or ``k`` or ``metric`` is not possible.
+        """
+        if self.index is None:
+            similar: Any = getattr(self.model, "similar", None)
+            if similar is None:
+                raise ValueError(f"{type(self.model).__name__} has no item vectors that could be compared")
+            return list(similar(items, k, metric))
+        hits = self.index.similar(items, k, metric)
+        lengths = hits.ids.shape[1] - hits.missing
+        pairs = zip(hits.ids.tolist(), hits.scores.tolist(), lengths.tolist(), strict=True)
+        return [list(zip(ids[:n], near[:n], strict=True)) for ids, near, n in pairs]
+
+    def add_items(self, ids: Sequence[Any], vectors: Any = None) -> None:
+        """Take items in that came after training: ``model.add_items``, and what it makes of them into the index."""
+        add: Any = getattr(self.model, "add_items", None)
+        if add is None:
+            raise ValueError(f"{type(self.model).__name__} cannot take items that came after training: fit it again")
+        before = self.model.num_items
+        add(ids, vectors)
+        if self.index is not None:
+            new = np.arange(before + 1, self.model.num_items + 1)
+            self.index.add(self.vocabulary_of_model.raw(new), self.model.item_vectors()[before:])  # type: ignore[operator]
+            self.index.catalogue = self.vocabulary_of_model.digest
+
+    def save(self, folder: Path | str | None = None) -> Bundle:
+        """Write the bundle as it is now (items added and removed) to ``folder``, by default where it came from."""
+        text = {name: values[: 1 + self.model.num_items] for name, values in self.item_text.items()}
+        facts = [self.manifest.get(name) for name in ("data", "metrics")]
+        return _write(self.model, self.index, folder or self.folder, text, *facts)
+
+    @property
+    def vocabulary_of_model(self) -> Vocabulary:
+        """The items that the model can read in a history."""
+        assert self.model.vocabulary is not None
+        return self.model.vocabulary
+
+    def _catalogued(self) -> _Catalogue:
+        """The catalogue of the index as it is now."""
+        slots = None if self.index is None else self.index.slots
+        found = self._catalogue
+        if found is None or found.slots is not slots or found.own is not self.model.vocabulary:
+            self._catalogue = found = _Catalogue(self.vocabulary_of_model, slots)
+        return found
+
+    def _rank(
+        self, histories: Sequence[Any], k: int, exclude: str, allow: Any = None, deny: Any = None
+    ) -> tuple[TopK, Shown]:
+        """:meth:`recommend` without a word, and what might be shown."""
+        if self.index is None:
+            return self.model._rank(histories, k, exclude, allow, deny)
+        model, catalogue = self.model, self._catalogued()
+        k = model._check(k, exclude)
+        histories = model._ready(histories, 4)
+        shown = Shown.of(catalogue.find, [one.items for one in histories], exclude, allow, deny)
+        width, first = min(k, len(catalogue.vocabulary)), 0
+        found: list[tuple[np.ndarray, ...]] = []
+        with evaluating(model), torch.inference_mode():
+            for batch, skipped in model._batches(histories):
+                part, known = shown.part(first, first + len(batch)), (batch.lengths > 0).cpu().numpy()
+                values = np.full((len(batch), width), -np.inf, np.float32)
+                slots = np.full((len(batch), width), -1, np.int64)
+                asking, others = np.flatnonzero(known), np.flatnonzero(~known)
+                if len(asking) and len(self.index):
+                    queries = self._users(batch, histories[first : first + len(batch)])
+                    refuse_nonfinite(queries.abs(), first)
+                    near = self.index.nearest(queries.cpu().numpy()[asking], width, part.rows(asking, len(batch)))
+                    slots[asking, : near[0].shape[1]], values[asking, : near[1].shape[1]] = near
+                for rows in np.array_split(others, -(-len(others) // POPULAR_ROWS)) if len(others) else ():
+                    slots[rows], values[rows] = self._popular(part.rows(rows, len(batch)), len(rows), width)
+                found.append((values, catalogue.row_of_slot[slots], skipped, ~known))
+                first += len(batch)
+        return top_of(found, width, catalogue.vocabulary, histories), shown
+
+    def _users(self, batch: Batch, histories: list[History]) -> torch.Tensor:
+        """(B, D) vectors, by the same computation as the model's scores where it is a recommender of parts."""
+        model: Any = self.model
+        if hasattr(model, "vectors"):
+            found: torch.Tensor = model.vectors(batch)
+            return found
+        return torch.from_numpy(np.asarray(model.user_vectors(histories), np.float32))
+
+    def _popular(self, shown: Shown, count: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Slots and scores of what is most popular in training, for ``count`` histories without a known item."""
+        assert self.index is not None
+        catalogue, own = self._catalogued(), self.model.popularity.cpu()
+        popularity = torch.cat([own, own.new_zeros(1 + len(catalogue.vocabulary) - len(own))])
+        scores = popularity[torch.from_numpy(catalogue.row_of_slot[:-1])].repeat(count, 1)
+        scores[:, torch.from_numpy(~self.index.slots.alive)] = -torch.inf
+        shown.hide(scores)
+        values, columns = best(scores, width)
+        slots = torch.where(values == -torch.inf, -1, columns).numpy()
+        short = ((0, 0), (0, width - slots.shape[1]))
+        return np.pad(slots, short, constant_values=-1), np.pad(values.numpy(), short, constant_values=-np.inf)
+
+
+class _Catalogue:
+    """The items of a bundle: the model's rows, behind them those that only the index holds, and their slots."""
+
+    def __init__(self, own: Vocabulary, slots: Slots | None) -> None:
+        self.own, self.slots, self.vocabulary = own, slots, own
+        self.row_of_slot = np.arange(1, len(own) + 2)
+        if slots is not None and not (slots.alive.all() and np.array_equal(slots.ids, own.ids)):
+            known = set(own.ids.tolist())
+            new = [one for one in slots.ids[slots.alive].tolist() if one not in known]
+            if new:
+                self.vocabulary = Vocabulary(np.concatenate([own.ids, np.array(new, own.ids.dtype)]), own.first)
+            self.row_of_slot = np.append(np.maximum(self.vocabulary.rows(slots.ids), PAD), PAD)
+        self.row_of_slot[-1] = PAD
+        self.slot_of_row = np.full(len(self.vocabulary) + 1, -2)
+        living = np.arange(len(own)) if slots is None else np.flatnonzero(slots.alive)
+        self.slot_of_row[self.row_of_slot[living]] = living
+
+    def find(self, ids: list[Any]) -> np.ndarray:
+        """Slots of raw ids: -1 for unknown ones, -2 for those that were removed from the index."""
+        rows = self.vocabulary.rows(ids)
+        return np.where(rows > PAD, self.slot_of_row[np.maximum(rows, PAD)], -1)
+
+
+def _same_catalogue(index: Index, vocabulary: Vocabulary) -> bool:
+    if index.catalogue is not None:
+        return index.catalogue == vocabulary.digest
+    return np.array_equal(index.slots.ids, vocabulary.ids)
+
+
+def _rows_of(split: Split, model: Ranker) -> np.ndarray:
+    """(N + 1,) rows of the model for the item rows of ``split``, 0 for padding.
+
+    Raises:
+        DataError: it has other items than the model (one that was given items after training may have more).
+    """
+    ours = model.vocabulary
+    assert ours is not None
+    rows = np.arange(len(split.items) + 1)
+    if split.items.digest == ours.digest:
+        return rows
+    rows = np.append(PAD, ours.rows(split.items.ids))
+    begins = np.array_equal(rows, np.arange(len(rows)))
+    if (rows[1:] <= PAD).any() or not (begins or len(split.items) == len(ours)):
+        unknown = split.items.ids[rows[1:] <= PAD]
+        sample = f", such as {unknown[:3].tolist()}" if len(unknown) else ""
+        raise DataError(
+            f"the split has {len(split.items):,} items, {len(unknown):,} of which the model does not know{sample}; the "
+            f"model has {len(ours):,}: pass the split that it was trained on"
+        )
+    return rows
+
+
+def _aligned_text(split: Split, rows: np.ndarray, model: Ranker) -> dict[str, np.ndarray]:
+    found = {}
+    for name, values in (split.item_text or {}).items():
+        found[name] = np.full(model.num_items + 1, "", object)
+        found[name][rows] = values
+    return found
+
+
+def _index_of(model: Any, kind: str, split: Split | None) -> Index:
+    from recsys.index import EXACT_ITEMS, Index
 
     vectors = np.ascontiguousarray(model.item_vectors(), np.float32)
-    write_tensors(partial / "vectors.safetensors", {"item_vectors": torch.from_numpy(vectors)})
-    queries = None if split is None else _user_vectors(model, split)
-    kind = "exact" if kind == "auto" else kind
-    index = Index.build(vectors, model.vocabulary.ids, kind=kind, recall_queries=queries)
-    index.save(partial / INDEX)
+    graph = kind == "hnsw" or (kind == "auto" and len(vectors) > EXACT_ITEMS)
+    histories = [] if split is None or not graph else _histories(split, model.needs)
+    queries = model.user_vectors(histories) if histories else None
+    deny = [one.items for one in histories] if histories else None
+    index = Index.build(vectors, model.vocabulary.ids, kind=kind, recall_queries=queries, recall_deny=deny)
+    index.catalogue = model.vocabulary.digest
     return index
 
 
-@torch.inference_mode()
-def _user_vectors(model: Any, split: Split) -> np.ndarray | None:
+def _histories(split: Split, needs: frozenset[str]) -> list[History]:
+    """Raw histories of some validation users (of test users if there are none) that are not empty."""
     part = split.valid if len(split.valid) else split.test
-    if not len(part):
-        return None
-    chosen = np.unique(np.linspace(0, len(part) - 1, min(len(part), RECALL_USERS)).astype(np.int64))
-    batch = part.batch(chosen, model.max_length, model.needs).to(model.popularity.device)
-    return np.asarray(model.vectors(batch).cpu().numpy())
+    lasting = np.flatnonzero(part.history_lengths > 0)
+    chosen = lasting[
+        np.unique(np.linspace(0, max(len(lasting) - 1, 0), min(len(lasting), RECALL_USERS)).astype(np.int64))
+    ]
+    _, events = spread(part.history_start[chosen], part.target_start[chosen])
+    ends = np.cumsum(part.history_lengths[chosen])[:-1]
+    items = np.split(split.items.raw(part.prepared.items[events]), ends)
+    times, asked = part.prepared.times, part.query_time
+    moments: list[Any] = [None] * len(items) if times is None else np.split(np.asarray(times[events], np.int64), ends)
+    return [
+        History(own.tolist(), when, query_time=None if asked is None else int(asked[at]), time_unit="ms")
+        for own, when, at in zip(items, moments, chosen, strict=True)
+    ]
 
 
 def _save_text(path: Path, item_text: Mapping[str, np.ndarray], vocabulary: Vocabulary) -> None:

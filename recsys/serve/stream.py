@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,14 @@ from recsys.errors import DataError, DataWarning
 from recsys.progress import Progress
 from recsys.ranker import History, TopK
 from recsys.serve.bundle import Bundle
+from recsys.shown import Shown
 from recsys.storage.files import Workplace, replace, writing
 
 if TYPE_CHECKING:
     import polars as pl
 
 USERS_PER_PASS = 2**16
+USERS_AT_A_TIME = 256  # ranked between two words of progress
 EVENTS_PER_PASS = 2**22
 FORMATS = {".parquet": "parquet", ".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv", ".tsv": "csv"}
 LAYOUTS = ("list", "long")
@@ -63,17 +66,20 @@ def recommend_file(
     batch_size: int = 4096,
     layout: str = "list",
     progress: bool = True,
+    allow: Sequence[Any] | None = None,
+    deny: Sequence[Any] | None = None,
 ) -> FileReport:
     """Recommend for every user of a Parquet, NDJSON, CSV or TSV file, into the Parquet file ``out``.
 
     Args:
         users: one row per user with columns ``user`` and ``items`` (Parquet, NDJSON; ``times`` and ``query_time``
-            too if the model reads them), or one row per event with ``user``, ``item`` and, if the rows of a user are
-            not in order, ``time``. Times may be dates, ISO text (UTC where no zone is given) or epoch numbers, whose
-            unit is told by magnitude, as ``Dataset.scan`` does.
+            too if the model reads them; ``allow`` and ``deny`` may hold a list for each user), or one row per event
+            with ``user``, ``item`` and, if the rows of a user are not in order, ``time``. Times may be dates, ISO text
+            (UTC where no zone is given) or epoch numbers, whose unit is told by magnitude, as ``Dataset.scan`` does.
         out: written beside and renamed. Layout "list": ``user, items, scores``, a row per user; "long": ``user, rank,
             item, score``, a row per recommendation.
-        batch_size: users at a time.
+        batch_size: users written at a time.
+        allow, deny: raw ids for all users; nothing else, or none of these, is recommended.
 
     Raises:
         FileNotFoundError: there is no such file of users.
@@ -85,7 +91,10 @@ def recommend_file(
     import polars as pl
 
     started, users, out = time.monotonic(), Path(users), Path(out)
-    bundle.model._check(k, exclude)
+    k = bundle.model._check(k, exclude)
+    for name, ids in (("allow", allow), ("deny", deny)):
+        if isinstance(ids, (str, bytes)) or any(isinstance(one, (list, tuple)) for one in ids or ()):
+            raise TypeError(f"{name} holds raw ids for all users; lists per user are a column {name!r} of the file")
     if layout not in LAYOUTS or out.suffix != ".parquet" or batch_size < 1:
         raise ValueError(
             f"layout must be list or long, out end in .parquet and batch_size be positive; found {layout!r}, "
@@ -93,32 +102,84 @@ def recommend_file(
         )
     if out.resolve() == users.resolve():
         raise ValueError(f"{out} is the file of users itself, which must not be replaced: name another file")
-    try:
+    with _reading(users):
         total, passes = _open(users, bundle)
-    except pl.exceptions.PolarsError as error:
-        raise _unreadable(users, error) from error
     counts = dict.fromkeys(("users", "unknown_items", "empty_histories", "fallbacks", "short_lists"), 0)
-    try:
-        with Workplace(out, "parts") as parts, Progress(total, "recommend", "users", enabled=progress) as shown:
-            for number, frame in enumerate(_batches(passes, batch_size)):
-                histories, length = _histories(frame)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", DataWarning)
-                    top = bundle.recommend(histories, k, exclude)
-                with writing(out):
-                    _table(frame["user"], top, layout).write_parquet(parts.path / f"{number:08d}.parquet")
-                short = (top.rows == 0).any(1).sum()
-                found = (len(top), top.unknown.sum(), (length == 0).sum(), top.fallback.sum(), short)
+    lists = {"allow": None if allow is None else list(allow), "deny": None if deny is None else list(deny)}
+    told: dict[str, tuple[int, int]] = {}
+    with ExitStack() as stack:
+        with _writing(out):
+            parts = stack.enter_context(Workplace(out, "parts")).path
+        shown = stack.enter_context(Progress(total, "recommend", "users", enabled=progress))
+        for number, frame in enumerate(_batches(_read(passes, users), batch_size)):
+            tables = []
+            for piece in frame.iter_slices(USERS_AT_A_TIME):
+                histories, length = _histories(piece)
+                top, may = bundle._rank(histories, k, exclude, **_lists(piece, lists))
+                tables.append(_table(piece["user"], top, layout))
+                told = {name: told.get(name, one) for name, one in may.unknown.items()}
+                left = (top.rows > 0).sum(1)
+                found = (len(top), top.unknown.sum(), (length == 0).sum(), top.fallback.sum(), (left < k).sum())
                 counts = {name: counts[name] + int(more) for name, more in zip(counts, found, strict=True)}
                 shown.advance(len(top))
-            _join(parts.path, out)
-    except pl.exceptions.PolarsError as error:  # damaged further down than the schema shows
-        raise _unreadable(users, error) from error
-    seconds = time.monotonic() - started
-    report = FileReport(**counts, seconds=seconds)
-    if report.fallbacks or report.unknown_items:
-        warnings.warn(str(report), DataWarning, stacklevel=2)
+            with _writing(out):
+                pl.concat(tables).write_parquet(parts / f"{number:08d}.parquet")
+        if not counts["users"]:
+            raise DataError("the file holds no users: nothing to recommend")
+        with _writing(out):
+            files = sorted(parts.glob("*.parquet"))
+            replace(out, lambda partial: pl.scan_parquet(files).sink_parquet(partial))
+    report = FileReport(**counts, seconds=time.monotonic() - started)
+    notes = [str(report)] if report.fallbacks or report.unknown_items else []
+    for note in (*Shown(unknown={name: told[name] for name in told if lists[name]}).notes("catalogue"), *notes):
+        warnings.warn(note, DataWarning, stacklevel=2)
     return report
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What goes wrong with the file of users, in a sentence that names it."""
+    import polars as pl
+
+    try:
+        yield
+    except pl.exceptions.PolarsError as error:
+        raise _unreadable(path, error) from error
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """What goes wrong with the output, blamed on it."""
+    import polars as pl
+
+    try:
+        with writing(out):
+            yield
+    except (OSError, pl.exceptions.PolarsError) as error:
+        if isinstance(error, BlockingIOError) or str(out) in str(error):
+            raise
+        number = error.errno if isinstance(error, OSError) else None
+        reason = f"{out} cannot be written ({str(error).splitlines()[0]}): make room, or name another file"
+        raise (OSError(reason) if number is None else OSError(number, reason)) from error
+
+
+def _read(frames: Iterator[pl.DataFrame], path: Path) -> Iterator[pl.DataFrame]:
+    """The frames, with a sentence that names the file if it is damaged further down than the schema shows."""
+    while True:
+        with _reading(path):
+            frame = next(frames, None)
+        if frame is None:
+            return
+        yield frame
+
+
+def _lists(frame: pl.DataFrame, lists: dict[str, list[Any] | None]) -> dict[str, Any]:
+    """What is allowed and denied: for all, or for each user of a frame that says it."""
+    own = {name: frame[name].to_list() for name in lists if name in frame.columns}
+    found: dict[str, Any] = {**lists, **own}
+    if "deny" in own and lists["deny"]:
+        found["deny"] = [[*(one or ()), *lists["deny"]] for one in own["deny"]]
+    return found
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
@@ -149,8 +210,14 @@ def _open(path: Path, bundle: Bundle) -> tuple[int | None, Iterator[pl.DataFrame
         _require(needed, schema, path)
         if not isinstance(schema["items"], pl.List):
             raise DataError(f"column items of {path} must hold lists, found {schema['items']}; events are user, item")
+        chosen = [name for name in ("allow", "deny") if name in schema]
+        for name in chosen:
+            if not isinstance(schema[name], pl.List):
+                raise DataError(f"column {name} of {path} must hold a list of item ids per user, found {schema[name]}")
         moments = _moments(table, {name: schema[name] for name in ("times", "query_time") if name in needed})
-        renamed = table.select(needed).with_columns(moments).rename({"items": ITEMS, "times": TIMES}, strict=False)
+        renamed = (
+            table.select(needed + chosen).with_columns(moments).rename({"items": ITEMS, "times": TIMES}, strict=False)
+        )
         return rows, (renamed.slice(first, USERS_PER_PASS).collect() for first in range(0, rows, USERS_PER_PASS))
     _require(["user", "item"] + ["time"] * timed, schema, path)
     if asked:
@@ -257,7 +324,9 @@ def _histories(frame: pl.DataFrame) -> tuple[list[History], np.ndarray]:
     items = [one or [] for one in frame[ITEMS].to_list()]
     times = frame[TIMES].to_list() if TIMES in frame.columns else [None] * len(items)
     asked = frame["query_time"].to_list() if "query_time" in frame.columns else [None] * len(items)
-    histories = [History(one, times=when, query_time=at) for one, when, at in zip(items, times, asked, strict=True)]
+    histories = [
+        History(one, when, query_time=at, time_unit="ms") for one, when, at in zip(items, times, asked, strict=True)
+    ]
     return histories, np.array([len(one) for one in items], np.int64)
 
 
@@ -278,12 +347,3 @@ def _table(users: pl.Series, top: TopK, layout: str) -> pl.DataFrame:
     whole = pl.DataFrame({"user": users, "owner": pl.Series(np.arange(len(top)), dtype=owner.dtype)})
     empty = [pl.col(name).fill_null(pl.lit([], form)) for name, form in forms.items()]
     return whole.join(lists, on="owner", how="left", maintain_order="left").drop("owner").with_columns(empty)
-
-
-def _join(parts: Path, out: Path) -> None:
-    import polars as pl
-
-    files = sorted(parts.glob("*.parquet"))
-    if not files:
-        raise DataError("the file holds no users: nothing to recommend")
-    replace(out, lambda partial: pl.scan_parquet(files).sink_parquet(partial))

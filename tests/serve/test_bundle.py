@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+import threading
+import warnings
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from recsys.data.split import Split
+from recsys.data.split import LeaveLast, Split
+from recsys.data.vectors import Vectors
+from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.sasrec import SASRec
 from recsys.errors import DataError, DataWarning
 from recsys.folders import write_folder
-from recsys.items import IdItems
+from recsys.items import IdItems, SumItems, TextItems
 from recsys.objectives.softmax import FullSoftmax
 from recsys.ranker import Ranker
 from recsys.recommender import Recommender
@@ -176,7 +183,8 @@ def test_what_cannot_be_exported(model: Recommender, tmp_path) -> None:
         export(model, tmp_path / "bundle", item_text={"title": np.array(["", "a"], object)})
     assert list(tmp_path.iterdir()) == []
     bundle = export(model, tmp_path / "bundle")
-    for arguments in ({"k": 0}, {"k": 61}, {"exclude": "seen"}):
+    assert len(bundle.recommend([["i1"]], k=61).items[0]) == 59
+    for arguments in ({"k": 0}, {"exclude": "seen"}):
         with pytest.raises(ValueError, match="must be"):
             bundle.recommend([["i1"]], **arguments)
 
@@ -197,3 +205,228 @@ def test_a_run_in_the_place_of_a_bundle_is_called_so(tmp_path) -> None:
     (tmp_path / "manifest.json").write_text('{"kind": "recsys.run", "format": 1}')
     with pytest.raises(DataError, match=r"is a 'recsys\.run', and a 'recsys\.bundle' was expected"):
         Bundle.load(tmp_path)
+
+
+IDS = [f"i{row}" for row in range(1, 61)]
+
+
+@pytest.mark.filterwarnings("ignore::recsys.errors.DataWarning")
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+def test_k1_a_a_removed_item_never_comes_and_the_others_keep_their_ids(model: Recommender, tmp_path, kind: str) -> None:
+    bundle = export(model, tmp_path / "bundle", index=kind)
+    query = model.user_vectors([["i1", "i2"]])
+    gone = bundle.index.search(query, k=3).ids[0, 1]
+    bundle.index.remove([gone])
+    for served in (bundle, _again(bundle, tmp_path)):
+        assert served.recommend([["i1", "i2"]], 60, "none").items[0] == served.index.search(query, k=60).ids[0].tolist()
+        new, old = served.recommend([["??"], ["i1", "i2"]], 60, "none").items
+        assert len(set(new)) == len(set(old)) == 59
+        assert gone not in {*new, *old}
+        assert served.recommend([["i1"]], 3, allow=[gone]).items == [[]]
+
+
+@pytest.mark.filterwarnings("ignore::recsys.errors.DataWarning")
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+def test_k1_c_an_added_item_comes_by_its_id(model: Recommender, tmp_path, kind: str) -> None:
+    bundle = export(model, tmp_path / "bundle", index=kind)
+    bundle.index.add(["brandnew"], model.user_vectors([["i1", "i2"]]) * 10)
+    for served in (bundle, _again(bundle, tmp_path)):
+        top = served.recommend([["i1", "i2"], ["i1", "brandnew"]], 3)
+        assert top.items[0][0] == "brandnew"
+        assert "brandnew" not in top.items[1]
+        assert top.unknown.tolist() == [0, 1], "the model cannot read it"
+        assert "brandnew" in served.recommend([[]], 61).items[0]
+        assert "brandnew" not in served.recommend([["i1", "i2"]], 61, deny=["brandnew"]).items[0]
+        assert served.vocabulary.ids[-1] == "brandnew"
+
+
+def _again(bundle: Bundle, tmp_path) -> Bundle:
+    bundle.index.save(tmp_path / "bundle" / "index")
+    return Bundle.load(tmp_path / "bundle")
+
+
+def test_k1_an_index_of_another_catalogue_is_refused(model: Recommender, tmp_path) -> None:
+    export(model, tmp_path / "bundle")
+    bundle = Bundle.load(tmp_path / "bundle")
+    model.vocabulary = Vocabulary(model.vocabulary.ids[::-1].copy(), 1)
+    other = export(model, tmp_path / "other")
+    other.index.save(tmp_path / "bundle" / "index")
+    with pytest.raises(DataError, match="other items"):
+        Bundle.load(tmp_path / "bundle")
+    bundle.save()
+    assert Bundle.load(tmp_path / "bundle").recommend([["i1"]], 3).items == bundle.recommend([["i1"]], 3).items
+
+
+def test_b1_titles_are_found_by_id_and_other_items_are_refused(model: Recommender, split: Split, tmp_path) -> None:
+    order = np.random.default_rng(0).permutation(60)
+    ids, titles = split.items.ids[order], split.item_text["title"][1:][order]
+    prepared = replace(split.prepared, items=(np.argsort(order) + 1).astype(np.int32)[split.prepared.items - 1])
+    mixed = Split.of(
+        prepared, LeaveLast(), Vocabulary(ids, 1), split.users, item_text={"title": np.array(["", *titles], object)}
+    )
+    plain, found = (export(model, tmp_path / "bundle", index="hnsw", split=one) for one in (split, mixed))
+    assert found.item_text["title"].tolist() == split.item_text["title"].tolist()
+    assert found.index.recall == plain.index.recall
+    ids = split.items.ids.copy()
+    ids[4] = "another"
+    with pytest.raises(DataError, match="another"):
+        export(model, tmp_path / "bundle", split=replace(split, items=Vocabulary(ids, 1)))
+
+
+@pytest.mark.parametrize("index", [None, "exact", "hnsw"])
+def test_b11_requests_from_threads_leave_no_filter_and_get_the_same_lists(
+    model: Recommender, tmp_path, index: str | None
+) -> None:
+    bundle = export(model, tmp_path / "bundle", index=index)
+    histories = [[f"i{row}", f"i{row % 7 + 1}"] for row in range(1, 50)]
+    with warnings.catch_warnings(record=True):
+        expected = bundle.recommend([*histories, []], 6, deny=["i3"]).items
+    before, wrong = list(warnings.filters), []
+
+    def ask(number: int) -> None:
+        for _ in range(5):
+            if bundle.recommend([*histories, []], 6, deny=["i3"]).items != expected:
+                wrong.append(number)
+
+    with pytest.warns(DataWarning):
+        before = list(warnings.filters)
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        assert warnings.filters == before
+    assert not wrong
+
+
+@pytest.mark.parametrize("index", [None, "exact", "hnsw"])
+def test_hostile_8_a_model_that_is_not_finite_does_not_serve(model: Recommender, tmp_path, index: str | None) -> None:
+    bundle = export(model, tmp_path / "bundle", index=index)
+    with torch.no_grad():
+        model.encoder.position_table.weight[0] = torch.nan
+    with pytest.raises(ValueError, match="position"):
+        bundle.recommend([["i1", "i2"]], 3)
+
+
+@pytest.mark.parametrize("index", [None, "exact", "hnsw"])
+def test_k13_deny_works_in_a_bundle_as_in_the_model(model: Recommender, tmp_path, index: str | None) -> None:
+    bundle = export(model, tmp_path / "bundle", index=index)
+    lists = {"deny": [["i5", "i6"], ["i7"], []], "allow": [None, IDS[:20], IDS[30:33]]}
+    histories = [["i1"], ["i2", "i9"], ["i30", "i31"]]
+    assert bundle.recommend(histories, 30, **lists).items == model.recommend(histories, 30, **lists).items
+    assert bundle.recommend(histories, 30, deny=IDS[:40]).items == model.recommend(histories, 30, deny=IDS[:40]).items
+    with pytest.warns(DataWarning, match="1 of 1 denied"):
+        bundle.recommend(histories, 3, deny=["unheard of"])
+
+
+@pytest.mark.filterwarnings("ignore::recsys.errors.DataWarning")
+@pytest.mark.parametrize("exclude", ["history", "none"])
+def test_index_f2_an_exact_index_answers_like_the_model_where_items_are_equal(
+    model: Recommender, tmp_path, exclude: str
+) -> None:
+    with torch.no_grad():
+        model.items.weight[31:61] = model.items.weight[1:31]
+    bundle = export(model, tmp_path / "bundle")
+    rng = np.random.default_rng(0)
+    histories = [rng.choice(IDS, rng.integers(1, 9)).tolist() for _ in range(200)]
+    for part in (histories, *([one] for one in histories[:20])):
+        ours, theirs = bundle.recommend(part, 10, exclude), model.recommend(part, 10, exclude)
+        assert ours.items == theirs.items
+        assert [one[:4] for one in ours.items] == bundle.recommend(part, 4, exclude).items
+
+
+@pytest.fixture
+def texts(split: Split, tmp_path) -> Any:
+    from recsys.seams import Context
+
+    values = np.random.default_rng(3).normal(size=(62, 12))
+    folder = str(Vectors.of([*IDS, "new1", "new2"], values).save(tmp_path / "vectors").path)
+    recommender = Recommender(TextItems(8, folder), SASRec(8, num_layers=1, max_length=6), FullSoftmax())
+    recommender.bind(Context(num_items=60, vocabulary=split.items, training=split.train))
+    return recommender
+
+
+@pytest.mark.parametrize("index", [None, "exact", "hnsw"])
+def test_k11_items_after_training_are_recommended(texts: Recommender, tmp_path, index: str | None) -> None:
+    histories = [["i1", "i2"], ["i7"]]
+    before, vectors = texts.scores(histories), texts.item_vectors()
+    bundle = export(texts, tmp_path / "bundle", index=index)
+    assert bundle.recommend(histories, 70).items[0].count("new1") == 0
+    bundle.add_items(["new1", "new2"])
+    np.testing.assert_array_equal(texts.item_vectors()[:60], vectors)
+    np.testing.assert_allclose(texts.scores(histories)[:, :60], before, rtol=1e-6)
+    bundle.save(tmp_path / "grown")
+    for served in (bundle, Bundle.load(tmp_path / "grown")):
+        top = served.recommend([*histories, ["new1", "i3"]], 70)
+        assert {"new1", "new2"} <= set(top.items[0])
+        assert top.items == texts.recommend([*histories, ["new1", "i3"]], 70).items
+        assert top.unknown.tolist() == [0, 0, 0], "new items are read"
+        assert [one for one, _ in served.similar(["new2"], 3)[0]] == [one for one, _ in texts.similar(["new2"], 3)[0]]
+        assert served.recommend(histories, 2, allow=["new1", "new2"]).rows.min() > 60
+    with pytest.raises(DataError, match="already"):
+        texts.add_items(["new1"])
+    with pytest.raises(DataError, match="no vector"):
+        texts.add_items(["new3"])
+    assert texts.num_items == len(texts.vocabulary) == 62
+    texts.add_items(["new3"], np.ones((1, 12)))
+    assert texts.scores(histories).shape == (2, 63)
+
+
+def test_k11_tables_that_learn_a_vector_per_item_say_so(model: Recommender, texts: Recommender, split: Split) -> None:
+    from recsys.seams import Context
+
+    both = Recommender(SumItems([IdItems(8), texts.items]), SASRec(8, 1, max_length=6), FullSoftmax())
+    both.bind(Context(num_items=60, vocabulary=split.items, training=split.train))
+    for one in (model, both):
+        with pytest.raises(ValueError, match="never saw"):
+            one.add_items(["new1"], np.ones((1, 12)))
+        assert one.num_items == 60
+    twice = Recommender(SumItems([texts.items]), SASRec(8, 1, max_length=6), FullSoftmax())
+    twice.bind(Context(num_items=60, vocabulary=split.items, training=split.train))
+    twice.add_items(["new1"])
+    assert twice.recommend([["new1"]], 61).items[0][0] != "new1"
+
+
+def test_one_meaning_of_similar_and_of_auto(model: Recommender, tmp_path, monkeypatch) -> None:
+    bundle, plain = export(model, tmp_path / "bundle"), export(model, tmp_path / "plain", index=None)
+    for metric in ("cosine", "dot"):
+        expected = model.similar(["i3", "i8"], 5, metric)
+        for one in (bundle, plain):
+            found = one.similar(["i3", "i8"], 5, metric)
+            assert [[item for item, _ in own] for own in found] == [[item for item, _ in own] for own in expected]
+    assert len(model.similar(["i3"], 99)[0]) == len(bundle.similar(["i3"], 99)[0]) == 59
+    monkeypatch.setattr("recsys.index.EXACT_ITEMS", 10)
+    assert export(model, tmp_path / "large", index="auto").index.kind == "hnsw"
+
+
+def test_scores_are_given_with_gradients_too(model: Recommender, split: Split) -> None:
+    batch = split.valid.batch(np.arange(4), model.max_length)
+    model.eval()
+    scores = model.score(batch)
+    assert scores.requires_grad
+    with torch.inference_mode():
+        np.testing.assert_allclose(model.score(batch).numpy(), scores.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_text_items_saved_without_their_mean_take_no_further_items(texts: Recommender) -> None:
+    texts.items.text[0] = 0
+    with pytest.raises(DataError, match="again"):
+        texts.add_items(["new1"])
+
+
+class OfVectors(Ranker):
+    """A recommender of somebody else: item vectors and user vectors, no parts."""
+
+    def item_vectors(self) -> np.ndarray:
+        return np.eye(self.num_items, dtype=np.float32)
+
+    def user_vectors(self, histories: Any) -> np.ndarray:
+        found = [self.vocabulary.rows(list(one.items if hasattr(one, "items") else one)) for one in histories]
+        return np.stack([np.isin(np.arange(1, self.num_items + 1), rows) for rows in found]).astype(np.float32)
+
+
+def test_a_recommender_of_vectors_alone_is_served(model: Recommender, tmp_path) -> None:
+    own = OfVectors()
+    own.bind(_context(model))
+    bundle = export(own, tmp_path / "bundle")
+    assert bundle.recommend([["i5", "i9"], ["i3"]], 2, exclude="none").items == [["i5", "i9"], ["i3", "i1"]]

@@ -109,7 +109,7 @@ def test_bad_input(bundle: Bundle, users: pl.DataFrame, tmp_path) -> None:
     users.write_parquet(good)
     with pytest.raises(FileNotFoundError):
         recommend_file(bundle, tmp_path / "no.parquet", out)
-    for arguments in ({"k": 61}, {"layout": "wide"}, {"exclude": "x"}, {"batch_size": 0}):
+    for arguments in ({"k": 0}, {"layout": "wide"}, {"exclude": "x"}, {"batch_size": 0}):
         with pytest.raises(ValueError, match="must"):
             recommend_file(bundle, good, out, **arguments)
     with pytest.raises(ValueError, match="parquet"):
@@ -250,3 +250,92 @@ def test_a_file_that_is_damaged_further_down_is_named(bundle: Bundle, tmp_path, 
     with pytest.raises(DataError, match=name):
         recommend_file(bundle, tmp_path / name, tmp_path / "out.parquet", k=3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", name]
+
+
+def test_k13_deny_and_allow_lists_for_all_and_per_user(bundle: Bundle, users: pl.DataFrame, tmp_path) -> None:
+    path, out = tmp_path / "users.parquet", tmp_path / "out.parquet"
+    users.write_parquet(path)
+    recommend_file(bundle, path, out, k=5, deny=["i1", "i2"], allow=[f"i{row}" for row in range(1, 30)])
+    histories = users["items"].to_list()
+    allow = [f"i{row}" for row in range(1, 30)]
+    assert pl.read_parquet(out)["items"].to_list() == bundle.recommend(
+        histories, 5, deny=["i1", "i2"], allow=allow
+    ).items  # fmt: skip
+    lists = [None if row % 3 == 0 else ["i5", f"i{row + 1}"] for row in range(50)]
+    users.with_columns(
+        deny=pl.Series(lists), allow=pl.Series([allow if row % 2 else None for row in range(50)])
+    ).write_parquet(path)
+    recommend_file(bundle, path, out, k=5, deny=["i7"])
+    expected = bundle.recommend(
+        histories,
+        5,
+        deny=[[*(one or []), "i7"] for one in lists],
+        allow=[allow if row % 2 else None for row in range(50)],
+    )
+    assert pl.read_parquet(out)["items"].to_list() == expected.items
+    users.with_columns(deny=pl.lit("i3")).write_parquet(path)
+    with pytest.raises(DataError, match="deny"):
+        recommend_file(bundle, path, out)
+    for lists in ("i1", [["i1"]]):
+        with pytest.raises(TypeError, match="deny"):
+            recommend_file(bundle, path, out, deny=lists)
+
+
+def test_hostile_6_folders_of_others_are_left_alone(bundle: Bundle, users: pl.DataFrame, tmp_path) -> None:
+    users.write_parquet(tmp_path / "users.parquet")
+    (tmp_path / "out.parquet.parts").mkdir()
+    (tmp_path / "out.parquet.parts" / "notes.txt").write_text("mine")
+    (tmp_path / "out.parquet.partial").write_text("mine too")
+    (tmp_path / "secret.txt").write_text("untouched")
+    (tmp_path / "out.parquet").symlink_to(tmp_path / "secret.txt")
+    recommend_file(bundle, tmp_path / "users.parquet", tmp_path / "out.parquet", k=3)
+    assert (tmp_path / "out.parquet.parts" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "out.parquet.partial").read_text() == "mine too"
+    assert (tmp_path / "secret.txt").read_text() == "untouched"
+    assert len(pl.read_parquet(tmp_path / "out.parquet")) == 50
+
+
+@pytest.mark.parametrize(
+    "error", [pl.exceptions.ComputeError("No space left on device (os error 28)"), OSError(28, "x")]
+)
+@pytest.mark.parametrize("where", ["DataFrame.write_parquet", "LazyFrame.sink_parquet"])
+def test_hostile_10_a_full_disk_is_blamed_on_the_output(
+    bundle: Bundle, users: pl.DataFrame, tmp_path, monkeypatch, error: Exception, where: str
+) -> None:
+    users.write_parquet(tmp_path / "users.parquet")
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(f"polars.{where}", full)
+    with pytest.raises(OSError, match=r"out\.parquet") as caught:
+        recommend_file(bundle, tmp_path / "users.parquet", tmp_path / "out.parquet")
+    assert "users.parquet" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "users.parquet"]
+
+
+def test_hostile_10_an_output_that_cannot_be_made_is_named(bundle: Bundle, users: pl.DataFrame, tmp_path) -> None:
+    users.write_parquet(tmp_path / "users.parquet")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"out\.parquet"):
+        recommend_file(bundle, tmp_path / "users.parquet", tmp_path / "file" / "out.parquet")
+
+
+def test_hostile_12_recommending_speaks_in_between(bundle: Bundle, users: pl.DataFrame, tmp_path, monkeypatch) -> None:
+    users.write_parquet(tmp_path / "users.parquet")
+    monkeypatch.setattr("recsys.serve.stream.USERS_AT_A_TIME", 20)
+    told = []
+    monkeypatch.setattr("recsys.progress.Progress.advance", lambda self, n=1, **_: told.append(n))
+    recommend_file(bundle, tmp_path / "users.parquet", tmp_path / "out.parquet", k=3)
+    assert told == [20, 20, 10]
+
+
+def test_b11_a_file_changes_no_filter_of_warnings(bundle: Bundle, users: pl.DataFrame, tmp_path, monkeypatch) -> None:
+    import warnings
+
+    users.write_parquet(tmp_path / "users.parquet")
+    inner, seen = bundle.model._batches, []
+    monkeypatch.setattr(bundle.model, "_batches", lambda h: (seen.append(list(warnings.filters)), inner(h))[1])
+    before = list(warnings.filters)
+    recommend_file(bundle, tmp_path / "users.parquet", tmp_path / "out.parquet", k=3)
+    assert seen == [before]
