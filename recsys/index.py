@@ -209,7 +209,7 @@ class Index:
         if self.kind == "exact":
             return 0
         old = self.recall.get("k", 0) if self.recall.get("value", 0) >= recall.GOOD else 0  # not measured by rank
-        return int(self.recall.get("depth", old))
+        return max(0, min(int(self.recall.get("depth", old)), self._beam))
 
     def add(self, ids: Sequence[Any] | np.ndarray, vectors: np.ndarray) -> None:
         """Put further items in.
@@ -295,13 +295,13 @@ class Index:
             index = cls(graph, slots, settings)
             index.recall, index.catalogue = dict(manifest["recall"]), manifest.get("catalogue")
             sizes = {len(slots), int(graph.ntotal), int(manifest["slots"])}
-            if len(sizes) > 1 or (index.dim, len(index)) != (manifest["dim"], manifest["count"]):
+            if len(sizes) > 1 or (index.dim, len(index)) != (manifest["dim"], manifest["count"]) or index.depth < 0:
                 raise DataError(f"the files in {folder} do not belong together: write the index again")
         return index
 
     @property
     def _beam(self) -> int:
-        return max(int(self._settings["ef_search"]), self.depth)
+        return min(int(self._settings["ef_search"]), len(self.slots))
 
     def _ask(self, queries: np.ndarray, beam: int) -> tuple[np.ndarray, np.ndarray]:
         """The ``beam`` items that the graph finds for each query, best first: slots (or -1) and scores."""

@@ -29,7 +29,7 @@ from recsys.data.batch import PAD, Batch
 from recsys.data.cut import Cut
 from recsys.data.prepared import spread
 from recsys.data.vocabulary import Vocabulary
-from recsys.errors import DataError
+from recsys.errors import DataError, UnknownItemError
 from recsys.exact import refuse_nonfinite
 from recsys.folders import read_manifest, refuse_foreign, write_folder
 from recsys.parts import describe
@@ -209,8 +209,9 @@ class Bundle:
 
             with reading(path, "export it again"):
                 _, *columns = pl.read_parquet(path)  # the first one holds the raw ids
-                if any(len(column) != len(self.vocabulary_of_model) for column in columns):
-                    raise ValueError(f"it has other rows than the {len(self.vocabulary_of_model):,} items")
+                written = int(self.manifest.get("num_items", self.model.num_items))
+                if any(len(column) != written for column in columns) or written > self.model.num_items:
+                    raise ValueError(f"it has other rows than the {written:,} items")
             self._item_text = {column.name: np.array(["", *column.to_list()], object) for column in columns}
         size = 1 + len(self.vocabulary)
         return {
@@ -252,6 +253,12 @@ class Bundle:
             if similar is None:
                 raise ValueError(f"{type(self.model).__name__} has no item vectors that could be compared")
             return list(similar(items, k, metric))
+        there = self._catalogued().find(list(items))
+        if (there < 0).any():
+            unknown = [one for one, slot in zip(items, there, strict=True) if slot < 0]
+            raise UnknownItemError(
+                f"{len(unknown):,} items are not in the catalogue, or no longer in the index, such as {unknown[:3]}"
+            )
         hits = self.index.similar(items, k, metric)
         lengths = hits.ids.shape[1] - hits.missing
         pairs = zip(hits.ids.tolist(), hits.scores.tolist(), lengths.tolist(), strict=True)
@@ -265,8 +272,11 @@ class Bundle:
         before = self.model.num_items
         add(ids, vectors)
         if self.index is not None:
-            new = np.arange(before + 1, self.model.num_items + 1)
-            self.index.add(self.vocabulary_of_model.raw(new), self.model.item_vectors()[before:])  # type: ignore[operator]
+            new = self.vocabulary_of_model.raw(np.arange(before + 1, self.model.num_items + 1))
+            held = new[self.index.slots.find(new) >= 0]  # put there by hand
+            if len(held):
+                self.index.remove(held)
+            self.index.add(new, self.model.item_vectors()[before:])  # type: ignore[operator]
             self.index.catalogue = self.vocabulary_of_model.digest
 
     def save(self, folder: Path | str | None = None) -> Bundle:

@@ -365,6 +365,8 @@ def test_k11_items_after_training_are_recommended(texts: Recommender, tmp_path, 
         assert served.recommend(histories, 2, allow=["new1", "new2"]).rows.min() > 60
     with pytest.raises(DataError, match="already"):
         texts.add_items(["new1"])
+    with pytest.raises(KeyError, match="nobody"):
+        bundle.similar(["nobody"])
     with pytest.raises(DataError, match="no vector"):
         texts.add_items(["new3"])
     assert texts.num_items == len(texts.vocabulary) == 62
@@ -430,3 +432,26 @@ def test_a_recommender_of_vectors_alone_is_served(model: Recommender, tmp_path) 
     own.bind(_context(model))
     bundle = export(own, tmp_path / "bundle")
     assert bundle.recommend([["i5", "i9"], ["i3"]], 2, exclude="none").items == [["i5", "i9"], ["i3", "i1"]]
+
+
+def test_k11_titles_and_items_put_into_the_index_by_hand_survive_later_items(
+    texts: Any, split: Split, tmp_path
+) -> None:
+    export(texts, tmp_path / "bundle", split=split)
+    bundle = Bundle.load(tmp_path / "bundle")
+    bundle.index.add(["new2"], np.ones((1, 8)))
+    bundle.add_items(["new1", "new2"])
+    assert len(bundle.item_text["title"]) == len(bundle.vocabulary) + 1 == 63
+    assert bundle.item_text["title"][[60, 61]].tolist() == ["Title 60", ""]
+    expected = bundle.recommend([["i1", "new2"]], 62).items
+    assert expected == bundle.model.recommend([["i1", "new2"]], 62).items
+    bundle.save()
+    again = Bundle.load(tmp_path / "bundle")
+    assert again.recommend([["i1", "new2"]], 62).items == expected
+    assert again.item_text["title"].tolist() == bundle.item_text["title"].tolist()
+
+
+def test_k14_a_bundle_remembers_how_late_training_went(model: Recommender, split: Split, tmp_path) -> None:
+    model.cut = split.cut
+    export(model, tmp_path / "bundle")
+    assert Bundle.load(tmp_path / "bundle").model.cut.newest == split.cut.newest
