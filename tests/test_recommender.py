@@ -108,14 +108,14 @@ def test_a_part_that_makes_longer_histories_than_the_encoder_reads_is_refused() 
         model_of(augmentations=[OneOf([Crop(), Insert(0.2, ItemCF(), max_length=6)])])
     unread = [DuoRec(mode="un", max_length=6), SemanticContrast(vectors="texts", cross=0.0, text_dim=4, max_length=6)]
     Recommender(IdItems(8), SASRec(8, max_length=5), FullSoftmax(), auxiliaries=unread)
-    model_of(auxiliaries=[DuoRec(max_length=5)], augmentations=[Insert(0.2, ItemCF(), max_length=5)])
+    model_of(auxiliaries=[DuoRec(max_length=5)])
+    model_of(augmentations=[Insert(0.2, ItemCF(), max_length=5)])
 
 
 def test_a_mask_without_a_row_of_its_own_is_an_error_under_any_encoder() -> None:
     for encoder in (SASRec(8, max_length=5), GRU4Rec(8, 8, max_length=5)):
-        model = model_of(encoder=encoder, targets=MaskedItems())
         with pytest.raises(ValueError, match="extra=1"):
-            model.loss(Step(model.prepare(training_batch(), Step(training_batch()))))
+            model_of(encoder=encoder, targets=MaskedItems())
 
 
 def test_a_mask_takes_the_place_of_an_item_where_the_encoder_has_no_room_for_it() -> None:

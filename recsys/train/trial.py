@@ -43,12 +43,12 @@ def try_parts(model: Any, batches: TrainBatches, stage: str) -> None:
     rows = training.gather(users, batches.max_length + 1, needs=batches.needs)
     before = random_state()
     try:
+        _Trial(_copied(model, training), rows).run()
+    except ValueError:  # some parts need their hooks first; they are called only then, as they may do more than that
         tried = _copied(model, training)
-        tried.eval()
-        device = tried.popularity.device
         call(tried, "on_stage", stage)
         call(tried, "on_epoch", 0)
-        _Trial(tried, rows.to(device)).run()
+        _Trial(tried, rows).run()
     finally:
         restore_random_state(before)
 
@@ -57,9 +57,10 @@ class _Trial:
     """The seams in the order of a training step."""
 
     def __init__(self, model: Recommender, rows: Batch) -> None:
-        self.model, self.rows = model, rows
+        model.eval()
+        self.model, self.rows = model, rows.to(model.popularity.device)
         self.highest = model.num_items + getattr(model.items, "extra", 0)
-        self.step = Step(rows, items=model.items, encode=self._encode, query=model.targets.query)
+        self.step = Step(self.rows, items=model.items, encode=self._encode, query=model.targets.query)
 
     def run(self) -> None:
         model, step = self.model, self.step

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from cycles import plain, tiny
+from cycles import cycles, plain, tiny
 
 from recsys.recommender import Recommender
 from recsys.train.fit import fit
-from recsys.train.loop import Validation
+from recsys.train.loop import Loop, Validation
 from recsys.train.settings import Stage
 
 QUIET = {"progress": False, "batch_size": 32}
@@ -168,3 +168,70 @@ def test_a_stage_without_validation_runs_all_its_epochs_and_hands_on_its_last_we
     three = tiny()
     fit(three, split, epochs=3, validate_every=0, **QUIET)
     assert weights(three) == seen[0][1]
+
+
+# Stages that are validated (v) or not (u), two epochs each: the epoch that is kept, and where each stage begins.
+
+
+@pytest.mark.parametrize(
+    ("kinds", "values", "kept", "begins"),
+    [
+        ("vu", [0.5, 0.4], 4, [0, 1]),  # the last stage ranks nothing: its last weights are the run's
+        ("vuv", [0.5, 0.4, 0.1, 0.2], 6, [0, 1, 4]),  # what is best is chosen anew behind it
+        ("vuvv", [0.5, 0.4, 0.3, 0.2, 0.1, 0.1], 5, [0, 1, 4, 5]),
+        ("uv", [0.5, 0.4], 3, [0, 2]),
+        ("uu", [], 4, [0, 2]),
+        ("vv", [0.5, 0.4, 0.3, 0.2], 1, [0, 1]),
+        ("vuu", [0.5, 0.4], 6, [0, 1, 4]),
+    ],
+)
+@pytest.mark.parametrize("start", ["best", "last"])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_b5_a_stage_without_validation_keeps_what_it_trained(
+    monkeypatch, tmp_path, kinds, values, kept, begins, start, interrupted
+):
+    split = cycles(users=12)
+    ends, found, stop = {0: None}, [], [3] * interrupted  # weights behind each epoch; with which a stage began
+    end, train = Loop._end_epoch, Loop._train_epoch
+
+    def ended(self, stage):
+        ends[self.state.epoch + 1] = weights(self.model)
+        end(self, stage)
+
+    def begun(self, stage):
+        if self.state.fresh:
+            now = weights(self.model)
+            found.append(next((epoch for epoch, held in ends.items() if held == now), 0))
+        if stop and self.state.epoch == stop[0]:
+            stop.clear()
+            raise KeyboardInterrupt
+        train(self, stage)
+
+    monkeypatch.setattr(Loop, "_end_epoch", ended)
+    monkeypatch.setattr(Loop, "_train_epoch", begun)
+    scripted(monkeypatch, values)
+    stages = [Stage(2, validate=kind == "v", start=start) for kind in kinds]
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            fit(tiny(), split, stages=stages, folder=tmp_path, **QUIET)
+    model = tiny()
+    fitted = fit(model, split, stages=stages, folder=tmp_path if interrupted else None, **QUIET)
+    assert len(fitted.history) == 2 * len(kinds)
+    assert fitted.best["epoch"] == kept and (fitted.best["value"] is None) == (kinds[-1] == "u")
+    assert weights(model) == ends[kept]
+    assert found == (begins if start == "best" else [2 * number for number in range(len(kinds))])
+
+
+def test_a_last_stage_without_validation_says_what_is_kept(monkeypatch, capsys):
+    scripted(monkeypatch, [0.5])
+    fit(tiny(), cycles(users=12), stages=[Stage(1), Stage(1, validate=False, name="more")], batch_size=32)
+    assert "'more'" in capsys.readouterr().err
+
+
+def test_b9_each_stage_is_warmed_up(tmp_path):
+    options = {"learning_rate": 0.1, "warmup_steps": 4, "batch_size": 16, "progress": False, "folder": tmp_path}
+    for epochs in (1, 2):  # resumed in the middle of the first stage's warm-up
+        stages = [Stage(epochs), Stage(epochs - 1)]
+        history = fit(tiny(), cycles(users=40), stages=stages, validate_every=0, **options).history
+    assert [line["step"] for line in history] == [3, 6, 9]
+    assert [line["learning_rate"] for line in history] == pytest.approx([0.075, 0.1, 0.075])
