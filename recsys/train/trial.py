@@ -40,15 +40,18 @@ def try_parts(model: Any, batches: TrainBatches, stage: str) -> None:
     _check_owned(model)
     training = batches.training
     users = np.flatnonzero(training.lengths > 1)[:ROWS]
-    rows = training.gather(users, batches.max_length + 1, needs=batches.needs)
+
+    def rows() -> Batch:
+        return training.gather(users, batches.max_length + 1, needs=batches.needs)
+
     before = random_state()
     try:
-        _Trial(_copied(model, training), rows).run()
+        _Trial(_copied(model, training), rows()).run()
     except ValueError:  # some parts need their hooks first; they are called only then, as they may do more than that
         tried = _copied(model, training)
         call(tried, "on_stage", stage)
         call(tried, "on_epoch", 0)
-        _Trial(tried, rows).run()
+        _Trial(tried, rows()).run()
     finally:
         restore_random_state(before)
 
