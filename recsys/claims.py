@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.data.batch import PAD, Batch
+from recsys.hooks import parts_of
 from recsys.parts import build, describe
 
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
@@ -71,7 +72,7 @@ def gradients(part: Any, loss: Callable[[], Tensor], what: str = "") -> None:
 
 def modules(part: Any) -> set[str]:
     """Modules that define the classes of ``part`` and of what it holds; no claim."""
-    inner = part.modules() if isinstance(part, nn.Module) else [part]
+    inner = [one for _, one in parts_of(part)]
     return {type(one).__module__ for one in inner} | {type(one).__module__ for one in vars(part).values()}
 
 

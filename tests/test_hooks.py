@@ -27,7 +27,7 @@ from recsys.objectives.sampled import SampledSoftmax
 from recsys.objectives.softmax import FullSoftmax
 from recsys.parts import build, describe
 from recsys.recommender import Recommender
-from recsys.testing import toy_context
+from recsys.testing import check_ranker, toy_context
 from recsys.train.fit import fit
 
 HOOKS = ("bind", "on_stage", "on_epoch")
@@ -255,3 +255,7 @@ def test_b7_an_auxiliary_of_weight_0_asks_the_data_for_nothing() -> None:
                 context.training.check_needs(self.needs)
 
     fit(tiny(auxiliaries=[Timed(0)]), cycles(users=12), epochs=1, progress=False)  # data without times
+
+
+def test_b6_a_recommender_of_plain_parts_conforms() -> None:
+    check_ranker(tiny(auxiliaries=[PlainAuxiliary()], augmentations=[PlainAugmentation()], targets=PlainTargets()))

@@ -48,6 +48,7 @@ def begin(model: Any, context: Context, cut: Cut, init: str) -> str:
     Raises:
         ValueError: a part cannot go on with these data; its class is named.
     """
+    model.to("cpu")  # a part draws its initial values where it is, and on a GPU these are others
     if not model.learned:
         model.bind(context)
         return "starts from new weights"
