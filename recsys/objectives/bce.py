@@ -11,8 +11,8 @@ Under a weighting that is not normalised (``InversePropensity(..., normalised=Fa
   pointwise loss over all items. The middle term is negative for w > 1, so scores count only up to ``LARGEST`` here;
 - "all": w (d1 + n), what every other objective does.
 
-The first two divide n by w, since the sum of the losses multiplies it by w again: a target of weight 0 gives 0, not n, and
-below the least normal number of float32 (1.2e-38) n shrinks with w. Inverse propensities are never below 1.
+The first two divide n by w, as the sum of the losses multiplies it by w again: a target of weight 0 gives 0, not n,
+and below the least normal number of float32 (1.2e-38) n shrinks with w. Inverse propensities are never below 1.
 
 Use when: reproducing old tables. Prefer instead: the full or the sampled softmax, or gBCE; BCE with one negative is
 overconfident and clearly worse (Klenitskiy & Vasilev 2023; Petrov & Macdonald 2023).
