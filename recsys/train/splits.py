@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recsys.errors import DataError, DataWarning
-from recsys.hooks import call
+from recsys.hooks import having
 from recsys.storage.files import fresh, is_folder, remove, write_text
 from recsys.storage.reading import read_json
 
@@ -78,7 +78,8 @@ def split_of(run: Path, model: Ranker, given: Path | None = None) -> Split:
         same = known is not None and set(split.items.ids.tolist()) == set(known.ids.tolist())
         found = "the same items in another order than" if same else "other items than"
         raise DataError(f"{place} holds a split with {found} {run} was trained on: pass one of the same data")
-    call(model, "check_split", split)
+    for _, part in having(model, "check_split", used=True):
+        part.check_split(split)
     return split
 
 

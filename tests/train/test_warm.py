@@ -296,3 +296,60 @@ def test_a_catalogue_of_other_users_and_items_on_two_cycles():
     model = trained(cycles(users=12))
     fit(model, cycles(users=15, items=24), epochs=1, **QUIET)
     assert model.num_items == 24
+
+
+def test_an_encoder_that_reads_texts_keeps_its_tokenizer_and_makes_its_matrix_anew():
+    pytest.importorskip("tokenizers")
+    from recsys.data.targets import LastItem
+    from recsys.encoders.recformer import Recformer, RecformerItems
+    from recsys.llm.tokens import ItemTokens
+
+    def texted(count, word):
+        split = walks(names(count), people=8, length=5)
+        titles = np.array(["", *(f"{word} item {number % 4} of {number}" for number in range(count))], object)
+        return dataclasses.replace(split, item_text={"title": titles})
+
+    tokens = ItemTokens(columns=["title"], vocab_size=300)
+    encoder = Recformer(tokens, dim=8, num_layers=1, num_heads=1, window=4, max_tokens=32, max_length=4)
+    model = Recommender(RecformerItems(8), encoder, FullSoftmax(), LastItem())
+    old = texted(6, "plain")
+    fit(model, old, epochs=1, **QUIET)
+    recipe, sentences = tokens.recipe.clone(), tokens.encode([{"title": "plain item 1"}])
+    vectors = model.item_vectors()
+    fit(model, texted(9, "plain"), epochs=0, **QUIET)
+    assert torch.equal(tokens.recipe, recipe) and len(tokens.offsets) == 9 + 2
+    assert torch.equal(tokens.encode([{"title": "plain item 1"}]).ids, sentences.ids)
+    assert not model.items.made
+    scores = model.scores([["p00", "p08"]])
+    assert np.isfinite(scores).all() and scores.shape == (1, 9)
+    np.testing.assert_allclose(model.item_vectors()[:6].shape, vectors.shape)
+    model.items.check_split(None)
+    tokens.check_split(texted(9, "plain"))
+    fit(model, texted(9, "plain"), epochs=1, **QUIET)
+
+
+@pytest.mark.parametrize("make", ["hybrid", "intents", "editor"])
+def test_parts_with_marks_of_epochs_go_on_with_other_items(small, make):
+    from recsys.augment.editor import Editor
+    from recsys.augment.intents import IntentContrast
+    from recsys.augment.pairs import CL4SRec, CoSeRec
+    from recsys.augment.similar import EmbeddingSimilar
+    from recsys.augment.triplet import TripletContrast
+
+    part = {
+        "hybrid": lambda: CoSeRec(similar=EmbeddingSimilar()),
+        "intents": lambda: IntentContrast(CL4SRec(), dim=8, clusters=2),
+        "editor": lambda: TripletContrast(editor=Editor(8, max_length=6), keep_learning=0.5),
+    }[make]()
+    model = Recommender(IdItems(8, extra=2), tiny().encoder, FullSoftmax(), auxiliaries=[part])
+    fit(model, small, epochs=1, **QUIET)
+    if make == "editor":
+        assert bool(part.taught)
+    for split in (small, walks(names(13)[::-1])):
+        fit(model, split, epochs=1, **QUIET)
+    if make == "editor":
+        assert bool(part.taught)
+    if make == "hybrid":
+        assert len(part.similar.neighbour) == 14 and int(part.similar.neighbour.max()) <= 13
+    if make == "intents":
+        assert int(part.marks[2]) == 1
