@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from recsys.storage.reading import is_bounded
 from recsys.storage.tensors import Sizes
 
-SPARE_ELEMENTS, SPARE_TENSORS = 1 << 26, 20_000  # what any model may ask for besides
+SPARE_ELEMENTS, SPARE_TENSORS = 1 << 26, 4_000  # what any model may ask for besides
 TIMES = 16  # how often what is in the file may be made: as drawn, as copied, in tables that are not saved
 _BY_SHAPE = (
     "empty", "zeros", "ones", "full", "rand", "randn", "randint", "new_empty", "new_zeros", "new_ones", "new_full",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 CLOCK = ("seconds", "targets_per_second", "validation_seconds")  # what differs between two equal runs
@@ -35,6 +35,9 @@ class State:
         Raises:
             ValueError, TypeError: it cannot be one.
         """
+        lacking = [entry.name for entry in fields(cls) if entry.name not in record]
+        if lacking:
+            raise ValueError(f"where it stands is not whole: {', '.join(lacking)} lacking")
         state = cls(**record)
         counts = {name: getattr(state, name) for name in ("stage", "stage_epoch", "epoch", "consumed", "step", "stale")}
         wrong = [name for name, value in counts.items() if type(value) is not int or value < 0]

@@ -255,7 +255,7 @@ def repair(folder: Path) -> None:
             manifest = json.loads(path.read_text())
             manifest["files"] = {name: entry for name, entry in hashes(inner, apart).items() if name != "manifest.json"}
             path.write_text(json.dumps(manifest))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             continue
 
 

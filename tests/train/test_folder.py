@@ -170,7 +170,8 @@ def test_hostile_13_a_second_process_in_the_same_folder_is_told_before_it_starts
     code = """
 import sys, time
 from recsys.train.folder import RunFolder
-RunFolder(sys.argv[1]).lock()
+folder = RunFolder(sys.argv[1])
+folder.lock()
 print("locked", flush=True)
 sys.stdin.read()
 """
