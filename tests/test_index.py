@@ -425,3 +425,74 @@ def test_hostile_12_the_building_of_a_graph_speaks(monkeypatch: pytest.MonkeyPat
     index = Index.build(clouds(120), np.arange(120), kind="hnsw")
     assert [n for label, n in told if "hnsw" in label] == [50, 50, 20]
     assert share(index.search(clouds(5, seed=1), k=3).scores, index.search(clouds(5, seed=1), k=3).scores) == 1.0
+
+
+def saved_index(tmp_path, kind: str):
+    import json
+
+    index = Index.build(clouds(60), [f"i{row}" for row in range(60)], kind=kind)
+    index.save(tmp_path / "index")
+    return tmp_path / "index", json.loads((tmp_path / "index" / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"ef_search": 10**12}, {"ef_search": 0}, {"ef_search": -1}, {"ef_search": "128"}, {"ef_search": None},
+        {"m": 10**9},
+        {"index": "flat"}, {"index": None}, {"seed": "x"}, {"ef_search": True}, {"ef_construction": 10**12},
+    ],
+)  # fmt: skip
+def test_hostile_14_settings_of_an_index_are_bounded(tmp_path, changed: dict) -> None:
+    import json
+
+    folder, manifest = saved_index(tmp_path, "hnsw")
+    manifest["settings"] |= changed
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="index"):
+        Index.load(folder)
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+@pytest.mark.parametrize("name", ["alive.npy", "ids_ends.npy", "ids.utf8", "index.faiss"])
+def test_hostile_14_a_damaged_file_of_an_index_is_one_clear_error(tmp_path, kind: str, name: str) -> None:
+    folder, _ = saved_index(tmp_path, kind)
+    whole = (folder / name).read_bytes()
+    for data in (b"", whole[: len(whole) // 2], whole + b"x", whole[:20] + b"\xff" * 8 + whole[28:]):
+        (folder / name).write_bytes(data)
+        with pytest.raises(DataError, match="index"):
+            Index.load(folder)
+        with pytest.raises(DataError, match="index"):
+            Index.load(folder, verify=False)
+
+
+def test_hostile_14_links_that_lead_out_of_a_graph_are_refused(tmp_path) -> None:
+    import faiss
+
+    folder, _ = saved_index(tmp_path, "hnsw")
+    path = str(folder / "index.faiss")
+    for harm in ("neighbors", "levels", "offsets", "entry_point"):
+        graph = faiss.read_index(path)
+        if harm == "entry_point":
+            graph.hnsw.entry_point = 10**6
+        else:
+            vector = getattr(graph.hnsw, harm)
+            values = faiss.vector_to_array(vector)
+            values[len(values) // 2] = 10**6
+            faiss.copy_array_to_vector(values, vector)
+        other = tmp_path / harm
+        faiss.write_index(graph, str(other))
+        (folder / "index.faiss").write_bytes(other.read_bytes())
+        with pytest.raises(DataError, match="index"):
+            Index.load(folder, verify=False)
+        Index.build(clouds(60), [f"i{row}" for row in range(60)], kind="hnsw").save(folder)
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+def test_hostile_8_vectors_that_are_not_finite_are_refused(tmp_path, kind: str) -> None:
+    folder, _ = saved_index(tmp_path, kind)
+    index = Index.load(folder)
+    index.vectors[7, 1] = np.nan
+    index.save(folder)
+    with pytest.raises(DataError, match="NaN"):
+        Index.load(folder)

@@ -30,6 +30,7 @@ from recsys.data.vocabulary import Vocabulary, load_strings, save_strings
 from recsys.errors import DataError, DataWarning
 from recsys.folders import read_manifest, write_folder
 from recsys.progress import saying
+from recsys.storage.reading import reading
 
 if TYPE_CHECKING:
     from recsys.data.split import Split
@@ -377,12 +378,15 @@ def _save(loaded: Loaded, folder: Path) -> dict[str, Any]:
 
 def _load(folder: Path) -> Loaded:
     manifest = read_manifest(folder, KIND, FORMAT)  # the raw files were hashed too, and are larger
-    columns = manifest["item_text"]
-    text = None if columns is None else {name: load_strings(folder, f"text-{at}") for at, name in enumerate(columns)}
-    return Loaded(
-        Prepared.load(folder / "prepared"),
-        Vocabulary.load(folder, "items"),
-        Vocabulary.load(folder, "users"),
-        text,
-        CleaningReport.from_dict(manifest["report"]),
-    )
+    with reading(folder, "prepare the data again"):
+        columns = manifest["item_text"]
+        text = (
+            None if columns is None else {name: load_strings(folder, f"text-{at}") for at, name in enumerate(columns)}
+        )
+        return Loaded(
+            Prepared.load(folder / "prepared"),
+            Vocabulary.load(folder, "items"),
+            Vocabulary.load(folder, "users"),
+            text,
+            CleaningReport.from_dict(manifest["report"]),
+        )

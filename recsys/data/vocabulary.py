@@ -100,7 +100,8 @@ class Vocabulary:
         if self._ids is not None or self._blob is None:
             return self.ids[index]
         blob, offsets = self._blob
-        picked = [bytes(blob[offsets[i] : offsets[i + 1]]).decode() for i in index.reshape(-1)]
+        with reading(getattr(blob, "filename", None) or "strings", _REMEDY):
+            picked = [bytes(blob[offsets[i] : offsets[i + 1]]).decode() for i in index.reshape(-1)]
         return _objects(picked).reshape(index.shape)
 
     def extended(self, raw: Sequence[Any] | np.ndarray) -> Vocabulary:
@@ -283,7 +284,7 @@ def _is_integer(value: Any) -> bool:
 
 def _decode(blob: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     data, edges = blob.tobytes(), offsets.tolist()
-    with reading("the strings of a vocabulary", _REMEDY):
+    with reading(getattr(blob, "filename", None) or "strings", _REMEDY):
         return _objects([data[start:stop].decode() for start, stop in itertools.pairwise(edges)])
 
 

@@ -19,6 +19,7 @@ from recsys.eval.aggregates import Aggregate
 from recsys.eval.segments import Grouping, groupings
 from recsys.eval.statistics import bootstrap_interval
 from recsys.eval.storage import read_table, write_table, write_text
+from recsys.storage.reading import reading
 
 VERSION = 2  # of 1, targets that repeat the history were ranked under exclude="history"
 EXCLUDE = {  # what may be taken out of the candidates, and what the report calls it
@@ -181,10 +182,14 @@ class Report:
             FileNotFoundError, DataError: no such file; damaged, or of another version.
         """
         columns, facts = read_table(Path(path))
-        found = facts.get("meta", {}).get("version")
-        if found not in (1, VERSION):
-            raise DataError(f"{path} is a report of version {found}, this library reads {VERSION}: evaluate again")
-        return cls(_current(facts["meta"]), columns, facts["aggregates"], seed=facts["seed"])
+        with reading(path, "evaluate again"):
+            found = facts["meta"]["version"]
+            if found not in (1, VERSION):
+                raise DataError(f"{path} is a report of version {found}, this library reads {VERSION}: evaluate again")
+            report = cls(_current(facts["meta"]), columns, dict(facts["aggregates"]), seed=int(facts["seed"]))
+            if lacking := [name for name in report.metrics if name not in columns]:
+                raise ValueError(f"it lacks the columns {lacking}")
+            return report
 
     @classmethod
     def merge(cls, reports: Sequence[Report]) -> Report:

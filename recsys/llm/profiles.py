@@ -29,6 +29,7 @@ from recsys.llm.chat import Answer, Prompt, Writer
 from recsys.llm.journal import Journal, key_of
 from recsys.llm.texts import item_texts, text_columns
 from recsys.progress import Progress
+from recsys.storage.reading import reading
 
 KIND = "recsys.profiles"
 FORMAT = 1
@@ -133,9 +134,10 @@ class Profiles:
         """
         folder = Path(folder)
         manifest = read_manifest(folder, KIND, FORMAT)
-        with (folder / "profiles.jsonl").open(encoding="utf-8") as stream:
+        path = folder / "profiles.jsonl"
+        with reading(path, "write the folder again"), path.open(encoding="utf-8") as stream:
             rows = [json.loads(line) for line in stream]
-        ids, texts, sources = ([row[name] for row in rows] for name in ("id", "text", "source"))
+            ids, texts, sources = ([row[name] for row in rows] for name in ("id", "text", "source"))
         if not isinstance(manifest.get("report"), dict):
             raise DataError(f"{folder / MANIFEST} has no report: its profiles cannot be named, write the folder again")
         return cls(ids, texts, sources, manifest["report"], folder)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +12,7 @@ from recsys.data.audit import audit
 from recsys.data.split import Given, GlobalTime, LeaveLast, Split
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
+from recsys.folders import hashes
 
 
 def split_of(prepared, splitter, **more):
@@ -140,3 +144,75 @@ def test_damaged_split_folder(draw, tmp_path):
     (tmp_path / "split" / "stops.npy").write_bytes(b"")
     with pytest.raises(DataError):
         Split.load(tmp_path / "split")
+
+
+@pytest.fixture
+def saved(draw, tmp_path):
+    prepared = draw(3, users=12, span=200)
+    split_of(prepared, LeaveLast()).save(tmp_path / "split")
+    return tmp_path / "split"
+
+
+def vouched(folder):
+    """The manifests say that what is there now is what was written."""
+    for inner in (folder / "prepared", folder):
+        manifest = json.loads((inner / "manifest.json").read_text())
+        apart = ("prepared", "manifest.json") if inner == folder else ("manifest.json",)
+        manifest["files"] = hashes(inner, apart)
+        (inner / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_hostile_9_a_flipped_bit_anywhere_in_a_split_is_told(saved, tmp_path):
+    for path in sorted(path for path in saved.rglob("*") if path.is_file() and path.name != "manifest.json"):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(DataError, match="SHA-256"):
+            Split.load(saved)
+        path.write_bytes(whole)
+    Split.load(saved)
+
+
+HARMS = {
+    "offsets": lambda a: a[[0, 2, 1, *range(3, len(a))]], "offsets negative": lambda a: np.where(a == a[1], -1, a),
+    "items": lambda a: np.where(np.arange(len(a)) == 3, a.max() + 5, a), "items zero": lambda a: a * 0,
+    "items negative": lambda a: -a, "items short": lambda a: a[:-1], "items wide": lambda a: a.astype(np.int64),
+    "stops": lambda a: a - 1000, "stops late": lambda a: a + 1000, "stops swapped": lambda a: a[::-1],
+    "stops short": lambda a: a[:, :-1], "stops flat": lambda a: a.ravel(), "times short": lambda a: a[1:],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("verify", [True, False])
+def test_hostile_9_a_split_that_makes_no_sense_is_refused_however_it_is_hashed(saved, harm, verify):
+    name = harm.split()[0]
+    path = saved / "stops.npy" if name == "stops" else saved / "prepared" / f"{name}.npy"
+    array = np.load(path)
+    np.save(path, HARMS[harm](array).astype(array.dtype if "wide" not in harm else np.int64))
+    vouched(saved)
+    with pytest.raises(DataError, match=str(saved.name)):
+        Split.load(saved, verify)
+
+
+@pytest.mark.parametrize("change", [{"protocol": "x"}, {"protocol": None}, {"name": 7, "protocol": []}])
+def test_hostile_14_facts_of_a_split_that_make_no_sense_are_refused(saved, change):
+    manifest = json.loads((saved / "manifest.json").read_text())
+    (saved / "manifest.json").write_text(json.dumps({**manifest, **change}))
+    with pytest.raises(DataError, match="split"):
+        Split.load(saved)
+
+
+def test_review_a_missing_text_is_missing_after_saving(draw, tmp_path):
+    prepared = draw(3, users=5)
+    texts = np.array(["", None, float("nan"), "None", *["x"] * (prepared.num_items - 3)], dtype=object)
+    split_of(prepared, LeaveLast(), item_text={"title": texts}).save(tmp_path / "split")
+    found = Split.load(tmp_path / "split").item_text["title"].tolist()
+    assert found[:4] == ["", None, None, "None"] and len(found) == prepared.num_items + 1
+
+
+def test_splits_of_earlier_versions_are_loaded(saved, tmp_path):
+    manifest = json.loads((saved / "manifest.json").read_text())
+    inner = hashes(saved / "prepared")
+    manifest["files"] |= {f"prepared/{name}": entry for name, entry in inner.items()}  # as it was written once
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    shutil.copytree(saved, tmp_path / "copy")
+    assert Split.load(tmp_path / "copy").num_users == 12

@@ -13,6 +13,7 @@ from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
 from recsys.eval.evaluate import evaluate
 from recsys.eval.report import Report, align, number
+from recsys.eval.storage import read_table, write_table
 
 
 @pytest.fixture
@@ -148,3 +149,21 @@ def test_reports_of_the_former_version_are_read_by_the_rule_that_they_used(repor
     assert ("except for targets" in loaded.header()) == bool(repeated)
     loaded.save(tmp_path)
     assert Report.load(tmp_path).meta == loaded.meta
+
+
+@pytest.mark.parametrize("harm", ["no version", "no metrics", "a column less", "facts a list", "cut", "text"])
+def test_hostile_14_a_damaged_report_is_one_clear_error(report, tmp_path, harm):
+    path = report.save(tmp_path)
+    columns, facts = read_table(path)
+    if harm == "no version":
+        del facts["meta"]["version"]
+    elif harm == "no metrics":
+        del facts["meta"]["metrics"]
+    elif harm == "a column less":
+        del columns[facts["meta"]["metrics"][0]]
+    facts = [facts] if harm == "facts a list" else facts
+    write_table(tmp_path, columns, facts)
+    if harm in ("cut", "text"):
+        path.write_bytes(path.read_bytes()[:100] if harm == "cut" else b"nothing")
+    with pytest.raises(DataError, match="per_user"):
+        Report.load(path)

@@ -455,3 +455,61 @@ def test_k14_a_bundle_remembers_how_late_training_went(model: Recommender, split
     model.cut = split.cut
     export(model, tmp_path / "bundle")
     assert Bundle.load(tmp_path / "bundle").model.cut.newest == split.cut.newest
+
+
+def test_an_index_that_is_saved_again_leaves_the_bundle_whole(model: Recommender, split, tmp_path) -> None:
+    bundle = export(model, tmp_path / "bundle", index="hnsw", split=split)
+    bundle.index.save(tmp_path / "bundle" / "index")
+    again = Bundle.load(tmp_path / "bundle")
+    assert again.recommend([["i1"]], 3).items == bundle.recommend([["i1"]], 3).items
+    path = tmp_path / "bundle" / "index" / "index.faiss"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match="SHA-256"):
+        Bundle.load(tmp_path / "bundle")
+
+
+def test_hostile_6_an_export_leaves_the_folders_of_others_alone(model: Recommender, tmp_path) -> None:
+    for name in ("b.old", "b.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").write_text("mine")
+    for _ in range(2):
+        export(model, tmp_path / "b")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["b", "b.old", "b.partial"]
+    assert (
+        (tmp_path / "b.old" / "notes.txt").read_text() == (tmp_path / "b.partial" / "notes.txt").read_text() == "mine"
+    )
+
+
+def test_hostile_13_a_second_export_into_the_same_folder_is_told_at_once(model: Recommender, tmp_path) -> None:
+    from recsys.storage.files import Workplace
+
+    with Workplace(tmp_path / "b"), pytest.raises(BlockingIOError, match="another process"):
+        export(model, tmp_path / "b")
+    export(model, tmp_path / "b")
+
+
+def test_hostile_11_everyone_whom_the_umask_lets_can_serve_a_bundle(model: Recommender, tmp_path) -> None:
+    import os
+    import stat
+
+    before = os.umask(0o022)
+    try:
+        export(model, tmp_path / "b", index="hnsw")
+    finally:
+        os.umask(before)
+    modes = {
+        path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in (tmp_path / "b").rglob("*") if path.is_file()
+    }
+    assert set(modes.values()) == {"0o644"}, modes
+
+
+def test_titles_of_a_damaged_table_are_one_clear_error(model: Recommender, split, tmp_path) -> None:
+    export(model, tmp_path / "b", split=split)
+    (tmp_path / "b" / "items.parquet").write_bytes(b"PAR1nothing")
+    with pytest.raises(DataError, match=r"SHA-256|bytes"):
+        Bundle.load(tmp_path / "b")
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    del manifest["files"]["items.parquet"]
+    (tmp_path / "b" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"items\.parquet"):
+        _ = Bundle.load(tmp_path / "b").item_text

@@ -339,3 +339,47 @@ def test_b11_a_file_changes_no_filter_of_warnings(bundle: Bundle, users: pl.Data
     before = list(warnings.filters)
     recommend_file(bundle, tmp_path / "users.parquet", tmp_path / "out.parquet", k=3)
     assert seen == [before]
+
+
+def test_hostile_6_and_13_parts_of_others_stay_and_a_second_writer_is_told(
+    bundle: Bundle, users: pl.DataFrame, tmp_path
+) -> None:
+    from recsys.storage.files import Workplace
+
+    users.write_parquet(tmp_path / "users.parquet")
+    out = tmp_path / "out.parquet"
+    for name in ("out.parquet.parts", "out.parquet.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes").write_text("mine")
+    with Workplace(out, "parts"), pytest.raises(BlockingIOError, match="another process"):
+        recommend_file(bundle, tmp_path / "users.parquet", out, progress=False)
+    assert not out.exists()
+    recommend_file(bundle, tmp_path / "users.parquet", out, progress=False)
+    assert len(pl.read_parquet(out)) == 50
+    assert all(
+        (tmp_path / name / "notes").read_text() == "mine" for name in ("out.parquet.parts", "out.parquet.partial")
+    )
+
+
+@pytest.mark.parametrize("owner", [pl.DataFrame, pl.LazyFrame])
+def test_hostile_10_a_full_disk_does_not_blame_the_input(
+    bundle: Bundle, users: pl.DataFrame, tmp_path, monkeypatch: pytest.MonkeyPatch, owner: type
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise pl.exceptions.ComputeError("No space left on device (os error 28)")
+
+    users.write_parquet(tmp_path / "users.parquet")
+    monkeypatch.setattr(owner, "write_parquet" if owner is pl.DataFrame else "sink_parquet", full)
+    with pytest.raises(OSError, match="make room") as caught:
+        recommend_file(bundle, tmp_path / "users.parquet", tmp_path / "out.parquet", progress=False)
+    assert caught.value.filename == str(tmp_path / "out.parquet")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "users.parquet"]
+
+
+def test_hostile_2_a_link_beside_the_output_is_not_followed(bundle: Bundle, users: pl.DataFrame, tmp_path) -> None:
+    users.write_parquet(tmp_path / "users.parquet")
+    (tmp_path / "mine").write_text("mine")
+    for name in ("out.parquet", "out.parquet.partial"):
+        (tmp_path / name).symlink_to(tmp_path / "mine")
+    recommend_file(bundle, tmp_path / "users.parquet", tmp_path / "out.parquet", progress=False)
+    assert (tmp_path / "mine").read_text() == "mine" and len(pl.read_parquet(tmp_path / "out.parquet")) == 50

@@ -105,8 +105,9 @@ def test_one_change_for_all_names():
     "make",
     [
         lambda: torch.nn.Linear(10**6, 10**6), lambda: torch.empty(10**12), lambda: torch.arange(10**10),
-        lambda: torch.full((10**6, 10**6), 1.0), lambda: [torch.zeros(1) for _ in range(10**7)], lambda: torch.eye(10**6),
-        lambda: torch.randperm(10**9), lambda: torch.linspace(0, 1, 10**10), lambda: torch.ones(1).new_zeros(10**10),
+        lambda: torch.full((10**6, 10**6), 1.0), lambda: [torch.zeros(1) for _ in range(10**7)],
+        lambda: torch.eye(10**6), lambda: torch.randperm(10**9),
+        lambda: torch.linspace(0, 1, 10**10), lambda: torch.ones(1).new_zeros(10**10),
     ],
 )  # fmt: skip
 def test_hostile_15_sizes_are_bounded_before_memory_is_taken(make):
@@ -134,7 +135,7 @@ def test_hostile_14_json_that_is_damaged_is_one_clear_error(tmp_path, text):
 
 def test_the_boundary_lets_clear_errors_through(tmp_path):
     for error in (DataError("clear"), PermissionError("clear"), ImportError("clear")):
-        with pytest.raises(type(error), match="^clear"), reading(tmp_path, "remedy"):
+        with pytest.raises(type(error), match=r"^clear"), reading(tmp_path, "remedy"):
             raise error
     with pytest.raises(KeyboardInterrupt), reading(tmp_path, "remedy"):
         raise KeyboardInterrupt
