@@ -258,7 +258,10 @@ def choose_candidates(candidates: Any, denied: np.ndarray | None, scorer: Scorer
     elif is_per_user(candidates):
         listed = Listed.read(candidates, part, vocabulary_of(scorer, "candidates"), "candidates")
         if listed.unknown:
-            warnings.warn(f"{listed.unknown:,} listed candidates are not in the catalogue", DataWarning, stacklevel=3)
+            told = f"{listed.unknown:,} listed candidates are not in the catalogue"
+            if not len(listed.rows):
+                raise DataError(f"{told}, and no other is listed: pass raw ids of items as they stand in the data")
+            warnings.warn(told, DataWarning, stacklevel=3)
         return Lists.of(listed, scorer, denied, part, asked)
     else:
         rows, what = _rows(candidates, scorer), "given"
@@ -289,7 +292,7 @@ def choose_denied(deny: Any, scorer: Scorer) -> tuple[np.ndarray | None, Listed 
         listed, unknown, count = None, int(np.count_nonzero(rows < 1)), len(rows)
     if unknown:
         warnings.warn(f"{unknown:,} of {count:,} denied items are not in the catalogue", DataWarning, stacklevel=3)
-    return (denied if listed is None else None), listed
+    return (denied if listed is None and denied.any() else None), listed
 
 
 def vocabulary_of(scorer: Scorer, what: str) -> Vocabulary:

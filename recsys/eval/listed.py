@@ -39,7 +39,7 @@ class Listed:
 
         Raises:
             TypeError: it is none of these. ValueError: not one list per user.
-            DataError: no id of an item, or of a user, is known.
+            DataError: no user is known, or ids are ints where strings are expected, or the other way round.
         """
         if hasattr(given, "columns"):
             owner, raw = _of_table(given, part, what)
@@ -58,10 +58,6 @@ class Listed:
         raw, owner = _of_the_part(raw, owner)
         found = items.rows(raw) if len(raw) else np.zeros(0, np.int64)
         known = found > 0
-        if len(found) and not known.any():
-            raise DataError(
-                f"none of the {len(found):,} ids that {what} lists is in the catalogue, such as {list(raw[:_SHOWN])}"
-            )
         keys = np.unique(owner[known] * (len(items) + 1) + found[known])
         counts = np.bincount(keys // (len(items) + 1), minlength=len(part))
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])

@@ -109,9 +109,13 @@ def rank_targets(
     if hidden is not None:
         candidates -= np.bincount(hidden[0], minlength=users_in_batch)
     lists = np.zeros((users_in_batch, list_length), dtype=np.int32) if list_length else None
+    wide = scores.dtype in (torch.float32, torch.float64)  # half precision is widened before anything is compared
+    size_of_chunk = (min(chunk, users_in_batch), width)
+    copy = torch.empty(size_of_chunk, dtype=scores.dtype if wide else torch.float32, device=device)
+    mask = torch.empty_like(copy)
     for start in range(0, users_in_batch, chunk):
         stop = min(start + chunk, users_in_batch)
-        block = _own_copy(scores[start:stop])
+        block = copy[: stop - start].copy_(scores[start:stop])
         finite = _check(block, users[start:stop] if users is not None else np.arange(start, stop))
         if never is not None:
             block.masked_fill_(never if never.ndim == 1 else never[start:stop], -torch.inf)
@@ -122,7 +126,7 @@ def rank_targets(
         reached[pairs] = (wanted > -torch.inf).cpu().numpy()
         if not finite or never is not None:
             candidates[start:stop] = (block > -torch.inf).sum(1).cpu().numpy()
-        above[pairs], size[pairs] = _count(block, wanted, slot[pairs])
+        above[pairs], size[pairs] = _count(block, wanted, slot[pairs], mask)
         if lists is not None:
             lists[start:stop] = top(block, list_length).cpu().numpy()
     return Landed(above, size, reached, candidates, lists)
@@ -133,12 +137,6 @@ def top(block: Tensor, length: int) -> Tensor:
     values, columns = best(block, length)
     rows = torch.where(values == -torch.inf, 0, columns + 1)
     return torch.nn.functional.pad(rows, (0, length - rows.shape[1]))
-
-
-def _own_copy(scores: Tensor) -> Tensor:
-    """A copy that may be written to, at least float32: half precision is widened before anything is compared."""
-    wide = scores.dtype in (torch.float32, torch.float64)
-    return scores.to(scores.dtype if wide else torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
 def _check(block: Tensor, users: np.ndarray) -> bool:
@@ -166,12 +164,14 @@ def _indices(
     return row.to(device), column.to(device)
 
 
-def _count(block: Tensor, wanted: Tensor, slot: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(P,) candidates above and equal. Users with a j-th target are a prefix of the block, so nothing is gathered."""
+def _count(block: Tensor, wanted: Tensor, slot: np.ndarray, mask: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(P,) candidates above and equal. Users with a j-th target are a prefix of the block, so nothing is gathered.
+
+    ``mask`` is written to: memory in the shape of the largest block.
+    """
     above = torch.zeros(len(wanted), dtype=torch.int64, device=block.device)
     upto = torch.zeros_like(above)
     exact = torch.float64 if block.shape[1] > 1 << 24 else torch.float32  # whole numbers that the sum can hold
-    mask = torch.empty_like(block)
     for j in range(int(slot.max(initial=-1)) + 1):
         pairs = torch.from_numpy(np.flatnonzero(slot == j)).to(block.device)
         level, prefix = wanted[pairs][:, None], block[: len(pairs)]
