@@ -104,16 +104,17 @@ def tasks(split: Split) -> dict[str, tuple[list[str], set[str]]]:
     return found
 
 
-def agree(ranker: Any, served: Any, split: Split, k: int, exclude: str, deny: list[str]) -> None:
-    """``evaluate(ranker)`` against the lists that ``served`` recommends."""
+def agree(ranker: Any, served: Any, split: Split, k: int, exclude: str, deny: Any) -> None:
+    """``evaluate(ranker)`` against the lists that ``served`` recommends; ``deny`` is raw ids, or such by user."""
     told = tasks(split)
-    allow = [one for one in split.items.ids.tolist() if one not in deny]
+    shared = deny if isinstance(deny, list) else []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        report = rs.evaluate(ranker, split.test, k=k, exclude=exclude, progress=False, deny=deny or None)  # type: ignore[arg-type]
-        top = served.recommend([history for history, _ in told.values()], k=k, exclude=exclude, allow=allow)
+        report = rs.evaluate(ranker, split.test, k=k, exclude=exclude, progress=False, deny=deny)  # type: ignore[arg-type]
+        each = deny if isinstance(deny, list) else [deny.get(user, []) for user in told]
+        top = served.recommend([history for history, _ in told.values()], k=k, exclude=exclude, deny=each)
     lists = dict(zip(told, top.items, strict=True))
-    shown = dict.fromkeys(allow, 0)
+    shown = {item: 0 for item in split.items.ids.tolist() if item not in shared}
     for place, user in enumerate(report.columns["user_id"].tolist()):
         _, targets = told[user]
         assert report.columns["num_targets"][place] == len(targets)
@@ -122,22 +123,22 @@ def agree(ranker: Any, served: Any, split: Split, k: int, exclude: str, deny: li
         if report.columns["tied_targets"][place] == 0:  # else the expected value over the orders, tested elsewhere
             for name, value in of_list(lists[user], targets, k).items():
                 assert report.columns[f"{name}@{k}"][place] == pytest.approx(value, abs=1e-9), (name, user)
-    exposure = [shown[item] for item in split.items.ids.tolist() if item in shown]
-    assert report.exposure[k].tolist() == exposure
+    assert report.exposure[k].tolist() == list(shown.values())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     k=st.integers(1, 9),
     exclude=st.sampled_from(["history", "none"]),
     denied=st.sets(st.integers(0, 8), max_size=8),
+    per_user=st.booleans(),
     never=st.sampled_from([0.0, 0.3, 1.0]),
     levels=st.sampled_from([None, 3]),
     prefix=st.sampled_from(["", "x"]),
 )
 def test_evaluated_is_served_under_permuted_rows_renamed_ids_repeats_ties_and_denials(
-    seed, k, exclude, denied, never, levels, prefix
+    seed, k, exclude, denied, per_user, never, levels, prefix
 ):
     first, rng = drawn(seed), np.random.default_rng(seed)
     table = rng.normal(size=(9, 9)) if levels is None else rng.integers(0, levels, (9, 9)).astype(float)
@@ -146,7 +147,9 @@ def test_evaluated_is_served_under_permuted_rows_renamed_ids_repeats_ties_and_de
     straight = renumbered(first, np.arange(9), np.arange(12), prefix)
     model = Wired(table)
     model.bind(Context(9, straight.items, straight.train))
-    deny = [f"{prefix}i{one}" for one in denied]
+    deny: Any = [f"{prefix}i{one}" for one in denied]
+    if per_user:
+        deny = {f"{prefix}u{user}": deny[user % 3 :: 3] for user in range(12)}
     for split in (straight, renumbered(first, *orders, prefix)):
         agree(model, model, split, k, exclude, deny)
 
