@@ -176,14 +176,19 @@ def _tell(report: Report, users: int) -> None:
         what = "no candidates or no target" if "targets_added" in meta else f"no target{where}"
         note = f"{meta['users_without_targets']:,} of {users:,} users have {what} and are left out"
         warnings.warn(note, DataWarning, stacklevel=3)
-    repeated, targets = meta["repeated_targets"], meta["targets"]
-    if meta["exclude"] == "history" and repeated > MANY_MISSES * targets:
+    if meta["exclude"] == "history":
+        warn_of_repeats(meta["repeated_targets"], meta["targets"], stacklevel=4)
+
+
+def warn_of_repeats(repeated: int, targets: int, stacklevel: int) -> None:
+    """Say that many targets are misses because they repeat a history that is left out."""
+    if repeated > MANY_MISSES * targets:
         warnings.warn(
             f"{repeated:,} of {targets:,} targets ({repeated / targets:.1%}) repeat the user's history, which no list "
-            "shows again, so they are misses: pass exclude='none' here and to recommend if repeats are wanted "
-            "(exclude='history-except-targets' ranks them, for papers that do)",
+            "shows again, so they are misses: pass exclude='none' (to fit, evaluate and recommend) if repeats are "
+            "wanted; exclude='history-except-targets' ranks them, for papers that do",
             DataWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 

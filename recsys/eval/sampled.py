@@ -21,6 +21,7 @@ import torch
 
 from recsys.data.prepared import padded_blocks
 from recsys.eval.choice import choose
+from recsys.eval.evaluate import warn_of_repeats
 from recsys.eval.leakage import check_leakage
 from recsys.eval.metrics import Ranked
 from recsys.eval.ranking import TOKEN_BYTES, parse_memory
@@ -117,7 +118,7 @@ def evaluate_sampled(
     index = np.flatnonzero(member.any(0))
     lengths, budget = scorer.lengths(index), parse_memory(memory)
     blocks = padded_blocks(lengths, budget, BYTES_PER_ITEM * scorer.num_items, TOKEN_BYTES)
-    repeated = 0
+    repeated, targets = 0, len(part.targets(index)[0])
     with evaluating(model), torch.inference_mode():
         for block in blocks:
             scores = scorer(index[block]).float().cpu().numpy()
@@ -130,6 +131,8 @@ def evaluate_sampled(
                 for column, (_, metric, cut) in enumerate(choice.metrics):
                     values[column, row, asked] = metric(ranked, cut)
     means = {name: values[c].sum(1) / member.sum(1) for c, (name, _, _) in enumerate(choice.metrics)}
+    if rule == "history":
+        warn_of_repeats(repeated, targets, stacklevel=3)
     cohort = int(member[0].sum())
     return SampledReport(means, cohort, negatives, tuple(seeds), part.name, repeated, rule == "history")
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from recsys.data.split import HeldOut
+from recsys.errors import DataWarning
 from recsys.eval.sampled import SEEDS, SampledReport, draw_negatives, evaluate_sampled
 
 NUM_USERS, NUM_ITEMS = 25, 60
@@ -141,7 +142,8 @@ def test_k2_a_target_that_repeats_the_history_is_a_miss_here_too(part_of: Any, s
     scores = np.zeros((2, 30))
     scores[0, [0, 4]], scores[1, 3] = (9.0, 5.0), 5.0
     settings: dict[str, Any] = {"negatives": 20, "seeds": (0, 1), "k": 1}
-    served = evaluate_sampled(scripted(scores), part, **settings)
+    with pytest.warns(DataWarning, match="exclude='none'"):
+        served = evaluate_sampled(scripted(scores), part, **settings)
     assert served.mean("hr@1") == 1.0 and served.mean("ndcg@1") == 1.0 and served.repeated == 1
     assert "misses" in str(served)
     ranked = evaluate_sampled(scripted(scores), part, exclude="history-except-targets", **settings)
