@@ -499,3 +499,22 @@ def test_hostile_15_python_m_recsys_runs_nothing_of_the_working_folder(tmp_path:
         [sys.executable, "-m", "recsys", "doctor"], cwd=tmp_path, env=environment, capture_output=True, check=False
     )
     assert done.returncode == 0 and b"torch" in done.stdout, done.stderr
+
+
+def test_own_files_are_trained_on_without_a_recipe(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--epochs", "1", "--dim", "8", "--max-length", "8"]
+    columns = ["--user", "uid", "--item", "sku", "--time", "ts"]
+    assert main(["fit", "own", "--data", "log.csv", *columns, *small, "--out", "runs/own"]) == 0, (
+        capsys.readouterr().err
+    )
+    shown = capsys.readouterr().out
+    assert "global-time" in shown and "Popularity" in shown
+    assert main(["audit", "log.csv", *columns, "--save", "kept"]) == 0
+    assert main(["fit", "own", "--data", "kept", *small, "--no-baselines", "--out", "runs/kept"]) == 0
+    assert main(["compare", "runs/own", "runs/kept"]) == 0  # the same data, cut alike
+    assert main(["export", "runs/own", "bundle"]) == 0
+    assert main(["fit", "own", "--data", "nowhere.csv"]) == 1 and "nowhere.csv" in capsys.readouterr().err
+    Path("gaps.csv").write_text(Path("log.csv").read_text() + "u1,,1500\n")
+    for command in (["audit", "gaps.csv"], ["fit", "own", *small, "--out", "runs/gaps", "--data", "gaps.csv"]):
+        assert main([*command, *columns]) == 1 and "--drop-missing" in capsys.readouterr().err
+        assert main([*command, *columns, "--drop-missing"]) == 0

@@ -46,6 +46,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "rearec": [
         {}, {"method": "prl"}, {"encoder": "gru4rec", "method": "prl"}, {"encoder": "sigma"}, {"data": "amazon-beauty"},
     ],
+    "own": [{}, {"split": "leave-last", "loss": "sampled", "min_user": 3}],
     "recformer": [{}, {"train": "last", "pooling": "first", "pretrain_epochs": 0}, {"cold": True, "share": 0.2}],
     "relmf": [{}, {"loss": "logistic", "steps": 5}],
     "sasrec": [{}, {"train": "last", "data": "amazon-beauty"}],

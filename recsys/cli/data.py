@@ -34,6 +34,7 @@ def audit(
     user: str | None = None,
     item: str | None = None,
     time: str | None = None,
+    drop_missing: bool = False,
     save: Path | None = None,
 ) -> None:
     """Split a data set and print what the split leaks, ties and leaves cold.
@@ -46,6 +47,7 @@ def audit(
         user: column of the users, in a file (default: what its format calls it; so for the others).
         item: column of the items.
         time: column of the times.
+        drop_missing: drop (and count) events without a user, item or time, which are an error otherwise.
         save: folder to keep the split in, for embed, profiles, evaluate and your own recipes.
     """
     from recsys.data.audit import audit as find_leaks
@@ -53,7 +55,7 @@ def audit(
     from recsys.data.split import Split as Saved
 
     if Path(name).is_dir():
-        if split or save or user or item or time:
+        if split or save or user or item or time or drop_missing:
             raise ValueError(f"{name} is a saved split: it is audited as it is, so leave all other arguments away")
         found = Saved.load(name)
         print(found)
@@ -61,7 +63,8 @@ def audit(
         return
     splitters = {"leave-last": LeaveLast, "given": Given}
     splitter = splitters[split]() if split in splitters else GlobalTime(valid, test)
-    cut = data_set(name, user, item, time).split(splitter)
+    data = data_set(name, user, item, time)
+    cut = (data.clean() if drop_missing else data).split(splitter)
     if save is not None:
         cut.save(save)
         print(f"kept in {save}")

@@ -23,6 +23,7 @@ _FLAGS = {  # what messages advise in the words of Python -> how the shell says 
     r"\btrust=\[": "--trust MODULE",
     r"\baccelerator=": "--accelerator NAME",
     r"name the metrics to compare": "--metrics NAME@K",
+    r"drop_missing|\.clean\(\)": "--drop-missing",
     r"\buse LeaveLast\b": "--split leave-last, or --time COLUMN",
     r"\b[Pp]ass (user|item|time)=": "--user, --item and --time",
     r"Dataset.scan\(..., items=": "--items FILE",
