@@ -113,6 +113,7 @@ def test_a_part_beside_the_recipe_is_trained_and_loaded_when_trusted(
     assert main(["evaluate", "runs/mine"]) == 1
     assert "trust=['my_loss']" in capsys.readouterr().err
     assert main(["evaluate", "runs/mine", "--trust", "my_loss"]) == 0
+    assert main(["fit", str(recipe), "--start", "runs/mine", "--out", "runs/on"]) == 0  # its code has run anyway
     assert main(["export", "runs/mine", "bundle", "--index", "none", "--trust", "my_loss"]) == 0
 
 
@@ -518,3 +519,22 @@ def test_own_files_are_trained_on_without_a_recipe(recipe: Path, capsys: pytest.
     for command in (["audit", "gaps.csv"], ["fit", "own", *small, "--out", "runs/gaps", "--data", "gaps.csv"]):
         assert main([*command, *columns]) == 1 and "--drop-missing" in capsys.readouterr().err
         assert main([*command, *columns, "--drop-missing"]) == 0
+
+
+def test_training_goes_on_from_another_run_on_newer_data(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", str(recipe), "--epochs", "1", "--out", "runs/a"]) == 0
+    rows = [(f"u{u}", f"i{(u + t) % 15}", 1000 + 60 * t + u) for u in range(40) for t in range(6)]
+    later = [(f"v{u}", f"i{(u + t) % 18}", 9000 + 60 * t + u) for u in range(20) for t in range(6)]
+    pl.DataFrame(rows + later, schema=["uid", "sku", "ts"], orient="row").write_csv("log.csv")
+    source = recipe.read_text().replace('"seed": seed}', '"seed": seed, "validate_every": 0}')
+    Path("newer.py").write_text(source)
+    capsys.readouterr()
+    assert main(["fit", "newer.py", "--epochs", "0", "--start", "runs/a", "--out", "runs/b"]) == 0
+    first, second = rs.load_run("runs/a"), rs.load_run("runs/b")
+    assert second.num_items == 18 and np.array_equal(
+        first.items.weight[first.vocabulary.rows(["i0", "i7"])].numpy(force=True),
+        second.items.weight[second.vocabulary.rows(["i0", "i7"])].numpy(force=True),
+    )
+    assert main(["fit", "newer.py", "--epochs", "0", "--start", "runs/a", "--out", "runs/b"]) == 0
+    assert main(["fit", "newer.py", "--dim", "4", "--start", "runs/a", "--out", "runs/c"]) == 1
+    assert "dim" in capsys.readouterr().err and not Path("runs/c").exists()

@@ -143,9 +143,11 @@ def _parse_fit(arguments: list[str]) -> Callable[[], Run]:
     own, flags = parser.parse_known_args(arguments)
     path = find_recipe(own.recipe)
     function = load_recipe(path)
-    more = "\n\nBesides these: --out --resume --devices --accelerator --precision --workers, see recsys fit --help."
+    machine_flags = "--out --start --resume --devices --accelerator --precision --workers"
+    more = f"\n\nBesides these: {machine_flags}, see recsys fit --help."
     chosen = dict(parsed(function, flags, f"recsys fit {own.recipe}", more).arguments)
-    folder = own.out or Path("runs") / f"{_called(path)}-{_short(chosen)}"
+    start = {} if own.start is None else {"--start": str(own.start.resolve())}
+    folder = own.out or Path("runs") / f"{_called(path)}-{_short(chosen | start)}"
     goes_on = {"auto": "auto", "yes": True, "no": False}[own.resume]
     machine = {name: getattr(own, name) for name in ("devices", "accelerator", "precision", "workers")}
 
@@ -155,10 +157,37 @@ def _parse_fit(arguments: list[str]) -> Callable[[], Run]:
         run = function(**chosen)
         if not isinstance(run, Run):
             raise TypeError(f"run(...) of {path} gave {run!r}: a recipe returns a recsys.Run")
+        if own.start is not None:
+            _go_on_from(run, own.start)
         _train(run, folder, path, chosen, resume=goes_on, **machine)
         return run
 
     return train
+
+
+def _go_on_from(run: Run, start: Path) -> None:
+    """Train what another run has learned instead of a new model, if it is the same kind of model."""
+    from recsys.parts import describe
+    from recsys.saved import load_run
+    from recsys.train.checkpoint import differences
+
+    wanted = describe(run.model)
+    model = load_run(start, trust=_modules(wanted))  # the recipe has run their code already
+    differing = list(differences(describe(model), wanted))
+    if differing:
+        shown = "\n  ".join(differing[:12])
+        raise ValueError(f"{start} holds another model than the recipe makes; it differs in\n  {shown}")
+    run.model = model
+
+
+def _modules(described: Any) -> list[str]:
+    """The modules of all parts in a description."""
+    if isinstance(described, list):
+        return [name for inner in described for name in _modules(inner)]
+    if not isinstance(described, dict):
+        return []
+    own = [str(described["class"]).partition(":")[0]] if "class" in described else []
+    return own + [name for inner in described.values() for name in _modules(inner)]
 
 
 def _train(run: Run, folder: Path, path: Path, chosen: dict[str, Any], **machine: Any) -> None:
@@ -178,6 +207,8 @@ def _machine() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("recipe", metavar="RECIPE", help="a .py file with a function run(...), or a recipe that comes along, by name")
     add("--out", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE-HASH, one per choice of flags)")
+    start = "go on from the weights of a run of the same model, on this data (new users and items too)"
+    add("--start", type=Path, metavar="RUN", help=start)
     resume = "auto: go on with an unfinished run; yes: insist on one; no: replace what is there (default: auto)"
     add("--resume", choices=["auto", "yes", "no"], default="auto", help=resume)
     add("--devices", type=int, default=1, metavar="N", help="how many devices train together (default: 1)")

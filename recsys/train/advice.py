@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+AFTER_SECONDS = 20.0  # of an epoch, before its length is estimated
 LONG_SECONDS = 3600.0
 MANY_ITEMS = 10_000  # below, the softmax over all items is a small part of the work
 
@@ -20,6 +22,22 @@ def slow_epoch(model: Any, seconds_left: float, num_items: int) -> str | None:
         f"this epoch takes {_span(seconds_left)} more, as the full softmax scores all {num_items:,} items for every "
         "target: objective=rs.SampledSoftmax() scores 256 sampled ones and needs about a tenth of that at 200,000 items"
     )
+
+
+class Adviser:
+    """Prints :func:`slow_epoch` once in a run, as soon as an epoch shows how long it takes."""
+
+    def __init__(self, model: Any, enabled: bool = True) -> None:
+        self.model, self.silent = model, not enabled
+
+    def __call__(self, seconds: float, done: int, left: int) -> None:
+        """After ``done`` updates of an epoch in ``seconds``, with ``left`` to go."""
+        if self.silent or seconds < AFTER_SECONDS or not done:
+            return
+        advice = slow_epoch(self.model, seconds / done * left, self.model.num_items)
+        if advice is not None:
+            self.silent = True
+            print(advice, file=sys.stderr, flush=True)
 
 
 def _scores_all(model: Any) -> bool:

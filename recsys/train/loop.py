@@ -19,7 +19,7 @@ from recsys.hooks import call
 from recsys.progress import Progress
 from recsys.saved import read_weights
 from recsys.storage.reading import reading
-from recsys.train.advice import slow_epoch
+from recsys.train.advice import Adviser
 from recsys.train.checkpoint import REMEDY, Checkpoint, pack, random_state, restore_random_state, unpack
 from recsys.train.folder import RunFolder
 from recsys.train.interrupt import Interrupt
@@ -60,7 +60,8 @@ class Loop:
         self.updater: Updater | None = None
         self._resumed = resumed
         self._best: dict[str, Tensor] | None = None  # only without a folder
-        self._updating = self._finished = self._advised = False
+        self._updating = self._finished = False
+        self._advise = Adviser(model, self._talks)
         self._saved = time.monotonic()
         self._saved_step = 0
         if resumed is not None:
@@ -139,9 +140,8 @@ class Loop:
             updates = min(updates, self.settings.max_steps - state.step)
         label = f"epoch {state.epoch + 1}/{self._epochs(stage)}"
         with Progress(updates, label, "updates", enabled=self._talks) as bar:
-            began = clock = time.monotonic()
-            groups = islice(_groups(self.batches.epoch(state.epoch, start=state.consumed), size), updates)
-            for done, batches in enumerate(groups, 1):
+            clock = began = time.monotonic()
+            for batches in islice(_groups(self.batches.epoch(state.epoch, start=state.consumed), size), updates):
                 waited = time.monotonic() - clock
                 self._save_if_due()
                 clock = time.monotonic()
@@ -149,16 +149,8 @@ class Loop:
                 state.seconds += waited + time.monotonic() - clock
                 clock = time.monotonic()
                 bar.advance(1, **state.shown(update.terms))
-                if done == LOOK_AHEAD and self._talks:
-                    self._advise((clock - began) / done * (updates - done))
+                self._advise(clock - began, bar.done, updates - bar.done)
         state.phase = "validate"
-
-    def _advise(self, seconds: float) -> None:
-        """Say once what would make an epoch shorter that needs hours, ``seconds`` from now."""
-        note = None if self._advised else slow_epoch(self.model, seconds, self.batches.training.num_items)
-        if note is not None:
-            self._advised = True
-            print(note, file=sys.stderr, flush=True)
 
     def _update(self, batches: list[Batch]) -> Update:
         assert self.updater is not None

@@ -7,7 +7,9 @@ from torch import nn
 from recsys.baselines.popularity import Popularity
 from recsys.objectives.sampled import SampledSoftmax
 from recsys.objectives.softmax import FullSoftmax
-from recsys.train.advice import slow_epoch
+from recsys.train import advice
+from recsys.train.advice import Adviser, slow_epoch
+from recsys.train.fit import fit
 
 
 class Around(nn.Module):
@@ -36,3 +38,23 @@ def test_hostile_12_an_epoch_of_hours_names_the_cheaper_objective(model, seconds
     found = slow_epoch(model, seconds, items)
     assert (found is not None) == spoken
     assert not spoken or "SampledSoftmax" in found
+
+
+def test_hostile_12_training_says_it_once(split, monkeypatch, capsys):
+    for name, value in (("AFTER_SECONDS", 0), ("LONG_SECONDS", 0), ("MANY_ITEMS", 1)):
+        monkeypatch.setattr(advice, name, value)
+    fit(tiny(), split, epochs=2, batch_size=16)
+    assert capsys.readouterr().err.count("SampledSoftmax") == 1
+    for quiet in ({"objective": SampledSoftmax()}, {}):
+        fit(tiny(**quiet), split, epochs=1, batch_size=16, progress=quiet != {})
+        assert "SampledSoftmax" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("seconds", "done", "said"), [(5.0, 1, False), (100.0, 12, True), (30.0, 0, False)])
+def test_hostile_12_the_estimate_waits_until_it_can_be_made(seconds, done, said, capsys):
+    model = tiny()
+    model.num_items = 195_811
+    adviser = Adviser(model)
+    adviser(seconds, done, 6_111)
+    adviser(seconds, done, 6_111)
+    assert capsys.readouterr().err.count("SampledSoftmax") == said
