@@ -31,8 +31,6 @@ from recsys.train.validation import Validation
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-LOOK_AHEAD = 20  # updates after which the length of an epoch is estimated
-
 
 class Loop:
     """Trains a bound model; ``state`` tells what happened.
