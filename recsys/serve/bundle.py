@@ -275,7 +275,7 @@ class Bundle:
             new = self.vocabulary_of_model.raw(np.arange(before + 1, self.model.num_items + 1))
             held = new[self.index.slots.find(new) >= 0]  # put there by hand
             if len(held):
-                self.index.remove(held)
+                self.index.remove(held.tolist())
             self.index.add(new, self.model.item_vectors()[before:])  # type: ignore[operator]
             self.index.catalogue = self.vocabulary_of_model.digest
 

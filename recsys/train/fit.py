@@ -22,9 +22,10 @@ from recsys.parts import describe
 from recsys.ranker import Ranker
 from recsys.saved import cut_of, read_config
 from recsys.seams import Context
-from recsys.train.checkpoint import Checkpoint, random_state, restore_random_state
+from recsys.storage.reading import reading
+from recsys.train.checkpoint import REMEDY, Checkpoint, random_state, restore_random_state
 from recsys.train.engine import start
-from recsys.train.folder import RunFolder, data_facts, machine_facts
+from recsys.train.folder import CHECKPOINTS, RunFolder, data_facts, machine_facts
 from recsys.train.loop import Loop
 from recsys.train.settings import Settings, Stage, default_metric
 from recsys.train.splits import remember_split
@@ -250,7 +251,9 @@ def _start(run: _Request, resumed: Checkpoint | None) -> tuple[Cut, str]:
         assert run.folder is not None
         model.bind(run.context())
         before = cut_of(run.folder.path, read_config(run.folder.path))
-        line = f"goes on from update {resumed.state['loop']['step']:,} of {run.folder.path}"
+        with reading(run.folder.path / CHECKPOINTS, REMEDY):
+            step = int(resumed.state["loop"]["step"])
+        line = f"goes on from update {step:,} of {run.folder.path}"
         return before or cut, line
     goes_on = init == "keep" and model.learned
     trained = merged(model.cut, cut) if goes_on else cut

@@ -159,8 +159,11 @@ def test_links_to_folders_are_refused_and_links_to_files_are_not(tmp_path):
     (run / "file").symlink_to(tmp_path / "x")
     refuse_links(run, ("checkpoints",))
     (run / "other").symlink_to(home)
+    refuse_links(run, ("checkpoints",))
     with pytest.raises(FileExistsError, match="other"):
-        refuse_links(run)
+        refuse_links(run, ("other",))
+    with pytest.raises(FileExistsError, match="other"):
+        refuse_links(run, others=True)
 
 
 def test_sweeping_removes_unfinished_files_of_ours_alone(tmp_path):

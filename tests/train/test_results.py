@@ -113,7 +113,7 @@ def test_a_run_that_is_replaced_leaves_nothing_of_the_one_before(split, tmp_path
     (tmp_path / "run" / "sections.json").write_text("{}")
     Run(tiny(), split, settings={"epochs": 1, "progress": False, "seed": 5}).fit(tmp_path / "run", resume=False)
     kept = {path.name for path in (tmp_path / "run").iterdir()}
-    first = {"checkpoints", "config.json", "manifest.json", "split.json", ".lock"}
+    first = {"checkpoints", "config.json", "manifest.json", "split.json", "stops.safetensors"}
     assert kept == first | {"metrics.jsonl", "model.safetensors", "vocabulary"}
 
 
