@@ -311,8 +311,10 @@ class Index:
             chosen["sel"] = self._faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))
         _, slots = self._graph.search(queries, beam, params=self._faiss.SearchParametersHNSW(**chosen))
         slots = np.sort(slots, axis=1)
-        vectors = torch.from_numpy(self.vectors[np.maximum(slots, 0)])  # faiss sums up otherwise from item to item
-        scores = (vectors * torch.from_numpy(queries)[:, None]).sum(2).numpy()
+        scores = np.full(slots.shape, -np.inf, np.float32)
+        for rows in _blocks(np.arange(len(queries)), beam * self.dim, WALK_BYTES):
+            vectors = torch.from_numpy(self.vectors[np.maximum(slots[rows], 0)])  # faiss sums up in several ways
+            scores[rows] = (vectors * torch.from_numpy(queries[rows])[:, None]).sum(2).numpy()
         scores[slots < 0] = -np.inf
         order = np.argsort(-scores, axis=1, kind="stable")
         return np.take_along_axis(slots, order, 1), np.take_along_axis(scores, order, 1)

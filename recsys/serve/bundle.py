@@ -175,6 +175,7 @@ class Bundle:
                 index = Index.load(folder / INDEX, verify)
             if not _same_catalogue(index, vocabulary):
                 raise DataError(f"the index in {folder} holds other items than the model: export it again")
+            index.catalogue = vocabulary.digest  # not written by 0.1.0.dev0
         return cls(folder, model, index, manifest)
 
     def __str__(self) -> str:

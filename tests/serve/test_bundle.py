@@ -513,3 +513,15 @@ def test_titles_of_a_damaged_table_are_one_clear_error(model: Recommender, split
     (tmp_path / "b" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match=r"items\.parquet"):
         _ = Bundle.load(tmp_path / "b").item_text
+
+
+def test_bundles_of_the_first_version_can_lose_items_too(model: Recommender, tmp_path) -> None:
+    export(model, tmp_path / "bundle")
+    for path in (tmp_path / "bundle" / "manifest.json", tmp_path / "bundle" / "index" / "manifest.json"):
+        facts = json.loads(path.read_text())
+        del facts["catalogue"]
+        path.write_text(json.dumps(facts))
+    bundle = Bundle.load(tmp_path / "bundle")
+    bundle.index.remove(["i7"])
+    bundle.index.save(tmp_path / "bundle" / "index")
+    assert "i7" not in Bundle.load(tmp_path / "bundle").recommend([["i1"]], 60).items[0]
