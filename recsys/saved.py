@@ -34,7 +34,7 @@ def load_run(folder: str | Path, trust: Sequence[str] = (), verify: bool = True)
     Args:
         trust: modules (or packages) outside recsys whose parts may be constructed, whose code runs; and folders or hub
             names that the model may read besides its own folder.
-        verify: compare the files with the hashes written beside them.
+        verify: compare the files with the hashes written beside them; leave it out after changing one by hand.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -103,8 +103,8 @@ def read_config(path: Path, verify: bool = False) -> dict[str, Any]:
             f"{printable(path, None)} has run format {printable(repr(config.get('format')))}, and this version of "
             f"recsys reads format {FORMAT}"
         )
-    if "files" in manifest:  # runs of 0.1.0.dev0 have none
-        check_hashes(path, manifest["files"], verify)
+    if verify and "files" in manifest:  # runs of 0.1.0.dev0 have none
+        check_hashes(path, manifest["files"])
     return config
 
 

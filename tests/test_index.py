@@ -458,7 +458,7 @@ def test_hostile_14_settings_of_an_index_are_bounded(tmp_path, changed: dict) ->
 def test_hostile_14_a_damaged_file_of_an_index_is_one_clear_error(tmp_path, kind: str, name: str) -> None:
     folder, _ = saved_index(tmp_path, kind)
     whole = (folder / name).read_bytes()
-    for data in (b"", whole[: len(whole) // 2], whole + b"x", whole[:20] + b"\xff" * 8 + whole[28:]):
+    for data in (b"", whole[: len(whole) // 2], whole + b"x", whole[:8] + b"\xff" * 8 + whole[16:]):
         (folder / name).write_bytes(data)
         with pytest.raises(DataError, match="index"):
             Index.load(folder)

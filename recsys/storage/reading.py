@@ -24,12 +24,15 @@ _bounded: ContextVar[bool] = ContextVar("recsys_bounded", default=True)
 def reading(path: Path | str, remedy: str) -> Iterator[None]:
     """Turn whatever goes wrong inside into a DataError that names ``path`` and ends with the ``remedy``.
 
-    What is clear already passes: a DataError, a file that may not be read, and a package that is not installed.
+    What is clear already passes: a DataError (which is told the path, if it lacks one), a file that may not be read,
+    and a package that is not installed.
     """
     try:
         yield
-    except (DataError, PermissionError, ImportError):
-        raise
+    except (DataError, PermissionError, ImportError) as error:
+        if type(error) is not DataError or str(path) in str(error) or printable(path, None) in str(error):
+            raise
+        raise DataError(f"{printable(path, None)}: {error}: {remedy}") from error
     except Exception as error:
         raise DataError(f"{printable(path, None)} cannot be read ({_said(error)}): {remedy}") from error
     except BaseException as error:

@@ -38,6 +38,7 @@ from recsys.train.checkpoint import (
     write_checkpoint,
 )
 from recsys.train.recipe import keep_recipe
+from recsys.train.state import State
 
 if TYPE_CHECKING:
     from recsys.data.split import Split
@@ -98,6 +99,8 @@ class RunFolder:
         found = read_checkpoint(self.path / CHECKPOINTS)
         with reading(self.path / CHECKPOINTS, REMEDY):
             before = found.state["identity"] if found else self._identity()
+            if found is not None:
+                State.of(found.state["loop"])
         if before is not None and before != identity:
             lines = list(differences(before, identity))
             shown = "\n  ".join(lines[:12] + ([f"... and {len(lines) - 12} more"] if len(lines) > 12 else []))

@@ -29,8 +29,8 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, record: Any, stages: int) -> State:
-        """The state that a checkpoint keeps as ``record``, of a run with so many stages.
+    def of(cls, record: Any, stages: int | None = None) -> State:
+        """The state that a checkpoint keeps as ``record``, of a run with so many stages, if that is known.
 
         Raises:
             ValueError, TypeError: it cannot be one.
@@ -41,7 +41,7 @@ class State:
         state = cls(**record)
         counts = {name: getattr(state, name) for name in ("stage", "stage_epoch", "epoch", "consumed", "step", "stale")}
         wrong = [name for name, value in counts.items() if type(value) is not int or value < 0]
-        wrong += ["stage"] if not wrong and state.stage >= stages else []
+        wrong += ["stage"] if not wrong and stages is not None and state.stage >= stages else []
         wrong += ["phase"] if state.phase not in ("train", "validate") else []
         wrong += [name for name in ("weight", "seconds") if not isinstance(getattr(state, name), (int, float))]
         rows = state.history if isinstance(state.history, list) else [None]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from recsys.errors import DataError
+from recsys.errors import DataError, LeakageError
 from recsys.storage.bounds import bounded
 from recsys.storage.reading import inert, is_inert, outside, read_json, reading, unbounded
 from recsys.storage.tensors import Sizes, once_each, read_tensors, refuse_not_finite, shared, sizes, write_tensors
@@ -134,9 +134,13 @@ def test_hostile_14_json_that_is_damaged_is_one_clear_error(tmp_path, text):
 
 
 def test_the_boundary_lets_clear_errors_through(tmp_path):
-    for error in (DataError("clear"), PermissionError("clear"), ImportError("clear")):
+    for error in (LeakageError("clear"), PermissionError("clear"), ImportError("clear")):
         with pytest.raises(type(error), match=r"^clear"), reading(tmp_path, "remedy"):
             raise error
+    for error in (DataError(f"clear: {tmp_path / 'x'}"), DataError("clear")):  # one that names the file, one that must
+        with pytest.raises(DataError, match="clear") as caught, reading(tmp_path, "remedy"):
+            raise error
+        assert str(caught.value).count(str(tmp_path)) == 1
     with pytest.raises(KeyboardInterrupt), reading(tmp_path, "remedy"):
         raise KeyboardInterrupt
     for error in (RecursionError("deep"), OverflowError("big"), EOFError("end"), AssertionError(), struct.error("x")):
