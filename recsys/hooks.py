@@ -125,8 +125,9 @@ def _held(part: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(part, PartList):
         named = {str(place): one for place, one in enumerate(part)}
     for name in _arguments(part.__class__):
-        if name not in named:
-            named[name] = getattr(part, name, None)
+        value = named.get(name, getattr(part, name, None))
+        if name in named or value is getattr(part, name, None):  # not what a property makes anew each time
+            named[name] = value
     for name, value in named.items():
         yield from _parts_in(name, value)
 

@@ -259,3 +259,25 @@ def test_b7_an_auxiliary_of_weight_0_asks_the_data_for_nothing() -> None:
 
 def test_b6_a_recommender_of_plain_parts_conforms() -> None:
     check_ranker(tiny(auxiliaries=[PlainAuxiliary()], augmentations=[PlainAugmentation()], targets=PlainTargets()))
+
+
+def test_properties_that_make_parts_anew_end() -> None:
+    class Endless:
+        def __init__(self, parent: Any = None) -> None:
+            self.given = Told()
+
+        @property
+        def parent(self) -> Any:
+            return Endless()
+
+    class Kept:
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+
+        @property
+        def inner(self) -> Any:
+            return self._inner
+
+    told = Told()
+    assert len(hooks.parts_of(Endless())) == 1
+    assert [part for _, part in hooks.having(Kept(told), "on_epoch")] == [told]

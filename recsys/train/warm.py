@@ -56,6 +56,17 @@ def begin(model: Any, context: Context, cut: Cut, init: str) -> str:
         model.bind(context)
         return "starts from new weights, and drops what it had learned"
     before = {name: value.clone() for name, value in model.tensors().items()}
+    known, users, trained, count = model.vocabulary, model.users, model.cut, model.num_items
+    try:
+        return _go_on(model, context, cut, before)
+    except BaseException:  # what it has learned is not lost with the try
+        model.bind(Context(count, known, seed=context.seed, users=users))
+        model.load_tensors(before)
+        model.cut = trained
+        raise
+
+
+def _go_on(model: Any, context: Context, cut: Cut, before: dict[str, Tensor]) -> str:
     known, users, trained = model.vocabulary, model.users, model.cut
     if trained is not None and trained.digest == cut.digest:
         model.bind(context)

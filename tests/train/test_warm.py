@@ -194,8 +194,10 @@ def test_a_part_that_cannot_be_carried_over_is_named(small):
             return self.table.sum() * 0
 
     model = trained(small, auxiliaries=[Odd()])
+    before, cut = weights(model), model.cut
     with pytest.raises(ValueError, match=r"Odd.*fresh"):
         fit(model, walks(names(12)), epochs=0, **QUIET)
+    assert weights(model) == before and model.cut == cut and model.num_items == 10 and model.learned
     fit(model, walks(names(12)), epochs=0, init="fresh", **QUIET)
 
 
