@@ -2,8 +2,6 @@ import pytest
 import torch
 from cycles import cycles, plain, tiny
 
-from recsys.objectives.bce import BCE
-from recsys.objectives.softmax import FullSoftmax
 from recsys.recommender import Recommender
 from recsys.train.fit import fit
 from recsys.train.loop import Loop, Validation
@@ -237,11 +235,3 @@ def test_b9_each_stage_is_warmed_up(tmp_path):
         history = fit(tiny(), cycles(users=40), stages=stages, validate_every=0, **options).history
     assert [line["step"] for line in history] == [3, 6, 9]
     assert [line["learning_rate"] for line in history] == pytest.approx([0.075, 0.1, 0.075])
-
-
-@pytest.mark.parametrize(("objective", "said"), [(FullSoftmax(), 1), (BCE(), 0)])
-def test_hostile_12_an_epoch_of_hours_names_the_cheaper_objective(monkeypatch, capsys, objective, said):
-    monkeypatch.setattr("recsys.train.advice.LONG_SECONDS", 0.0)
-    monkeypatch.setattr("recsys.train.advice.MANY_ITEMS", 10)
-    fit(tiny(objective=objective), cycles(users=25), epochs=2, batch_size=1, validate_every=0)
-    assert capsys.readouterr().err.count("SampledSoftmax") == said
