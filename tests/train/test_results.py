@@ -26,7 +26,7 @@ from recsys.train.splits import remember_split
 class Told(nn.Module):
     """An auxiliary with something to show."""
 
-    weight = 0.0
+    weight = 1.0
 
     def __init__(self, inner=None):
         super().__init__()
