@@ -283,6 +283,7 @@ def test_a_sample_of_users_is_ranked_and_named(recipe: Path, capsys: pytest.Capt
     assert main(["evaluate", "runs/a", "--users", "4000"]) == 0
     assert "40 users" in capsys.readouterr().out
     assert main(["evaluate", "runs/a", "--users", "0"]) == 1
+    assert main(["evaluate", "runs/a", "--exclude", "history-except-targets"]) == 0
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
@@ -313,7 +314,8 @@ def test_doors_have_the_same_defaults() -> None:
     for name, function in (("evaluate", rs.evaluate), ("recommend", rs.Bundle.recommend)):
         assert shell[name]["exclude"].default == inspect.signature(function).parameters["exclude"].default
     assert shell["recommend"]["k"].default == inspect.signature(rs.Bundle.recommend).parameters["k"].default
-    assert shell["similar"]["k"].default == inspect.signature(rs.Recommender.similar).parameters["k"].default
+    for similar in (rs.Bundle.similar, rs.Recommender.similar):
+        assert shell["similar"]["k"].default == inspect.signature(similar).parameters["k"].default
 
 
 @pytest.fixture
@@ -328,7 +330,10 @@ def bundle(recipe: Path) -> rs.Bundle:
 def test_similar_items_are_those_of_python(bundle: rs.Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["similar", "bundle", "i1", "i2", "--k", "3"]) == 0
     shown = capsys.readouterr().out
-    expected = bundle.model.similar(["i1", "i2"], k=3)
+    expected = bundle.similar(["i1", "i2"], k=3)
+    assert [[item for item, _ in near] for near in bundle.model.similar(["i1", "i2"], k=3)] == [
+        [item for item, _ in near] for near in expected
+    ]
     assert [line.split()[1] for line in shown.splitlines() if line.startswith("  ")] == [
         str(item) for near in expected for item, _ in near
     ]
@@ -357,6 +362,16 @@ def test_k13_a_lists_reach_the_file_of_recommendations(
     for wrong in ("gone.txt", "users.parquet"):
         assert main(["recommend", "bundle", "users.parquet", "o.parquet", f"--{option}", wrong]) == 1
         assert wrong in capsys.readouterr().err
+
+
+def test_k13_a_lists_in_the_shell_do_what_they_do_in_python(bundle: rs.Bundle) -> None:
+    for option in ("allow", "deny"):
+        words = ["recommend", "bundle", "users.parquet", "o.parquet", "--k", "15", f"--{option}", "i4", "i5", "i3"]
+        assert main(words) == 0
+        expected = bundle.recommend([["i1", "i2"], ["i3"]], k=15, **{option: ["i4", "i5", "i3"]}).items
+        assert pl.read_parquet("o.parquet")["items"].to_list() == expected
+    assert main(["similar", "bundle", "i1", "--k", "99"]) == 0
+    assert main(["similar", "bundle", "i1", "--k", "0"]) == 1
 
 
 def test_ids_of_numbers_are_numbers_in_the_shell(recipe: Path) -> None:

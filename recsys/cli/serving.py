@@ -93,11 +93,8 @@ def similar(bundle: Path, items: tuple[str, ...], /, k: int = 10, trust: tuple[s
     if not items:
         raise ValueError("name the items whose neighbours are asked for: recsys similar BUNDLE ITEM ...")
     loaded = Bundle.load(bundle, trust=importable(trust))
-    find: Any = getattr(loaded, "similar", None) or getattr(loaded.model, "similar", None)
-    if find is None:
-        raise ValueError(f"{bundle} holds {type(loaded.model).__name__}, which has no item vectors to compare")
     wanted = raw_ids(items, loaded.vocabulary) or []
-    for one, near in zip(wanted, find(wanted, k=k), strict=True):
+    for one, near in zip(wanted, loaded.similar(wanted, k=k), strict=True):
         print(f"{titled(loaded, one)}:")
         for rank, (other, similarity) in enumerate(near, 1):
             print(f"  {rank:>2}. {titled(loaded, other)}  ({similarity:.3f})")
