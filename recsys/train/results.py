@@ -76,7 +76,7 @@ def sections(model: Any, split: Split) -> tuple[dict[str, Any], list[str]]:
     found: dict[str, Any] = {}
     failures = []
     model.eval()
-    for _, part in having(model, "sections"):
+    for _, part in having(model, "sections", used=True):
         try:
             with torch.no_grad():
                 shown = {str(heading): content for heading, content in dict(part.sections(model, split)).items()}
