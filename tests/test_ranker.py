@@ -195,8 +195,9 @@ def test_hostile_15_what_cannot_be_meant_is_refused(model: Alphabet, arguments: 
 def test_index_f8_true_is_no_item() -> None:
     ranker = Alphabet()
     ranker.bind(Context(5, Vocabulary(np.arange(1, 6), first=1)))
-    with pytest.raises(ValueError, match="True"):
-        ranker.recommend([[True, 2]])
+    top = ranker.recommend([[True, 2], [np.True_, False]], k=5)
+    assert top.unknown.tolist() == [1, 2]
+    assert 1 in top.items[0]
     assert ranker.recommend([[2, float("nan"), None, 1.5, -5]], k=1).unknown.tolist() == [4]
 
 

@@ -269,15 +269,14 @@ def _as_integers(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         known = np.isfinite(flat) & (np.abs(flat) < 2**63)
         known &= np.where(known, flat, 0.5) == np.floor(np.where(known, flat, 0))
         return np.where(known, flat, 0).astype(np.int64), known
-    values = flat.tolist()
-    if any(isinstance(value, bool) for value in values):
-        raise DataError("ids must be ints or strings, and one is True or False: pass ids as in the data")
-    values = [value if _is_integer(value) else None for value in values]
+    values = [value if _is_integer(value) else None for value in flat.tolist()]
     known = np.array([value is not None for value in values], dtype=bool)
     return np.array([0 if value is None else int(value) for value in values], dtype=np.int64), known
 
 
 def _is_integer(value: Any) -> bool:
+    if isinstance(value, (bool, np.bool_)):  # no id, though Python counts with it
+        return False
     whole = isinstance(value, (int, np.integer)) or (isinstance(value, float) and value.is_integer())
     return whole and -(2**63) <= value < 2**63
 
