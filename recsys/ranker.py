@@ -316,13 +316,20 @@ _AT_WORK: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = WeakKeyDic
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; the modules that were in training mode are so again when the last thread has left."""
+def evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode; the modules that were in training mode are so again when the last thread has left.
+
+    A model that is no module has no modes.
+    """
+    if not isinstance(model, nn.Module):
+        yield
+        return
     with _CHANGING:
         users, training = _AT_WORK.get(model, (0, []))
-        if not users and model.training:
+        if not users:
             training = [module for module in model.modules() if module.training]
-            model.eval()
+            for module in training:
+                module.training = False
         _AT_WORK[model] = users + 1, training
     try:
         yield

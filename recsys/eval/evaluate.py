@@ -22,11 +22,11 @@ from recsys.eval.metrics import Metric
 from recsys.eval.ranking import Plan
 from recsys.eval.report import EXCLUDE, Report
 from recsys.eval.scoring import device_of as device_of
-from recsys.eval.scoring import evaluating as evaluating
 from recsys.eval.scoring import scorer_of
 from recsys.eval.segments import popularity_thresholds
 from recsys.progress import Progress
 from recsys.randomness import numpy_generator
+from recsys.ranker import evaluating
 
 if TYPE_CHECKING:
     from recsys.data.split import HeldOut

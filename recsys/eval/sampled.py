@@ -26,8 +26,9 @@ from recsys.eval.leakage import check_leakage
 from recsys.eval.metrics import Ranked
 from recsys.eval.ranking import TOKEN_BYTES, parse_memory
 from recsys.eval.report import EXCLUDE
-from recsys.eval.scoring import evaluating, scorer_of
+from recsys.eval.scoring import scorer_of
 from recsys.randomness import derive_seed, numpy_generator
+from recsys.ranker import evaluating
 
 if TYPE_CHECKING:
     from recsys.data.split import HeldOut

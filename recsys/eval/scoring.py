@@ -6,8 +6,6 @@ Legend: b users of a batch, N items (rows 1..N).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,20 +96,6 @@ def device_of(model: Any) -> torch.device:
     """Where the tensors of ``model`` are; the CPU if it has none."""
     tensors = itertools.chain(model.parameters(), model.buffers()) if isinstance(model, nn.Module) else iter(())
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """The model in evaluation mode, and every module back in its own mode afterwards."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    modes = [module.training for module in modules]
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
 
 
 def _same_users(cut: Cut | None, users: Vocabulary | None) -> bool:
