@@ -26,8 +26,7 @@ _PLAIN = (str, int, float, bool, type(None))
 PACKAGES = (
     "recsys.recommender", "recsys.items", "recsys.encoders", "recsys.objectives", "recsys.augment", "recsys.baselines",
     "recsys.data.targets", "recsys.data.negatives", "recsys.nn", "recsys.llm.backbone", "recsys.llm.slmrec",
-    "recsys.llm.distil", "recsys.llm.pretraining", "recsys.llm.tokens", "recsys.targets", "recsys.negatives",
-    "recsys.weighting", "recsys.augmentations", "recsys.auxiliaries", "recsys.recommenders", "recsys.generative",
+    "recsys.llm.distil", "recsys.llm.pretraining", "recsys.llm.tokens",
 )  # fmt: skip
 _METHODS = (("train", "query"), ("sample",))  # what a part has that is no module: targets, negatives
 
