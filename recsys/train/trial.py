@@ -9,6 +9,7 @@ Legend: B histories, L longest history, T real tokens, T' targets, D width, N it
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -226,7 +227,8 @@ def _copied(model: Recommender, training: Any) -> Recommender:
 
 
 def _foreign(part: Any) -> bool:
-    return type(part).__module__.partition(".")[0] not in ("recsys", "torch")
+    module: str | None = part.__module__ if inspect.isfunction(part) else type(part).__module__
+    return (module or "").partition(".")[0] not in ("recsys", "torch")
 
 
 def _shape(value: Any) -> Any:

@@ -254,3 +254,11 @@ def test_one_process_decides_when_to_save():
 
     assert decided(True, True, 0) and not decided(True, False, 0)
     assert decided(False, False, 1) and not decided(False, True, 0)
+
+
+def test_parts_of_this_package_are_not_tried(monkeypatch):
+    def run(self):
+        raise AssertionError("tried")
+
+    monkeypatch.setattr("recsys.train.trial._Trial.run", run)
+    fit(tiny(), cycles(20), epochs=1, progress=False)
