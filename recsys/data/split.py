@@ -52,6 +52,9 @@ class Training:
         self.start = _frozen(start)
         self.stop = _frozen(stop)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Training:
+        return self  # nothing in it changes, and a copy of a part that looks things up in it need not hold the data
+
     @property
     def num_items(self) -> int:
         """Size of the catalogue, items that only occur in held-out events included."""

@@ -14,6 +14,7 @@ classes of others if ``trust`` names their module. Files::
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -61,6 +62,8 @@ def export(
 ) -> Bundle:
     """Write ``model`` to ``folder``, whole or not at all, and give the bundle that :meth:`Bundle.load` would give.
 
+    The bundle has a copy of the model: training ``model`` on, or adding items to either, leaves the other as it is.
+
     Args:
         index: "exact" or "hnsw" for a model with ``item_vectors()``, None for no index; "auto" is, where there are
             vectors, "exact" up to 50,000 items and "hnsw" above.
@@ -90,7 +93,8 @@ def export(
         item_text = _aligned_text(split, rows, model) if item_text is None else item_text
         data = {"name": split.name, "hash": split.data_hash, "protocol": split.protocol}
     made = _index_of(model, index, split) if vectored and index is not None else None
-    return _write(model, made, folder, item_text, data, metrics)
+    same: dict[int, Any] = {id(one): one for one in (model.vocabulary, model.users, model.cut)}
+    return _write(copy.deepcopy(model, same), made, folder, item_text, data, metrics)
 
 
 def _write(

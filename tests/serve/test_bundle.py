@@ -303,7 +303,8 @@ def test_b11_requests_from_threads_leave_no_filter_and_get_the_same_lists(
 def test_hostile_8_a_model_that_is_not_finite_does_not_serve(model: Recommender, tmp_path, index: str | None) -> None:
     bundle = export(model, tmp_path / "bundle", index=index)
     with torch.no_grad():
-        model.encoder.position_table.weight[0] = torch.nan
+        for one in (model, bundle.model):
+            one.encoder.position_table.weight[0] = torch.nan
     with pytest.raises(ValueError, match="position"):
         bundle.recommend([["i1", "i2"]], 3)
 
@@ -353,6 +354,8 @@ def test_k11_items_after_training_are_recommended(texts: Recommender, tmp_path, 
     bundle = export(texts, tmp_path / "bundle", index=index)
     assert bundle.recommend(histories, 70).items[0].count("new1") == 0
     bundle.add_items(["new1", "new2"])
+    assert texts.num_items == 60, "the bundle has a model of its own"
+    texts.add_items(["new1", "new2"])
     np.testing.assert_array_equal(texts.item_vectors()[:60], vectors)
     np.testing.assert_allclose(texts.scores(histories)[:, :60], before, rtol=1e-6)
     bundle.save(tmp_path / "grown")
@@ -449,6 +452,21 @@ def test_k11_titles_and_items_put_into_the_index_by_hand_survive_later_items(
     again = Bundle.load(tmp_path / "bundle")
     assert again.recommend([["i1", "new2"]], 62).items == expected
     assert again.item_text["title"].tolist() == bundle.item_text["title"].tolist()
+
+
+@pytest.mark.parametrize("index", [None, "exact", "hnsw"])
+def test_k1_a_bundle_stays_what_it_was_when_its_model_trains_on_or_grows(texts, split, tmp_path, index) -> None:
+    histories = [["i1", "i2"], ["i7"]]
+    bundle = export(texts, tmp_path / "bundle", index=index, split=split)
+    before = bundle.recommend(histories, 5)
+    with torch.no_grad():
+        for value in texts.parameters():
+            value.mul_(-1)
+    texts.add_items(["new1"])
+    for served in (bundle, Bundle.load(tmp_path / "bundle"), bundle.save(tmp_path / "again")):
+        np.testing.assert_array_equal(served.recommend(histories, 5).scores, before.scores)
+        assert served.recommend(histories, 5).items == before.items
+    assert Bundle.load(tmp_path / "again").recommend(histories, 5).items == before.items
 
 
 def test_k14_a_bundle_remembers_how_late_training_went(model: Recommender, split: Split, tmp_path) -> None:
