@@ -421,6 +421,15 @@ def test_frozen_items_of_other_data_are_refused(full: str, tmp_path: Path) -> No
         FrozenItems(str(tmp_path / "run"))
 
 
+def test_k11_a_table_that_is_in_a_sum_twice_grows_once(full: str) -> None:
+    once = bound(TextItems(DIM, full))
+    items = bound(SumItems([once, once]))
+    items.add_items(["new"], Vectors.of(["new"], np.ones((1, WIDTH))))
+    assert items.num_items == once.num_items == NUM_ITEMS + 1
+    torch.testing.assert_close(whole(items), 2 * whole(once))
+    assert len(whole(items)) == NUM_ITEMS + 1
+
+
 def model_with(items: Any) -> Recommender:
     return Recommender(items, SASRec(DIM, num_layers=1, dropout=0.0, max_length=8), FullSoftmax())
 

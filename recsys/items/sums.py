@@ -61,7 +61,7 @@ class SumItems(nn.Module):
         unable = [type(table).__name__ for table in self.tables if not hasattr(table, "add_items")]
         if unable:
             raise ValueError(f"{unable[0]} in this sum has no vectors for items that training never saw")
-        for table in self.tables:
+        for table in {id(table): table for table in self.tables}.values():  # one may be in the sum twice
             table.add_items(ids, vectors)  # type: ignore[operator]
         self.num_items += len(ids)
 
