@@ -51,16 +51,20 @@ def moments(lists: Sequence[Any], units: Sequence[str | None]) -> list[np.ndarra
 
 
 def warn_of_far_times(times: Sequence[np.ndarray], newest: int | None, stacklevel: int) -> None:
-    """Warn where times lie decades from the ``newest`` training event: they are in another unit, or of other data."""
+    """Warn where times lie decades from the ``newest`` training event, or some are 0 or less beside one of our days:
+    they are in another unit, of other data, or stand for times that are not known."""
     if newest is None:
         return
-    latest = np.array([one.max() for one in times if len(one)], np.int64)
-    far = np.abs(latest - newest) > FAR
+    ends = np.array([(one.min(), one.max()) for one in times if len(one)], np.int64).reshape(-1, 2)
+    missing = (ends[:, 0] <= 0) & (newest > FAR)
+    far = (np.abs(ends[:, 1] - newest) > FAR) | missing
     if far.any():
-        found, known = (np.datetime64(int(one), "ms").astype("datetime64[D]") for one in (latest[far][0], newest))
+        doubtful = ends[far][0, 0 if missing[far][0] else 1]
+        found, known = (np.datetime64(int(one), "ms").astype("datetime64[D]") for one in (doubtful, newest))
         warnings.warn(
-            f"{int(far.sum()):,} of {len(latest):,} histories have times years away from the training events, such as "
-            f"{found} beside {known}: check their unit (History(..., time_unit=))",
+            f"{int(far.sum()):,} of {len(ends):,} histories have times years away from the training events, such as "
+            f"{found} beside {known}: check their unit (History(..., time_unit=)), and leave out events whose times "
+            "are not known",
             DataWarning,
             stacklevel=stacklevel + 1,
         )

@@ -321,3 +321,12 @@ def test_k14_times_decades_from_training_are_told(clock: Clock) -> None:
         clock.recommend([History(["a"], [DAY], query_time=DAY, time_unit="ms")])
     assert caught[0].filename == __file__
     clock.recommend([History(["a"], [DAY], query_time=DAY)])
+
+
+@pytest.mark.parametrize("missing", [0, -1])
+def test_k14_placeholders_among_the_times_of_a_history_are_told(clock: Clock, missing: int) -> None:
+    from recsys.data.cut import Cut
+
+    clock.cut = Cut("", "", "", "", newest=DAY * 1000)
+    with pytest.warns(DataWarning, match="1 of 2"):
+        clock.recommend([History(["a", "b"], [missing, DAY], query_time=DAY), History(["a"], [DAY], query_time=DAY)])
