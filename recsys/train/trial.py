@@ -27,7 +27,7 @@ from recsys.seams import Encoded, Step
 from recsys.train.checkpoint import random_state, restore_random_state
 
 ROWS = 8  # training histories that parts are tried on
-OPTIONAL = ("weights", "times", "query_time")  # fields of a batch that are there only if a part needs them
+OPTIONAL = ("targets", "weights", "times", "query_time")  # fields of a batch that are not always there
 
 
 def try_parts(model: Any, batches: TrainBatches, stage: str) -> None:
@@ -42,17 +42,17 @@ def try_parts(model: Any, batches: TrainBatches, stage: str) -> None:
     training = batches.training
     users = np.flatnonzero(training.lengths > 1)[:ROWS]
 
-    def rows() -> Batch:
-        return training.gather(users, batches.max_length + 1, needs=batches.needs)
+    def rows(more: int = 1) -> Batch:
+        return training.gather(users, batches.max_length + more, needs=batches.needs)
 
     before = random_state()
     try:
-        _Trial(_copied(model, training), rows()).run()
+        _Trial(_copied(model, training), rows()).run(rows(0))
     except ValueError:  # some parts need their hooks first; they are called only then, as they may do more than that
         tried = _copied(model, training)
         call(tried, "on_stage", stage)
         call(tried, "on_epoch", 0)
-        _Trial(tried, rows()).run()
+        _Trial(tried, rows()).run(rows(0))
     finally:
         restore_random_state(before)
 
@@ -66,7 +66,7 @@ class _Trial:
         self.highest = model.num_items + getattr(model.items, "extra", 0)
         self.step = Step(self.rows, items=model.items, encode=self._encode, query=model.targets.query)
 
-    def run(self) -> None:
+    def run(self, asked: Batch) -> None:
         model, step = self.model, self.step
         self._items()
         batch = self.rows
@@ -82,6 +82,8 @@ class _Trial:
         if bool((targets < 0).any()) or bool((targets > self.highest).any()):
             raise _wrong(model.targets, f"targets in 0..{self.highest}", f"{int(targets.min())}..{int(targets.max())}")
         for part in model.weightings:
+            if not isinstance(getattr(part, "normalised", None), bool):
+                raise _wrong(part, "an attribute normalised, True or False", "none")
             with _blamed(part, made):
                 weights = part(made)
             if not isinstance(weights, Tensor) or weights.shape != made.ids.shape:
@@ -91,8 +93,11 @@ class _Trial:
         encoded = step.encoded
         self._objective(encoded, made)
         for name, twin, part in model._weighted():
+            if not isinstance(getattr(part, "weight", None), (int, float, Tensor)):
+                raise _wrong(part, "an attribute weight, a number", repr(getattr(part, "weight", None)))
             if _foreign(part):
                 self._auxiliary(part, name, step.for_twin(twin))
+        self._encode(model.targets.query(asked.to(self.rows.ids.device)))  # without targets, as validation does
 
     def _items(self) -> None:
         items, count = self.model.items, self.model.num_items
@@ -106,24 +111,21 @@ class _Trial:
                     raise _wrong(items, f"{verb}(ids) of (1, {len(rows)}, {items.dim})", _shape(vectors))
             if not _foreign(items):
                 return
-            covered = 1
+            covered, scored = 1, items.output(rows)
             for first, vectors in items.blocks():
                 if first != covered or vectors.shape[1:] != (items.dim,):
                     raise _wrong(
                         items, f"blocks() of (n, {items.dim}) from row {covered}", f"{first}, {_shape(vectors)}"
                     )
+                if first == 1 and not torch.allclose(vectors[: len(rows)], scored[: len(vectors)], 1e-3, 1e-5):
+                    raise _wrong(items, "blocks() of the vectors that output(ids) gives", "others")
                 covered += len(vectors)
             if covered != count + 1:
                 raise _wrong(items, f"blocks() that cover rows 1..{count}", f"rows up to {covered - 1}")
 
     def _augmented(self, part: Any, batch: Batch) -> Batch:
-        kept = {entry.name: getattr(batch, entry.name) for entry in fields(batch)}
-        values = {name: value.clone() for name, value in kept.items() if isinstance(value, Tensor)}
-        with _blamed(part, batch):
+        with _blamed(part, batch), _untouched(part, batch):
             made = part(batch, self.step.generator(type(part).__name__))
-        changed = [name for name, value in values.items() if not torch.equal(value, getattr(batch, name))]
-        if changed:
-            raise _wrong(part, "a changed copy of the batch", f"{', '.join(changed)} changed in place")
         self._well_formed(part, made, len(batch))
         found: Batch = made
         return found
@@ -144,7 +146,7 @@ class _Trial:
 
     def _encode(self, batch: Batch) -> Encoded:
         model = self.model
-        with _blamed(model.encoder, batch):
+        with _blamed(model.encoder, batch), _untouched(model.encoder, batch):
             encoded = model.encoder(batch, model.items)
             if not isinstance(encoded, Encoded):
                 raise _wrong(model.encoder, "Encoded(batch, tokens)", type(encoded).__name__)
@@ -165,6 +167,8 @@ class _Trial:
             losses = part(encoded, batch, self.model.items, self.step.generator("objective"))
         if not isinstance(losses, Tensor) or losses.shape != (count,):
             raise _wrong(part, f"one loss per target (T',), {(count,)}", _shape(losses))
+        if not losses.requires_grad and any(one.requires_grad for one in self.model.parameters()):
+            raise _wrong(part, "losses that have a gradient", f"{losses.dtype} without one")
         self._finite(part, "losses", losses)
 
     def _auxiliary(self, part: Any, name: str, step: Step) -> None:
@@ -182,6 +186,17 @@ class _Trial:
 
 
 @contextmanager
+def _untouched(part: Any, batch: Batch) -> Iterator[None]:
+    """A batch belongs to all parts: none may change it in place."""
+    kept = {entry.name: getattr(batch, entry.name) for entry in fields(batch)}
+    values = {name: value.clone() for name, value in kept.items() if isinstance(value, Tensor)}
+    yield
+    changed = [name for name, value in values.items() if not torch.equal(value, getattr(batch, name))]
+    if changed:
+        raise _wrong(part, "a changed copy of the batch", f"{', '.join(changed)} changed in place")
+
+
+@contextmanager
 def _blamed(part: Any, batch: Batch) -> Iterator[None]:
     """Errors of a foreign part that do not say whose they are, with its class and the fields it may have missed."""
     try:
@@ -193,7 +208,7 @@ def _blamed(part: Any, batch: Batch) -> Iterator[None]:
         absent += [] if batch.extra else ["anything in batch.extra"]
         more = f"; these batches do not have {', '.join(absent)}: does it read one, and not declare it in needs?"
         raise ValueError(
-            f"{type(part).__name__} failed on some rows ({type(error).__name__}: {error}){more if absent else ''}"
+            f"{_title(part)} failed on some rows ({type(error).__name__}: {error}){more if absent else ''}"
         ) from error
 
 
@@ -231,11 +246,16 @@ def _foreign(part: Any) -> bool:
     return (module or "").partition(".")[0] not in ("recsys", "torch")
 
 
+def _title(part: Any) -> str:
+    """The name of its class, or its own if it is a function or a class."""
+    return str(getattr(part, "__name__", type(part).__name__))
+
+
 def _shape(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _wrong(part: Any, expected: str, found: Any) -> ValueError:
     return ValueError(
-        f"{type(part).__name__} must give {expected}; found {found}. recsys.testing has a check for each kind of part"
+        f"{_title(part)} must give {expected}; found {found}. recsys.testing has a check for each kind of part"
     )

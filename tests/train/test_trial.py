@@ -80,6 +80,10 @@ def shifted(batch):
     return batch
 
 
+def unweighted(given):
+    return given
+
+
 class Held:
     """No module, but with weights."""
 
@@ -119,6 +123,15 @@ WRONG = {
     "blocks from row 0": (items(blocks=lambda self, size=None: iter([(0, self.weight)])), "MyItems"),
     "blocks of some": (items(blocks=lambda self, size=None: iter([(1, self.weight[1:5])])), "MyItems"),
     "output of another shape": (items(output=lambda self, ids: self.weight[ids].sum(-1)), "MyItems"),
+    "blocks that are not the output": (
+        items(blocks=lambda self, size=None: iter([(1, self.weight[1:] * 2)])),
+        "MyItems",
+    ),
+    "loss without a gradient": (objective(lambda loss: loss.detach()), "MyLoss"),
+    "targets where there are none": (encoder(lambda e: Encoded(e.batch, e.tokens + e.batch.targets.sum())), "targets"),
+    "batch in place": (encoder(lambda e: Encoded(shifted(e.batch), e.tokens)), "MyEncoder"),
+    "no normalised": ({"weightings": [unweighted]}, "unweighted"),
+    "no weight": ({"auxiliaries": [unweighted]}, "unweighted"),
     "weights outside": ({"auxiliaries": [Held()]}, "Held"),
 }
 
@@ -132,7 +145,9 @@ def model_of(given):
 def test_k10_a_foreign_part_is_refused_before_the_first_update(tmp_path, case):
     given, named = WRONG[case]
     with pytest.raises(ValueError, match=named):
-        fit(model_of(given), cycles(users=12), epochs=1, progress=False, folder=tmp_path / "run")
+        # a function cannot be kept in a run folder, which is told before
+        folder = None if named == "unweighted" else tmp_path / "run"
+        fit(model_of(given), cycles(users=12), epochs=1, progress=False, folder=folder)
     assert not list((tmp_path / "run").glob("*"))
 
 
