@@ -159,6 +159,9 @@ def _open(work: Path, record: dict[str, Any], resume: bool) -> None:
         except DataError:
             before = None
         if resume and before == record:
+            for path in work.rglob("*"):
+                if path.is_symlink():  # none is ours, and what is written through it would land elsewhere
+                    path.unlink()
             return
         if resume:
             _say(f"{work} was begun for other inputs and is dropped")

@@ -293,7 +293,7 @@ class Index:
             graph = read_index(faiss, folder / FILE)
             check_graph(faiss, graph, settings["index"])
             index = cls(graph, slots, settings)
-            index.recall, index.catalogue = dict(manifest["recall"]), manifest.get("catalogue")
+            index.recall, index.catalogue = recall.checked(manifest["recall"]), manifest.get("catalogue")
             sizes = {len(slots), int(graph.ntotal), int(manifest["slots"])}
             if len(sizes) > 1 or (index.dim, len(index)) != (manifest["dim"], manifest["count"]) or index.depth < 0:
                 raise DataError(f"the files in {folder} do not belong together: write the index again")

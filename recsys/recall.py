@@ -85,6 +85,19 @@ def mixtures(vectors: np.ndarray, living: np.ndarray, count: int, rng: np.random
     return np.einsum("bsd,bs->bd", vectors[chosen], weights).astype(np.float32)
 
 
+def checked(told: Any) -> dict[str, Any]:
+    """What a file says was measured; ValueError (or what Python makes of it) if that is no recall."""
+    found = dict(told)
+    if found:
+        shares = [*found.get("at", {}).values(), *found.get("denied", {}).values()]
+        numbers = [found["k"], found["value"], found["num_queries"], found.get("depth", 0), *shares]
+        if not all(type(one) in (int, float) and np.isfinite(one) for one in numbers):
+            raise ValueError("its recall holds what is no number")
+        if not isinstance(found["queries"], str) or ("denied" in found and not isinstance(found["denial"], str)):
+            raise ValueError("its recall does not say on what it was measured")
+    return found
+
+
 def warn_if_low(index: Index, stacklevel: int) -> None:
     """A warning for the caller ``stacklevel`` frames up, if the graph of ``index`` misses much."""
     note = low(index.recall)

@@ -72,6 +72,8 @@ def load_model(
         DataError: it is no recommender, or the file is damaged, does not fit or holds what is not finite.
     """
     with reading(weights.parent, "copy or write it again"):
+        if vocabulary.first != 1:
+            raise ValueError(f"its items begin at row {vocabulary.first}")
         cls = class_of(described, trust)
         if not issubclass(cls, Ranker):
             raise DataError(f"{printable(weights.parent, None)} holds a {cls.__name__}, which is not a recommender")

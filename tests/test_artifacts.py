@@ -236,3 +236,18 @@ def test_the_record_of_a_work_folder_goes_last(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "unlink", unlink)
     artifact(tmp_path / "one", KIND, 1, {"k": 1}, fill)
     assert set(removed) == {*names, ".started.json"} and removed[-1] == ".started.json"
+
+
+def test_hostile_2_links_in_a_work_folder_are_not_written_through(tmp_path):
+    mine, work = tmp_path / "mine.txt", tmp_path / "one.work"
+    mine.write_text("mine")
+    with pytest.raises(RuntimeError):
+        get(tmp_path / "one", failing, resume=True)
+    (work / "inner").mkdir()
+    (work / "inner" / "data.txt").symlink_to(mine)
+    get(tmp_path / "one", Fill("made"), resume=True)
+    assert mine.read_text() == "mine" and (tmp_path / "one" / "inner" / "data.txt").read_text() == "made"
+
+
+def failing(work):
+    raise RuntimeError("stopped")

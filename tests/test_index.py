@@ -496,3 +496,13 @@ def test_hostile_8_vectors_that_are_not_finite_are_refused(tmp_path, kind: str) 
     index.save(folder)
     with pytest.raises(DataError, match="NaN"):
         Index.load(folder)
+
+
+@pytest.mark.parametrize(
+    "recall", [{"k": 10}, {"k": 10, "value": "x", "queries": "made", "num_queries": 1}, {"at": []}, [1]]
+)
+def test_hostile_14_a_recall_that_is_none_is_one_clear_error(tmp_path, recall: Any) -> None:
+    folder, manifest = saved_index(tmp_path, "hnsw")
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"recall": recall}))
+    with pytest.raises(DataError, match="index"):
+        Index.load(folder)

@@ -236,3 +236,13 @@ def test_loading_needs_no_compiler_of_torch() -> None:
     code = "import sys, torch; from recsys.storage.bounds import bounded; from recsys.storage.tensors import Sizes\n"
     code += "with bounded(Sizes(1, 1)): torch.nn.Linear(2, 2)\nassert 'torch._dynamo' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("first", [0, 2, 1_000_000])
+def test_hostile_14_items_that_begin_at_another_row_are_refused(tmp_path, first):
+    folder = tmp_path / "run"
+    fit(toys.tiny(), toys.cycles(users=20), epochs=1, folder=folder, **QUIET)
+    path = folder / "vocabulary" / "items.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"first": first}))
+    with pytest.raises(DataError, match="run"):
+        load_run(folder, verify=False)

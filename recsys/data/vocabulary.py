@@ -145,7 +145,7 @@ class Vocabulary:
         header = read_json(folder / f"{name}.json", _REMEDY)
         with reading(folder / f"{name}.json", _REMEDY):
             kind, first, count = header["kind"], int(header["first"]), int(header["count"])
-            if kind not in ("int", "str") or first < 0 or count < 0:
+            if kind not in ("int", "str") or first not in (0, 1) or count < 0:
                 raise ValueError(f"kind {kind!r}, first row {first}, {count} ids")
         loaded = cls.__new__(cls)
         loaded.kind, loaded.first, loaded._size, loaded._ids, loaded._blob = kind, first, count, None, None

@@ -32,6 +32,8 @@ IDS = ("catalogue", "user_ids", "ranked")  # and this, where both say it: hashes
 _SAME = ("model", *TASK, *IDS, "users_total", "metrics", "sample", "trained_on")
 
 
+_COLUMNS = ("user", "history_length", "target_popularity")  # what the parts of a report are made from
+_FACTS = ("model", *TASK, "fingerprint", "repeated_targets", "metrics")  # what comparisons read
 _KINDS = ("repeated", "unreachable", "cold", "tied")
 
 
@@ -187,8 +189,7 @@ class Report:
             if found not in (1, VERSION):
                 raise DataError(f"{path} is a report of version {found}, this library reads {VERSION}: evaluate again")
             report = cls(_current(facts["meta"]), columns, dict(facts["aggregates"]), seed=int(facts["seed"]))
-            if lacking := [name for name in report.metrics if name not in columns]:
-                raise ValueError(f"it lacks the columns {lacking}")
+            report._check()
             return report
 
     @classmethod
@@ -270,6 +271,19 @@ class Report:
             return number(self.mean(name))
         low, high = self.interval(name)
         return f"{number(self.mean(name))} [{number(low)}, {number(high)}]"
+
+    def _check(self) -> None:
+        """Raise unless a file held a whole report: every fact that is printed or compared, and a number per user."""
+        needed = (*_COLUMNS, *self.metrics)
+        if lacking := [*(name for name in needed if name not in self.columns), *(set(_FACTS) - set(self.meta))]:
+            raise ValueError(f"it lacks {', '.join(sorted(map(str, lacking)))}")
+        if odd := [name for name in needed if self.columns[name].dtype.kind not in "biuf"]:
+            raise ValueError(f"its columns {', '.join(odd)} do not hold numbers")
+        if self.users != self.meta["users"]:
+            raise ValueError(f"it has {self.users:,} rows for {self.meta['users']:,} users")
+        self.header(), self.groupings(), self.primary()
+        for value in self.aggregates.values():
+            number(value)
 
     def _require(self, metric: str) -> None:
         if metric not in self.meta["metrics"]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from recsys.errors import DataWarning
 from recsys.llm.chat import Answer, Prompt
+from recsys.storage.files import hold
 
 FLUSH = 1.0  # seconds between two fsyncs
 
@@ -29,25 +30,21 @@ class Journal:
 
     Raises:
         BlockingIOError: another process writes the same profiles.
+        FileExistsError: the file is a link.
     """
 
     def __init__(self, folder: Path) -> None:
-        from filelock import FileLock
-
         self.path = folder.with_name(folder.name + ".answers.jsonl")
         self.answers: dict[str, Answer] = {}
         self.spent = {"prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0}
-        self._lock = FileLock(self.path.with_name(self.path.name + ".lock"))
+        self._lock: Any = None
         self._synced = 0.0
 
     def __enter__(self) -> Journal:
-        from filelock import Timeout
-
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise BlockingIOError(f"another process is writing to {self.path}: wait for it, or end it") from None
+        if self.path.is_symlink():
+            raise FileExistsError(f"{self.path} is a link, which is not followed: delete it")
+        self._lock = hold(self.path.with_name(self.path.name + ".lock"), self.path)
         try:
             self._file = self.path.open("ab", buffering=0)
             self._read()

@@ -138,6 +138,10 @@ class Profiles:
         with reading(path, "write the folder again"), path.open(encoding="utf-8") as stream:
             rows = [json.loads(line) for line in stream]
             ids, texts, sources = ([row[name] for row in rows] for name in ("id", "text", "source"))
+            if not all(type(one) in (int, str) for one in ids) or not all(
+                isinstance(one, str) for one in texts + sources
+            ):
+                raise ValueError("it holds ids that are neither int nor str, or texts that are none")
         if not isinstance(manifest.get("report"), dict):
             raise DataError(f"{folder / MANIFEST} has no report: its profiles cannot be named, write the folder again")
         return cls(ids, texts, sources, manifest["report"], folder)

@@ -30,7 +30,11 @@ def reading(path: Path | str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (DataError, PermissionError, ImportError) as error:
-        if type(error) is not DataError or str(path) in str(error) or printable(path, None) in str(error):
+        if str(path) in str(error) or printable(path, None) in str(error):
+            raise
+        if type(error) is PermissionError and error.errno is None:  # of ours, that says what to do
+            raise PermissionError(f"{printable(path, None)}: {error}") from error
+        if type(error) is not DataError:
             raise
         raise DataError(f"{printable(path, None)}: {error}: {remedy}") from error
     except Exception as error:

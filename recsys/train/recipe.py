@@ -57,7 +57,7 @@ def load_recipe(path: Path) -> Callable[..., Run]:
     be defined in the recipe itself: its file name is their module, the one to trust when the run is loaded.
 
     Raises:
-        ValueError: it has no such function.
+        ValueError: it has no such function, or it is no Python.
     """
     path = Path(path)
     _import_from(_homes(path))
@@ -70,8 +70,10 @@ def load_recipe(path: Path) -> Callable[..., Run]:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         del sys.modules[spec.name]
+        if isinstance(error, SyntaxError):
+            raise ValueError(f"{error.filename or path} is no Python source ({error})") from error
         raise
     if not callable(getattr(module, "run", None)):
         raise ValueError(f"{path} has no function run(...) that returns a recsys.Run: that is what makes it a recipe")

@@ -167,3 +167,24 @@ def test_hostile_14_a_damaged_report_is_one_clear_error(report, tmp_path, harm):
         path.write_bytes(path.read_bytes()[:100] if harm == "cut" else b"nothing")
     with pytest.raises(DataError, match="per_user"):
         Report.load(path)
+
+
+@pytest.mark.parametrize(
+    "harm", ["no rows", "rows twice", "text", "no exclude", "no repeats", "no thresholds", "aggregate null"]
+)
+def test_hostile_14_a_report_that_is_not_whole_does_not_load(report, tmp_path, harm):
+    path = report.save(tmp_path)
+    columns, facts = read_table(path)
+    name, size = facts["meta"]["metrics"][0], report.users
+    if harm in ("no rows", "rows twice"):
+        columns = {key: np.tile(values, 2 * (harm == "rows twice")) for key, values in columns.items()}
+    elif harm == "text":
+        columns[name] = np.array(["x"] * size, dtype=object)
+    elif harm == "aggregate null":
+        facts["aggregates"] = dict.fromkeys(facts["aggregates"])
+    else:
+        gone = {"no exclude": "exclude", "no repeats": "repeated_targets", "no thresholds": "popularity_thresholds"}
+        del facts["meta"][gone[harm]]
+    write_table(tmp_path, columns, facts)
+    with pytest.raises(DataError, match=str(tmp_path)):
+        Report.load(path)

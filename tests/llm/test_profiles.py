@@ -16,6 +16,7 @@ import pytest
 
 from recsys.data.split import Split
 from recsys.errors import DataError, DataWarning
+from recsys.folders import write_folder
 from recsys.llm.chat import Answer, ChatEndpoint, Prompt
 from recsys.llm.profiles import OFFLINE, Profiles, clean, profiles
 from recsys.llm.texts import given_texts
@@ -360,3 +361,31 @@ def test_bad_input(split: Split, options: dict[str, Any], error: type[Exception]
 def test_data_without_item_text(split: Split) -> None:
     with pytest.raises(DataError, match="no item text"):
         profiles(replace(split, item_text=None))
+
+
+@pytest.mark.parametrize("row", [{"id": ["u"]}, {"id": True}, {"text": ["a"]}, {"source": None}])
+def test_hostile_14_profiles_that_are_no_texts_name_their_file(
+    split: Split, tmp_path: Path, row: dict[str, Any]
+) -> None:
+    folder = tmp_path / "written"
+    profiles(split, folder=folder, progress=False)
+    lines = (folder / "profiles.jsonl").read_text().splitlines()
+    text = "\n".join([json.dumps({**json.loads(lines[0]), **row}), *lines[1:]]) + "\n"
+    write_folder(tmp_path / "other", "recsys.profiles", 1, lambda place: _with(place, text))
+    with pytest.raises(DataError, match="profiles.jsonl"):
+        Profiles.load(tmp_path / "other")
+
+
+def _with(place: Path, text: str) -> dict[str, Any]:
+    (place / "profiles.jsonl").write_text(text)
+    return {"report": {}}
+
+
+@pytest.mark.parametrize("ending", [".answers.jsonl", ".answers.jsonl.lock"])
+def test_hostile_2_answers_are_not_written_through_a_link(split: Split, tmp_path: Path, ending: str) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    (tmp_path / f"out{ending}").symlink_to(mine)
+    with pytest.raises(FileExistsError, match="link"):
+        profiles(split, writer=Echo(), folder=tmp_path / "out", progress=False)
+    assert mine.read_text() == "mine"

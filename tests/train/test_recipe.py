@@ -149,3 +149,11 @@ def test_hostile_1_imports_are_not_written_through_a_link(tmp_path: Path) -> Non
 
 def kept_in(run: Path) -> list[Path]:
     return list((run / "recipe_imports").rglob("*.py"))
+
+
+@pytest.mark.parametrize("text", [b"def run(:\n", b"x = '\xff'\n"])
+def test_hostile_14_a_recipe_that_is_no_python_is_named(tmp_path, text):
+    recipe = tmp_path / "own.py"
+    recipe.write_bytes(text)
+    with pytest.raises(ValueError, match="own.py"):
+        load_recipe(recipe)
