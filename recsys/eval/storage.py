@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from recsys.errors import DataWarning
-from recsys.storage.files import replace
+from recsys.storage.files import replace, write_parquet
 from recsys.storage.files import write_text as write_whole
 from recsys.storage.reading import reading
 
@@ -65,7 +65,7 @@ def _write_parquet(path: Path, columns: dict[str, np.ndarray], text: str) -> Non
     import polars
 
     plain = {name: values.tolist() if values.dtype == object else values for name, values in columns.items()}
-    polars.DataFrame(plain).write_parquet(path, metadata={_KEY: text})
+    write_parquet(path, polars.DataFrame(plain), metadata={_KEY: text})
 
 
 def _read_parquet(path: Path) -> tuple[dict[str, np.ndarray], str]:

@@ -37,6 +37,7 @@ from recsys.parts import describe
 from recsys.ranker import History, Ranker, TopK, evaluating, top_of, warn_of
 from recsys.saved import load_model
 from recsys.shown import Shown
+from recsys.storage.files import write_parquet
 from recsys.storage.reading import read_json, reading
 from recsys.storage.tensors import write_tensors
 
@@ -460,4 +461,4 @@ def _save_text(path: Path, item_text: Mapping[str, np.ndarray], vocabulary: Voca
                 f"{len(vocabulary) + 1:,}"
             )
         columns[name] = np.asarray(values)[1:].tolist()
-    pl.DataFrame(columns).write_parquet(path)
+    write_parquet(path, pl.DataFrame(columns))

@@ -23,7 +23,7 @@ from recsys.progress import Progress
 from recsys.ranker import History, TopK
 from recsys.serve.bundle import Bundle
 from recsys.shown import Shown
-from recsys.storage.files import Workplace, replace, writing
+from recsys.storage.files import Workplace, replace, write_parquet, writing
 
 if TYPE_CHECKING:
     import polars as pl
@@ -86,6 +86,7 @@ def recommend_file(
         DataError: the file cannot be read, a column is missing, events have no user or no readable time, or ids are
             of another type than the bundle's.
         ValueError: ``k``, ``exclude``, ``layout`` or a file name is not possible.
+        IsADirectoryError: ``out`` is a folder.
         BlockingIOError: another process is writing ``out``.
     """
     import polars as pl
@@ -100,6 +101,8 @@ def recommend_file(
             f"layout must be list or long, out end in .parquet and batch_size be positive; found {layout!r}, "
             f"{out.name} and {batch_size}"
         )
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder, and a Parquet file is to be written: name another file")
     if out.resolve() == users.resolve():
         raise ValueError(f"{out} is the file of users itself, which must not be replaced: name another file")
     with _reading(users):
@@ -123,7 +126,7 @@ def recommend_file(
                 counts = {name: counts[name] + int(more) for name, more in zip(counts, found, strict=True)}
                 shown.advance(len(top))
             with _writing(out):
-                pl.concat(tables).write_parquet(parts / f"{number:08d}.parquet")
+                write_parquet(parts / f"{number:08d}.parquet", pl.concat(tables))
         if not counts["users"]:
             raise DataError("the file holds no users: nothing to recommend")
         with _writing(out):

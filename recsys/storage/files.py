@@ -9,6 +9,7 @@ which such a folder is deleted.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import secrets
@@ -60,6 +61,13 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replace a text file whole or not at all, flushed to disk."""
     replace(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_parquet(path: Path, frame: Any, **options: Any) -> None:
+    """Write a Polars frame by way of memory: Polars itself does not say that a disk is full."""
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer, **options)
+    path.write_bytes(buffer.getbuffer())
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from recsys.storage.reading import read_json, reading
 from recsys.storage.tensors import write_tensors
 from recsys.train.baselines import clear_baselines
 from recsys.train.checkpoint import (
+    POINTER,
     REMEDY,
     Checkpoint,
     differences,
@@ -156,7 +157,8 @@ class RunFolder:
         try:
             write_checkpoint(self.path / CHECKPOINTS, name, checkpoint)
         except OSError as error:
-            error.add_note(f"the checkpoint before this one in {self.path} is intact: make room and resume")
+            if (self.path / CHECKPOINTS / POINTER).is_file():
+                error.add_note(f"the checkpoint before this one in {self.path} is intact: make room and resume")
             raise
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:

@@ -372,7 +372,7 @@ def test_hostile_14_profiles_that_are_no_texts_name_their_file(
     lines = (folder / "profiles.jsonl").read_text().splitlines()
     text = "\n".join([json.dumps({**json.loads(lines[0]), **row}), *lines[1:]]) + "\n"
     write_folder(tmp_path / "other", "recsys.profiles", 1, lambda place: _with(place, text))
-    with pytest.raises(DataError, match="profiles.jsonl"):
+    with pytest.raises(DataError, match=r"profiles\.jsonl"):
         Profiles.load(tmp_path / "other")
 
 

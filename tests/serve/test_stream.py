@@ -383,3 +383,13 @@ def test_hostile_2_a_link_beside_the_output_is_not_followed(bundle: Bundle, user
         (tmp_path / name).symlink_to(tmp_path / "mine")
     recommend_file(bundle, tmp_path / "users.parquet", tmp_path / "out.parquet", progress=False)
     assert (tmp_path / "mine").read_text() == "mine" and len(pl.read_parquet(tmp_path / "out.parquet")) == 50
+
+
+def test_hostile_13_an_output_that_is_a_folder_is_refused_before_anything_is_ranked(
+    bundle: Bundle, users: pl.DataFrame, tmp_path, monkeypatch
+) -> None:
+    users.write_parquet(tmp_path / "users.parquet")
+    (tmp_path / "out.parquet").mkdir()
+    monkeypatch.setattr(Bundle, "_rank", None)
+    with pytest.raises(IsADirectoryError, match="folder"):
+        recommend_file(bundle, tmp_path / "users.parquet", tmp_path / "out.parquet", k=2)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import polars
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -16,7 +17,18 @@ from safetensors import SafetensorError
 from recsys.errors import DataError
 from recsys.folders import read_manifest, write_folder
 from recsys.storage.arrays import read_array, write_array
-from recsys.storage.files import MARK, Workplace, fresh, hold, refuse_links, replace, sweep, write_text, writing
+from recsys.storage.files import (
+    MARK,
+    Workplace,
+    fresh,
+    hold,
+    refuse_links,
+    replace,
+    sweep,
+    write_parquet,
+    write_text,
+    writing,
+)
 from recsys.storage.tensors import write_tensors
 
 WRITERS = {
@@ -221,3 +233,10 @@ def test_hostile_14_a_damaged_array_is_one_clear_error(tmp_path, data):
     for mapped in (False, True):
         with pytest.raises(DataError, match=r"a\.npy"):
             read_array(tmp_path / "a.npy", "make it again", mapped)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_hostile_10_a_table_that_finds_the_disk_full_says_so():
+    table = polars.DataFrame({"user": list(range(1000))})
+    with pytest.raises(OSError, match="make room"), writing(Path("/dev/full")):
+        write_parquet(Path("/dev/full"), table)

@@ -155,5 +155,5 @@ def kept_in(run: Path) -> list[Path]:
 def test_hostile_14_a_recipe_that_is_no_python_is_named(tmp_path, text):
     recipe = tmp_path / "own.py"
     recipe.write_bytes(text)
-    with pytest.raises(ValueError, match="own.py"):
+    with pytest.raises(ValueError, match=r"own\.py"):
         load_recipe(recipe)
