@@ -259,6 +259,8 @@ class Bundle:
             if similar is None:
                 raise ValueError(f"{type(self.model).__name__} has no item vectors that could be compared")
             return list(similar(items, k, metric))
+        if isinstance(items, (str, bytes)):
+            raise TypeError(f"a list of ids is expected, and {items!r} is one id: pass [{items!r}]")
         there = self._catalogued().find(list(items))
         if (there < 0).any():
             unknown = [one for one, slot in zip(items, there, strict=True) if slot < 0]

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recsys.data.columns import MILLISECONDS, detect_unit
+from recsys.data.blanks import BLANKS
+from recsys.data.columns import MILLISECONDS, detect_unit, plain_names, time_columns
+from recsys.data.times import NANOSECONDS
 from recsys.errors import DataError, DataWarning
 from recsys.progress import Progress
 from recsys.ranker import History, TopK
@@ -33,7 +35,7 @@ USERS_AT_A_TIME = 256  # ranked between two words of progress
 EVENTS_PER_PASS = 2**22
 FORMATS = {".parquet": "parquet", ".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv", ".tsv": "csv"}
 LAYOUTS = ("list", "long")
-ITEMS, TIMES = "__items", "__times"
+ITEMS, TIMES, FINER = "__items", "__times", "__finer"
 UNREADABLE = -(2**63)  # stands for a text that is no int: an item that no catalogue holds, skipped and counted
 
 
@@ -75,11 +77,13 @@ def recommend_file(
         users: one row per user with columns ``user`` and ``items`` (Parquet, NDJSON; ``times`` and ``query_time``
             too if the model reads them; ``allow`` and ``deny`` may hold a list for each user), or one row per event
             with ``user``, ``item`` and, if the rows of a user are not in order, ``time``. Times may be dates, ISO text
-            (UTC where no zone is given) or epoch numbers, whose unit is told by magnitude, as ``Dataset.scan`` does.
+            (UTC where no zone is given) or epoch numbers, whose unit is told by magnitude, as ``Dataset.scan`` does;
+            all their digits count in sorting. Blanks around ids and names of columns are taken off.
         out: written beside and renamed. Layout "list": ``user, items, scores``, a row per user; "long": ``user, rank,
             item, score``, a row per recommendation.
         batch_size: users written at a time.
-        allow, deny: raw ids for all users; nothing else, or none of these, is recommended.
+        allow, deny: raw ids for all users; nothing else, or none of these, is recommended, whatever a user's own lists
+            say.
 
     Raises:
         FileNotFoundError: there is no such file of users.
@@ -182,6 +186,11 @@ def _lists(frame: pl.DataFrame, lists: dict[str, list[Any] | None]) -> dict[str,
     found: dict[str, Any] = {**lists, **own}
     if "deny" in own and lists["deny"]:
         found["deny"] = [[*(one or ()), *lists["deny"]] for one in own["deny"]]
+    if "allow" in own and lists["allow"] is not None:
+        common = set(lists["allow"])
+        found["allow"] = [
+            lists["allow"] if one is None else [item for item in one if item in common] for one in own["allow"]
+        ]
     return found
 
 
@@ -203,6 +212,7 @@ def _open(path: Path, bundle: Bundle) -> tuple[int | None, Iterator[pl.DataFrame
             table = pl.scan_csv(path, separator="\t" if path.suffix == ".tsv" else ",", infer_schema=False)
         else:
             table = pl.scan_parquet(path) if form == "parquet" else pl.scan_ndjson(path)
+        table = plain_names(table)
         schema = table.collect_schema()
         rows = int(table.select(pl.len()).collect().item())
     except pl.exceptions.PolarsError as error:
@@ -218,14 +228,20 @@ def _open(path: Path, bundle: Bundle) -> tuple[int | None, Iterator[pl.DataFrame
             if not isinstance(schema[name], pl.List):
                 raise DataError(f"column {name} of {path} must hold a list of item ids per user, found {schema[name]}")
         moments = _moments(table, {name: schema[name] for name in ("times", "query_time") if name in needed})
-        renamed = (
-            table.select(needed + chosen).with_columns(moments).rename({"items": ITEMS, "times": TIMES}, strict=False)
-        )
+        plain = [
+            pl.col(name).list.eval(pl.element().str.strip_chars(BLANKS))
+            for name in ("items", *chosen)
+            if schema[name] == pl.List(pl.String)
+        ]
+        renamed = table.select(needed + chosen).with_columns(*moments, *plain)
+        renamed = renamed.rename({"items": ITEMS, "times": TIMES}, strict=False)
         return rows, (renamed.slice(first, USERS_PER_PASS).collect() for first in range(0, rows, USERS_PER_PASS))
     _require(["user", "item"] + ["time"] * timed, schema, path)
     if asked:
         raise DataError("this model reads query_time: pass one row per user, with user, items and query_time")
-    events = _typed(table, schema, bundle)
+    if isinstance(schema["item"], pl.List):
+        raise DataError(f"column item of {path} holds lists: rename it items, or write a row per event")
+    events = _typed(table, schema, bundle, path)
     _require_whole(events, path)
     return None, _grouped(events, rows, timed)
 
@@ -239,18 +255,40 @@ def _require(names: list[str], schema: Any, path: Path) -> None:
         )
 
 
-def _typed(table: pl.LazyFrame, schema: Any, bundle: Bundle) -> pl.LazyFrame:
-    """Columns user, item (text becomes an int where the bundle's ids are) and, if there, time in milliseconds."""
+def _typed(table: pl.LazyFrame, schema: Any, bundle: Bundle, path: Path) -> pl.LazyFrame:
+    """Columns user and item (text becomes an int where the bundle's ids are) and, if there, time in milliseconds, with
+    the nanoseconds within them."""
     import polars as pl
 
-    item = pl.col("item")
+    user, item = (
+        pl.col(name).str.strip_chars(BLANKS) if schema[name] == pl.String else pl.col(name) for name in ("user", "item")
+    )
     if schema["item"] == pl.String and bundle.vocabulary.kind == "int":
         unreadable = pl.when(item.is_not_null()).then(pl.lit(UNREADABLE))
-        item = pl.coalesce(item.str.strip_chars().cast(pl.Int64, strict=False), unreadable).alias("item")
-    columns = [pl.col("user"), item]
-    if "time" in schema:
-        columns += _moments(table, {"time": schema["time"]})
-    return table.select(columns)
+        item = pl.coalesce(item.cast(pl.Int64, strict=False), unreadable).alias("item")
+    events = table.with_columns(user, item)
+    if "time" not in schema:
+        return events.select("user", "item")
+    sample = table.select(pl.col("time").drop_nulls().head(1000)).collect().to_series()
+    try:
+        parsed, unit = time_columns("time", schema["time"], sample, None, str(path))
+    except DataError:  # neither numbers nor dates, most of them
+        parsed, unit = time_columns("time", pl.String(), pl.Series(["0"]), None, str(path))
+    read = events.select("user", "item", *(one for one in parsed if one.meta.output_name() != "bad_time"))
+    if unit is None:
+        ends = [end for end in read.select(low=pl.col("time").min(), high=pl.col("time").max()).collect().row(0)]
+        unit = detect_unit(np.array(ends)) if None not in ends else "ms"
+    times, over = MILLISECONDS[unit]
+    whole, finer = pl.col("time"), NANOSECONDS // over
+    within = whole % over * finer
+    if "fraction" in read.collect_schema():
+        within += (pl.col("fraction").fill_null(0) * (times * finer)).round().cast(pl.Int64)
+    return read.select(
+        "user",
+        "item",
+        (whole // over * times + within // NANOSECONDS).alias("time"),
+        (within % NANOSECONDS).alias(FINER),
+    )
 
 
 def _moments(table: pl.LazyFrame, schema: dict[str, Any]) -> list[pl.Expr]:
@@ -310,7 +348,7 @@ def _grouped(table: pl.LazyFrame, rows: int, timed: bool) -> Iterator[pl.DataFra
     for share in range(shares):
         events = table if shares == 1 else table.filter(pl.col("user").hash(0) % shares == share)
         if "time" in table.collect_schema():
-            events = events.sort("time", maintain_order=True)
+            events = events.sort("time", FINER, maintain_order=True)
         lists = [pl.col("item").drop_nulls().alias(ITEMS)]
         if timed:
             lists.append(pl.col("time").filter(pl.col("item").is_not_null()).cast(pl.Int64).alias(TIMES))

@@ -543,3 +543,10 @@ def test_bundles_of_the_first_version_can_lose_items_too(model: Recommender, tmp
     bundle.index.remove(["i7"])
     bundle.index.save(tmp_path / "bundle" / "index")
     assert "i7" not in Bundle.load(tmp_path / "bundle").recommend([["i1"]], 60).items[0]
+
+
+def test_one_id_is_no_list_of_items_to_be_compared(model: Recommender, tmp_path) -> None:
+    for kind in ("exact", None):
+        bundle = export(model, tmp_path / f"bundle-{kind}", index=kind)
+        with pytest.raises(TypeError, match="one id"):
+            bundle.similar("i1")

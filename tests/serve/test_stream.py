@@ -393,3 +393,47 @@ def test_hostile_13_an_output_that_is_a_folder_is_refused_before_anything_is_ran
     monkeypatch.setattr(Bundle, "_rank", None)
     with pytest.raises(IsADirectoryError, match="folder"):
         recommend_file(bundle, tmp_path / "users.parquet", tmp_path / "out.parquet", k=2)
+
+
+@pytest.mark.parametrize("form", ["us", "ns", "fraction", "iso", "datetime", "csv us", "csv iso", "csv fraction"])
+def test_k4_events_of_a_file_are_sorted_by_all_digits_of_their_times(bundle: Bundle, tmp_path, form: str) -> None:
+    micro = [1_700_000_000_000_300, 1_700_000_000_000_200, 1_700_000_000_000_100]
+    moments = pl.from_epoch(pl.Series(micro), time_unit="us")
+    times = {
+        "us": pl.Series(micro), "ns": pl.Series(micro) * 1000, "datetime": moments,
+        "fraction": pl.Series([f"{one / 1e6:.6f}" for one in micro]),
+        "iso": moments.dt.strftime("%Y-%m-%dT%H:%M:%S%.6f"),
+    }[form.removeprefix("csv ")]  # fmt: skip
+    events = pl.DataFrame({"user": ["a"] * 3, "item": ["i3", "i2", "i1"], "time": times})
+    path = tmp_path / ("users.csv" if form.startswith("csv") else "users.parquet")
+    events.write_csv(path) if path.suffix == ".csv" else events.write_parquet(path)
+    recommend_file(bundle, path, tmp_path / "out.parquet", k=4)
+    found = pl.read_parquet(tmp_path / "out.parquet")["items"].to_list()
+    assert found == bundle.recommend([["i1", "i2", "i3"]], 4).items
+
+
+def test_k16_blanks_around_ids_and_names_of_columns_of_a_file_are_taken_off(bundle: Bundle, tmp_path) -> None:
+    expected = bundle.recommend([["i1", "i2"]], 4, deny=["i5"]).items
+    (tmp_path / "users.csv").write_text("user, item\na, i1\na ,i2 \n")
+    pl.DataFrame({"user": ["a"], "items": [[" i1", "i2\u00a0"]]}).write_parquet(tmp_path / "users.parquet")
+    for name in ("users.csv", "users.parquet"):
+        report = recommend_file(bundle, tmp_path / name, tmp_path / "out.parquet", k=4, deny=["i5"])
+        assert (report.users, report.unknown_items) == (1, 0)
+        assert pl.read_parquet(tmp_path / "out.parquet")["items"].to_list() == expected
+
+
+def test_k13_what_is_allowed_to_all_bounds_what_is_allowed_to_each(bundle: Bundle, tmp_path) -> None:
+    users = pl.DataFrame(
+        {"user": ["a", "b", "c"], "items": [["i1"]] * 3, "allow": [["i2", "i9"], None, ["i9"]]},
+        schema_overrides={"allow": pl.List(pl.String)},
+    )
+    users.write_parquet(tmp_path / "users.parquet")
+    recommend_file(bundle, tmp_path / "users.parquet", tmp_path / "out.parquet", allow=["i2", "i3"])
+    found = pl.read_parquet(tmp_path / "out.parquet")["items"].to_list()
+    assert [set(one) for one in found] == [{"i2"}, {"i2", "i3"}, set()]
+
+
+def test_lists_in_a_column_called_item_are_told_from_events(bundle: Bundle, tmp_path) -> None:
+    pl.DataFrame({"user": ["a"], "item": [["i1"]]}).write_parquet(tmp_path / "users.parquet")
+    with pytest.raises(DataError, match="items"):
+        recommend_file(bundle, tmp_path / "users.parquet", tmp_path / "out.parquet")
