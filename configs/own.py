@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 import recsys as rs
-from recsys.data.cards import names
+from recsys.cli.arguments import data_set
+from recsys.errors import DataError
 
 ALL_ITEMS = 20_000  # up to here the softmax is over all items, unless --loss says otherwise
 
@@ -44,9 +45,9 @@ def run(
 
     Args:
         data: a file or glob of interactions, the folder of a saved split, or a data set that has a card.
-        user: column of the users (default: what the format calls it; so for the others).
-        item: column of the items.
-        time: column of the times.
+        user: column of the users (default: user, or what the format calls it).
+        item: column of the items, likewise.
+        time: column of the times (default: none, but what MovieLens and atomic files call it).
         items: table of the items' titles and other texts.
         split: how the data are cut; a saved split is taken as it is.
         drop_missing: drop (and count) events without a user, item or time, which are an error otherwise.
@@ -55,10 +56,11 @@ def run(
         loss: softmax over all items, or over 256 sampled ones; auto decides by the size of the catalogue.
     """
     if Path(data).is_dir():
+        if user or item or time or items or drop_missing or min_user or min_item:
+            raise DataError(f"{data} is a saved split: it is taken as it is, so leave columns and cleaning away")
         cut = rs.Split.load(data)
     else:
-        known = data in names() or data.endswith(".toml")
-        found = rs.load(data) if known else rs.Dataset.scan(data, user=user, item=item, time=time, items=items)
+        found = data_set(data, user, item, time, items)
         if drop_missing or min_user or min_item:
             found = found.clean(drop_missing=drop_missing, min_user=min_user, min_item=min_item)
         cut = found.split(rs.LeaveLast() if split == "leave-last" else rs.GlobalTime())

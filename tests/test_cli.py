@@ -429,6 +429,26 @@ def test_own_files_are_trained_on_without_a_recipe(recipe: Path, capsys: pytest.
         assert main([*command, *columns, "--drop-missing"]) == 0
 
 
+def test_columns_of_a_saved_split_or_a_card_are_refused_by_every_command(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = ["--user", "uid", "--item", "sku", "--time", "ts"]
+    assert main(["audit", "log.csv", *columns, "--save", "kept"]) == 0
+    for data in ("kept", "ml-100k"):
+        for command in (["fit", "own", "--data", data], ["embed", data], ["profiles", data, "texts"], ["audit", data]):
+            assert main([*command, "--user", "uid"]) == 1, command
+            assert capsys.readouterr().err.startswith(f"recsys: {'kept' if data == 'kept' else 'the card'}")
+    assert main(["fit", "own", "--data", "ml-100"]) == 1 and "ml-100k" in capsys.readouterr().err
+
+
+def test_profiles_takes_own_files_as_embed_does(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [(f"i{number}", f"Thing {number}") for number in range(15)]
+    pl.DataFrame(rows, schema=["item", "title"], orient="row").write_csv("things.csv")
+    own = ["log.csv", "--user", "uid", "--item", "sku", "--time", "ts", "--items", "things.csv"]
+    assert main(["profiles", own[0], "texts", *own[1:]]) == 0, capsys.readouterr().err
+    assert "offline profile" in capsys.readouterr().out
+
+
 def test_training_goes_on_from_another_run_on_newer_data(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", str(recipe), "--epochs", "1", "--out", "runs/a"]) == 0
     rows = [(f"u{u}", f"i{(u + t) % 15}", 1000 + 60 * t + u) for u in range(40) for t in range(6)]

@@ -118,3 +118,14 @@ def test_hostile_15_python_m_recsys_runs_nothing_of_the_working_folder(tmp_path:
         [sys.executable, "-m", "recsys", "doctor"], cwd=tmp_path, env=environment, capture_output=True, check=False
     )
     assert done.returncode == 0 and b"torch" in done.stdout, done.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    command = f"{sys.executable} -m recsys --help 2>{told}; echo $? >&2"
+    with subprocess.Popen(
+        ["sh", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    ) as shell:
+        assert shell.stdout is not None and shell.stderr is not None
+        shell.stdout.close()
+        assert (shell.stderr.read().strip(), told.read_text()) == ("141", "")

@@ -25,9 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = parse_fit(arguments[1:]) if arguments[:1] == ["fit"] else _parse(arguments)
         with plain_output():
             command()
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("\nrecsys: stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output has seen enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except BaseException as error:
         panic = type(error).__name__ == "PanicException"  # of Polars, whose errors of that kind are no Exception
         if os.environ.get("RECSYS_DEBUG") or not (panic or isinstance(error, Exception)):

@@ -53,7 +53,9 @@ def data_set(
 
     if name in names() or name.endswith(".toml"):
         if any(column is not None for column in (user, item, time, items)):
-            raise ValueError(f"the card of {name} says which columns are meant: leave --user, --item and --time away")
+            raise ValueError(
+                f"the card of {name} says which columns are meant: leave --user, --item, --time and --items away"
+            )
         return load(name)
     if not _is_path(name):
         return load(name)  # which names the nearest
@@ -67,6 +69,8 @@ def saved_or_left_last(
     from recsys.data.split import LeaveLast, Split
 
     if Path(name).is_dir():
+        if any(given is not None for given in (user, item, time, items)):
+            raise ValueError(f"{name} is a saved split: leave --user, --item, --time and --items away")
         return Split.load(name)
     return data_set(name, user, item, time, items).split(LeaveLast())
 

@@ -44,9 +44,9 @@ def audit(
         split: how it is cut (default: global-time, as in Python; without a time column only leave-last is possible).
         valid: share of the events for validation, under global-time.
         test: share of the events for the test, under global-time.
-        user: column of the users, in a file (default: what its format calls it; so for the others).
-        item: column of the items.
-        time: column of the times.
+        user: column of the users, in a file (default: user, or what its format calls it).
+        item: column of the items, likewise.
+        time: column of the times (default: none, but what MovieLens and atomic files call it).
         drop_missing: drop (and count) events without a user, item or time, which are an error otherwise.
         save: folder to keep the split in, for embed, profiles, evaluate and your own recipes.
     """
@@ -102,9 +102,9 @@ def embed(
         device: auto, cpu, cuda ...
         precision: of the numbers on disk.
         out: folder of the vectors (default: one in the cache, named by data, model and texts).
-        user: column of the users, in a file of interactions (default: what its format calls it; so for the others).
-        item: column of the items.
-        time: column of the times.
+        user: column of the users, in a file of interactions (default: user, or what its format calls it).
+        item: column of the items, likewise.
+        time: column of the times (default: none, but what MovieLens and atomic files call it).
         items: the item table that belongs to a file of interactions.
     """
     from recsys.llm.embed import embed as make
@@ -139,6 +139,10 @@ def profiles(
     max_history: int = 20,
     histories: int = 0,
     limit: int | None = None,
+    user: str | None = None,
+    item: str | None = None,
+    time: str | None = None,
+    items: Path | None = None,
 ) -> None:
     """Write a text about each user or item, by a language model or, without one, put together from item texts.
 
@@ -156,6 +160,10 @@ def profiles(
         max_history: newest training events of a user that are shown.
         histories: training histories shown with an item.
         limit: let the model write the first so many only.
+        user: column of the users, in a file of interactions (default: user, or what its format calls it).
+        item: column of the items, likewise.
+        time: column of the times (default: none, but what MovieLens and atomic files call it).
+        items: the item table that belongs to a file of interactions.
     """
     from recsys.llm.chat import ChatEndpoint, Writer
     from recsys.llm.local import LocalWriter
@@ -168,7 +176,7 @@ def profiles(
         writer = ChatEndpoint(
             url, model, key_env=key_env, concurrency=concurrency, requests_per_minute=requests_per_minute
         )
-    split = saved_or_left_last(name)
+    split = saved_or_left_last(name, user, item, time, items)
     print(make(
         split, of, writer, folder=out, max_history=max_history, histories=histories, limit=limit
     ))  # fmt: skip

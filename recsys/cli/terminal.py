@@ -19,6 +19,7 @@ _REWRITE = re.compile("\r?(\x1b\\[K)?")  # how a line of progress begins in a te
 
 _FLAGS = {  # what messages advise in the words of Python -> how the shell says it
     r"\bresume=False": "--resume no",
+    r"^sample is\b": "--users N",
     r"\bresume=\"auto\"": "--resume auto",
     r"\btrust=\[": "--trust MODULE",
     r"\baccelerator=": "--accelerator NAME",

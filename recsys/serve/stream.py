@@ -276,7 +276,7 @@ def _typed(table: pl.LazyFrame, schema: Any, bundle: Bundle, path: Path) -> pl.L
         parsed, unit = time_columns("time", pl.String(), pl.Series(["0"]), None, str(path))
     read = events.select("user", "item", *(one for one in parsed if one.meta.output_name() != "bad_time"))
     if unit is None:
-        ends = [end for end in read.select(low=pl.col("time").min(), high=pl.col("time").max()).collect().row(0)]
+        ends = list(read.select(low=pl.col("time").min(), high=pl.col("time").max()).collect().row(0))
         unit = detect_unit(np.array(ends)) if None not in ends else "ms"
     times, over = MILLISECONDS[unit]
     whole, finer = pl.col("time"), NANOSECONDS // over

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 
 from recsys.data.batches import TrainBatches
 from recsys.data.cut import Cut, trained_targets
-from recsys.errors import LeakageError
+from recsys.errors import DataWarning, LeakageError
 from recsys.hooks import sources
 from recsys.parts import describe
 from recsys.ranker import Ranker
@@ -140,7 +141,8 @@ def fit(
     Raises:
         ValueError, TypeError: a knob makes no sense, a GPU is asked for where there is none, or ``folder`` holds
             another run.
-        LeakageError: ``init="keep"``, and the model has learned from events that it would be validated on.
+        LeakageError: ``init="keep"``, and the model has learned from events that it would be validated on (where that
+            cannot be told, it is a warning).
         FloatingPointError: a loss became NaN or infinite; the last good checkpoint stays.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint and the best weights are written (and loaded into ``model``).
     """
@@ -259,7 +261,15 @@ def _start(run: _Request, resumed: Checkpoint | None) -> tuple[Cut, str]:
     trained = merged(model.cut, cut) if goes_on else cut
     if goes_on and model.cut is not None and run.settings.validate_every:
         seen = trained_targets(model.cut, run.split.valid)
-        if seen:
+        if seen is None:
+            warnings.warn(
+                "whether the model has learned from events that it is validated on cannot be told, for it learned from "
+                "other data: if these are not newer, its best epoch is chosen on what it knows (validate_every=0 keeps "
+                "the last weights)",
+                DataWarning,
+                stacklevel=4,
+            )
+        elif seen:
             raise LeakageError(
                 f"the model has learned from {seen:,} of the events that it would be validated on: go on with the "
                 'split it was trained on, pass validate_every=0 to keep the last weights, or init="fresh" to start anew'

@@ -16,7 +16,7 @@ from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
 from recsys.data.vectors import Vectors
 from recsys.data.vocabulary import Vocabulary
-from recsys.errors import LeakageError
+from recsys.errors import DataWarning, LeakageError
 from recsys.items import IdItems, SumItems, TextItems
 from recsys.objectives.softmax import FullSoftmax
 from recsys.recommender import Recommender
@@ -280,6 +280,12 @@ def test_what_was_learned_before_stays_known(small):
     assert np.array_equal(model.cut.stops, small.train_stop)
     fit(model, longer, epochs=1, init="fresh", **QUIET)
     assert model.cut == longer.cut
+
+
+def test_going_on_with_data_that_may_have_been_learned_is_warned_of():
+    model = trained(cycles(users=15))
+    with pytest.warns(DataWarning, match="cannot be told"):
+        fit(model, cycles(users=12), epochs=1, **QUIET)
 
 
 def test_cuts_merge():
