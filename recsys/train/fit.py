@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recsys.data.batches import TrainBatches
@@ -21,6 +21,7 @@ from recsys.errors import DataWarning, LeakageError
 from recsys.hooks import sources
 from recsys.parts import describe
 from recsys.ranker import Ranker
+from recsys.recommender import Recommender
 from recsys.saved import cut_of, read_config
 from recsys.seams import Context
 from recsys.storage.reading import reading
@@ -28,11 +29,11 @@ from recsys.train.checkpoint import REMEDY, Checkpoint, random_state, restore_ra
 from recsys.train.engine import start
 from recsys.train.folder import CHECKPOINTS, RunFolder, data_facts, machine_facts
 from recsys.train.loop import Loop
-from recsys.train.settings import Settings, Stage, default_metric
+from recsys.train.settings import Settings, Stage, closest, default_metric
 from recsys.train.splits import remember_split
 from recsys.train.trial import try_parts
 from recsys.train.validation import Validation
-from recsys.train.warm import begin, merged
+from recsys.train.warm import begin, merged, unharmed
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -226,18 +227,21 @@ def _train(run: _Request) -> Fitted:
         }
     )
     resumed = None if run.folder is None else run.folder.resumable(identity, run.settings.resume)
-    trained, line = _start(run, resumed)
-    batches = _batches(run, fabric)
-    validation = Validation(run.split, run.settings, fabric.global_rank, fabric.world_size)
-    if resumed is None:
-        try_parts(run.model, batches, run.settings.plan[0].name)
-    fabric.barrier()  # all have read the folder before one changes it
-    if fabric.is_global_zero:
-        run.begin(identity, fabric.device, fabric.world_size, resumed is not None, trained)
-        if run.settings.progress:
-            print(f"{_told(batches)}\n{line}", file=sys.stderr, flush=True)
-    fabric.barrier()
-    loop = Loop(run.model, batches, validation, run.settings, fabric, run.folder, resumed, identity)
+    with unharmed(run.model) as before:
+        trained, line = _start(run, resumed, before)
+        _check_losses(run)
+        batches = _batches(run, fabric)
+        validation = Validation(run.split, run.settings, fabric.global_rank, fabric.world_size)
+        if resumed is None:
+            try_parts(run.model, batches, run.settings.plan[0].name)
+        fabric.barrier()  # all have read the folder before one changes it
+        if fabric.is_global_zero:
+            run.begin(identity, fabric.device, fabric.world_size, resumed is not None, trained)
+            if run.settings.progress:
+                print(f"{_told(batches)}\n{line}", file=sys.stderr, flush=True)
+        fabric.barrier()
+        loop = Loop(run.model, batches, validation, run.settings, fabric, run.folder, resumed, identity)
+    before.clear()
     run.model.cut = run.split.cut  # while validation looks; what was learned before was compared with it above
     try:
         loop.run()
@@ -246,7 +250,7 @@ def _train(run: _Request) -> Fitted:
     return Fitted(run.model, run.path, loop.state.history, loop.state.best or {})
 
 
-def _start(run: _Request, resumed: Checkpoint | None) -> tuple[Cut, str]:
+def _start(run: _Request, resumed: Checkpoint | None, learned: dict[str, Tensor]) -> tuple[Cut, str]:
     """Bind the model, with what it has learned if it goes on; the events it will have learned from, and what to say."""
     model, cut, init = run.model, run.split.cut, run.settings.init
     if resumed is not None:
@@ -274,7 +278,20 @@ def _start(run: _Request, resumed: Checkpoint | None) -> tuple[Cut, str]:
                 f"the model has learned from {seen:,} of the events that it would be validated on: go on with the "
                 'split it was trained on, pass validate_every=0 to keep the last weights, or init="fresh" to start anew'
             )
-    return trained, begin(model, run.context(), cut, init)
+    return trained, begin(model, run.context(), cut, init, learned)
+
+
+def _check_losses(run: _Request) -> None:
+    """Raise ValueError if a stage asks for a loss that the model lacks, before the stages before it are trained."""
+    if not isinstance(run.model, Recommender) or type(run.model).loss is not Recommender.loss:
+        return  # it may have further ones, which its first step tells
+    known = run.model.loss_names
+    for stage in run.settings.plan:
+        for name in stage.losses or ():
+            if name.partition(".")[0] not in known:
+                raise ValueError(
+                    f"stage {stage.name!r} asks for the loss {name!r}, which the model lacks; {closest(name, known)}"
+                )
 
 
 def _batches(run: _Request, fabric: Fabric) -> TrainBatches:

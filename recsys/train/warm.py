@@ -6,6 +6,8 @@ Legend: N items (rows 1..N), U users.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,8 +44,31 @@ class _Moved:
         return told + ([f"{self.gone:,} {what} are gone"] if self.gone else [])
 
 
-def begin(model: Any, context: Context, cut: Cut, init: str) -> str:
+@contextmanager
+def unharmed(model: Any) -> Iterator[dict[str, Tensor]]:
+    """Copies of what ``model`` has learned, which it has again if anything fails inside."""
+    if not model.learned:
+        yield {}
+        return
+    before = {name: value.clone() for name, value in model.tensors().items()}
+    known, users, trained, count = model.vocabulary, model.users, model.cut, model.num_items
+    device = model.popularity.device
+    try:
+        yield before
+    except BaseException:
+        model.to("cpu")
+        model.bind(Context(count, known, users=users))
+        model.load_tensors(before)
+        model.to(device)
+        model.cut = trained
+        raise
+
+
+def begin(model: Any, context: Context, cut: Cut, init: str, before: dict[str, Tensor]) -> str:
     """Bind ``model`` for training: with what it has learned (``init="keep"``), or with new weights. Says which.
+
+    Args:
+        before: what it has learned, as :func:`unharmed` gives it.
 
     Raises:
         ValueError: a part cannot go on with these data; its class is named.
@@ -55,15 +80,7 @@ def begin(model: Any, context: Context, cut: Cut, init: str) -> str:
     if init == "fresh":
         model.bind(context)
         return "starts from new weights, and drops what it had learned"
-    before = {name: value.clone() for name, value in model.tensors().items()}
-    known, users, trained, count = model.vocabulary, model.users, model.cut, model.num_items
-    try:
-        return _go_on(model, context, cut, before)
-    except BaseException:  # what it has learned is not lost with the try
-        model.bind(Context(count, known, seed=context.seed, users=users))
-        model.load_tensors(before)
-        model.cut = trained
-        raise
+    return _go_on(model, context, cut, before)
 
 
 def _go_on(model: Any, context: Context, cut: Cut, before: dict[str, Tensor]) -> str:

@@ -22,6 +22,7 @@ from recsys.objectives.softmax import FullSoftmax
 from recsys.recommender import Recommender
 from recsys.saved import load_run
 from recsys.train.fit import fit
+from recsys.train.settings import Stage
 from recsys.train.warm import merged
 
 QUIET = {"progress": False, "batch_size": 32}
@@ -199,6 +200,26 @@ def test_a_part_that_cannot_be_carried_over_is_named(small):
         fit(model, walks(names(12)), epochs=0, **QUIET)
     assert weights(model) == before and model.cut == cut and model.num_items == 10 and model.learned
     fit(model, walks(names(12)), epochs=0, init="fresh", **QUIET)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"metric": "ndcg@500"},
+        {"stages": [Stage(1), Stage(1, losses=["nope"])]},
+        {"stages": [Stage(1, losses=["loss.nope"])], "batch_size": 0},
+        {"folder": "file/run"},
+    ],
+)
+def test_k5_a_refused_fit_leaves_what_was_learned(small, tmp_path, monkeypatch, wrong):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("no folder")
+    model = trained(small)
+    before, cut = weights(model), model.cut
+    with pytest.raises((ValueError, OSError)):
+        fit(model, walks(names(4)), **{"epochs": 1, **QUIET, **wrong})
+    assert weights(model) == before and model.cut == cut and model.num_items == 10 and model.learned
+    assert model.recommend([["p01", "p09"]], 3).items
 
 
 @pytest.mark.parametrize("trainable", [False, True])
