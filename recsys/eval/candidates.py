@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -244,6 +244,7 @@ def choose_candidates(candidates: Any, denied: np.ndarray | None, scorer: Scorer
     """
     part: Any = scorer.part
     num_items = scorer.num_items
+    candidates = list(candidates) if isinstance(candidates, Iterator) else candidates
     if isinstance(candidates, str) and candidates == "all":
         return Pool(np.arange(1, num_items + 1), scorer, "", denied)
     if isinstance(candidates, str):
@@ -282,6 +283,7 @@ def choose_denied(deny: Any, scorer: Scorer) -> tuple[np.ndarray | None, Listed 
     if isinstance(deny, str):
         raise TypeError(f"deny is a list of raw ids, and {deny!r} is one id: pass [{deny!r}]")
     items = vocabulary_of(scorer, "deny")
+    deny = list(deny) if isinstance(deny, Iterator) else deny
     if is_per_user(deny):
         listed = Listed.read(deny, scorer.part, items, "deny")  # type: ignore[arg-type]
         unknown, count = listed.unknown, listed.unknown + len(listed.rows)

@@ -147,6 +147,14 @@ def test_k12_users_without_candidates_are_left_out_and_counted() -> None:
         assert report.columns["user"].tolist() == [0, 1, 2, 3] and report.meta["users_without_targets"] == 2
 
 
+def test_k12_lists_may_come_one_by_one() -> None:
+    model, split, lists = case(3)
+    settings: dict[str, Any] = {"exclude": "none", "progress": False}
+    plain = rs.evaluate(model, split.test, candidates=lists, deny=lists[:1] * 6, **settings)  # type: ignore[arg-type]
+    given = {"candidates": (one for one in lists), "deny": iter(lists[:1] * 6)}
+    assert rs.evaluate(model, split.test, **given, **settings).means() == plain.means()  # type: ignore[arg-type]
+
+
 def test_k12_unknown_ids_are_counted() -> None:
     model, split, lists = case(3)
     plain = rs.evaluate(model, split.test, candidates=lists, exclude="none", progress=False)  # type: ignore[arg-type]
