@@ -333,12 +333,12 @@ def _learn(run: _Request) -> Fitted:
     identity = run.identity({"settings": {name: getattr(settings, name) for name in ("seed", "metric", "exclude")}})
     if run.folder is not None:
         run.folder.resumable(identity, False if settings.resume is False else "auto")
+    validation = Validation(run.split, settings)
     began = time.monotonic()
     known = run.model.learned or run.model.vocabulary is not None
     run.model.learn(run.context())
     run.model.learned, run.model.cut = True, run.split.cut
     record: dict[str, Any] = {"epoch": 1, "stage": 0, "seconds": round(time.monotonic() - began, 3)}
-    validation = Validation(run.split, settings)
     best: dict[str, Any] = {"metric": metric, "value": None, "epoch": 1, "stage": 0}
     if validation.enabled:
         best["value"] = record[metric] = validation(run.model, metric)

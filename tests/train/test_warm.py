@@ -222,6 +222,15 @@ def test_k5_a_refused_fit_leaves_what_was_learned(small, tmp_path, monkeypatch, 
     assert model.recommend([["p01", "p09"]], 3).items
 
 
+def test_k7_a_counted_model_is_refused_before_it_is_counted(small):
+    model = rs.EASE()
+    fit(model, small, **QUIET)
+    before = weights(model)
+    with pytest.raises(ValueError, match="500"):
+        fit(model, walks(names(4)), metric="ndcg@500", **QUIET)
+    assert weights(model) == before and model.num_items == 10
+
+
 @pytest.mark.parametrize("trainable", [False, True])
 def test_texts_place_new_items_and_old_vectors_stay(small, tmp_path, trainable):
     random = np.random.default_rng(0)
