@@ -97,9 +97,11 @@ def _listed(path: Path) -> list[str]:
         if path.suffix == ".txt":
             return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         if path.suffix in (".csv", ".tsv"):
-            table = pl.read_csv(path, separator="\t" if path.suffix == ".tsv" else ",", infer_schema=False)
+            table = pl.read_csv(path, separator="\t" if path.suffix == ".tsv" else ",", infer_schema=False, glob=False)
         else:
-            table = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_ndjson(path)
+            table = (
+                pl.read_parquet(path, glob=False) if path.suffix == ".parquet" else pl.read_ndjson(path.read_bytes())
+            )
         if "item" not in table.columns and table.width != 1:
             raise DataError(f"{path} has the columns {', '.join(table.columns)}: name the one of item ids item")
         column = table["item"] if "item" in table.columns else table.to_series(0)

@@ -52,6 +52,7 @@ def scan_atomic_text(path: str | Path) -> pl.LazyFrame:
     names = list(read_header(path))
     return pl.scan_csv(
         path,
+        glob=False,
         separator="\t",
         has_header=False,
         skip_rows=1,

@@ -130,9 +130,9 @@ def open_table(path: Path | Frame, format: str, options: TextOptions, wanted: Se
     if format == "csv":
         return Table(scan_text(path, options, wanted), _POSITIONAL, frozenset({"user", "item"}))
     if format == "parquet":
-        return Table(plain_names(pl.scan_parquet(path)), _POSITIONAL)
+        return Table(plain_names(pl.scan_parquet(path, glob=False)), _POSITIONAL)
     if format == "ndjson":
-        return Table(plain_names(pl.scan_ndjson(path, infer_schema_length=1000)), _POSITIONAL)
+        return Table(plain_names(pl.scan_ndjson(glob.escape(str(path)), infer_schema_length=1000)), _POSITIONAL)
     if format == "atomic":
         return _open_atomic(path)
     both = frozenset({"user", "item"})
@@ -155,7 +155,12 @@ def scan_text(path: Path, options: TextOptions, wanted: Sequence[str] = ()) -> p
     """
     separator = _separator(path, options, wanted)
     frame = pl.scan_csv(
-        path, separator=separator, has_header=options.header, infer_schema=False, quote_char=options.quote or None
+        path,
+        separator=separator,
+        has_header=options.header,
+        infer_schema=False,
+        quote_char=options.quote or None,
+        glob=False,
     )
     if options.header:
         return plain_names(frame)
@@ -282,7 +287,7 @@ def _open_sequences(path: Path) -> pl.LazyFrame:
 
 def _fields_of_lines(path: Path) -> pl.LazyFrame:
     """A column ``fields``: what stands between blanks, per line."""
-    lines = pl.scan_csv(path, separator="\x01", has_header=False, infer_schema=False, quote_char=None)
+    lines = pl.scan_csv(path, separator="\x01", has_header=False, infer_schema=False, quote_char=None, glob=False)
     return lines.select(pl.nth(0).str.extract_all(r"\S+").alias("fields"))
 
 

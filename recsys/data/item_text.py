@@ -6,6 +6,7 @@ with ", ", numbers written out, what is missing is "".
 
 from __future__ import annotations
 
+import glob
 import gzip
 import io
 import json
@@ -130,9 +131,9 @@ class ItemFile:
             return self.path.table.collect()
         format = self.kind
         if format == "parquet":
-            return pl.read_parquet(self.path)
+            return pl.read_parquet(self.path, glob=False)
         if format == "ndjson":
-            return pl.scan_ndjson(self.path, infer_schema_length=1000).collect()
+            return pl.scan_ndjson(glob.escape(str(self.path)), infer_schema_length=1000).collect()
         if format == "atomic":
             return scan_atomic_text(self.path).collect()
         if format == "json":

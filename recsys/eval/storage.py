@@ -72,7 +72,7 @@ def _read_parquet(path: Path) -> tuple[dict[str, np.ndarray], str]:
     import polars
 
     text = polars.read_parquet_metadata(path)[_KEY]
-    table = polars.read_parquet(path)
+    table = polars.read_parquet(path, glob=False)
     return {name: table[name].to_numpy() for name in table.columns}, text
 
 

@@ -214,7 +214,7 @@ class Bundle:
             import polars as pl
 
             with reading(path, "export it again"):
-                _, *columns = pl.read_parquet(path)  # the first one holds the raw ids
+                _, *columns = pl.read_parquet(path, glob=False)  # the first one holds the raw ids
                 written = int(self.manifest.get("num_items", self.model.num_items))
                 if any(len(column) != written for column in columns) or written > self.model.num_items:
                     raise ValueError(f"it has other rows than the {written:,} items")

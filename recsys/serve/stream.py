@@ -7,6 +7,7 @@ a large file of events is read several times, each time keeping the users of one
 
 from __future__ import annotations
 
+import glob
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -135,7 +136,7 @@ def recommend_file(
             raise DataError("the file holds no users: nothing to recommend")
         with _writing(out):
             files = sorted(parts.glob("*.parquet"))
-            replace(out, lambda partial: pl.scan_parquet(files).sink_parquet(partial))
+            replace(out, lambda partial: pl.scan_parquet(files, glob=False).sink_parquet(partial))
     report = FileReport(**counts, seconds=time.monotonic() - started)
     notes = [str(report)] if report.fallbacks or report.unknown_items else []
     for note in (*Shown(unknown={name: told[name] for name in told if lists[name]}).notes("catalogue"), *notes):
@@ -209,9 +210,9 @@ def _open(path: Path, bundle: Bundle) -> tuple[int | None, Iterator[pl.DataFrame
         raise ValueError(f"{path.name} must end in one of {', '.join(FORMATS)}")
     try:
         if form == "csv":
-            table = pl.scan_csv(path, separator="\t" if path.suffix == ".tsv" else ",", infer_schema=False)
+            table = pl.scan_csv(path, separator="\t" if path.suffix == ".tsv" else ",", infer_schema=False, glob=False)
         else:
-            table = pl.scan_parquet(path) if form == "parquet" else pl.scan_ndjson(path)
+            table = pl.scan_parquet(path, glob=False) if form == "parquet" else pl.scan_ndjson(glob.escape(str(path)))
         table = plain_names(table)
         schema = table.collect_schema()
         rows = int(table.select(pl.len()).collect().item())

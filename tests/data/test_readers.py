@@ -8,6 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from recsys.data.atomic import write_atomic
+from recsys.data.dataset import Dataset
 from recsys.data.events import MISSING_TIME, take_ids
 from recsys.data.formats import TextOptions
 from recsys.data.readers import Source
@@ -364,3 +366,17 @@ def test_times_may_begin_after_many_empty_ones(put, time):
     path = put("late.csv", "user,item,time\n" + "1,2,\n" * 1200 + f"1,3,{time}\n")
     events = read(path, columns={"time": "time"})
     assert events.time[-1] == 1_600_000_000_000 and (events.time[:-1] == MISSING_TIME).all()
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "ndjson", "inter"])
+def test_a_file_whose_name_looks_like_a_pattern_is_read_itself(tmp_path, ending):
+    for name, item in (("log1", "other"), ("log[1]", "own")):
+        path = tmp_path / f"{name}.{ending}"
+        table = pl.DataFrame({"user_id": ["u", "u", "v"], "item_id": [item] * 3, "timestamp": [1e9, 2e9, 3e9]})
+        if ending == "inter":
+            write_atomic(table, path, {"user_id": "token", "item_id": "token", "timestamp": "float"})
+        else:
+            getattr(table, {"csv": "write_csv", "parquet": "write_parquet", "ndjson": "write_ndjson"}[ending])(path)
+    columns = {"user": "user_id", "item": "item_id", "time": "timestamp"}
+    data = Dataset.scan(tmp_path / f"log[1].{ending}", **columns)
+    assert data.prepare(tmp_path / "cache").items.ids.tolist() == ["own"]

@@ -188,3 +188,10 @@ def test_hostile_14_a_report_that_is_not_whole_does_not_load(report, tmp_path, h
     write_table(tmp_path, columns, facts)
     with pytest.raises(DataError, match=str(tmp_path)):
         Report.load(path)
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_is_read_itself(report, tmp_path):
+    report.save(tmp_path / "run[1]")
+    other = {**report.columns, "ndcg@10": np.zeros(report.users)}
+    Report(report.meta, other, report.aggregates).save(tmp_path / "run1")
+    assert Report.load(tmp_path / "run[1]").mean("ndcg@10") == report.mean("ndcg@10") > 0
