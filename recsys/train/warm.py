@@ -85,7 +85,8 @@ def begin(model: Any, context: Context, cut: Cut, init: str, before: dict[str, T
 
 def _go_on(model: Any, context: Context, cut: Cut, before: dict[str, Tensor]) -> str:
     known, users, trained = model.vocabulary, model.users, model.cut
-    if trained is not None and trained.digest == cut.digest:
+    grown = known is not None and context.vocabulary is not None and known.digest != context.vocabulary.digest
+    if trained is not None and trained.digest == cut.digest and not grown:  # else it took items in after training
         model.bind(context)
         model.load_tensors(before)
         _carry(model, before, Change(True, np.arange(context.num_items + 1), context))

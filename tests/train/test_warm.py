@@ -312,6 +312,19 @@ def test_what_was_learned_before_stays_known(small):
     assert model.cut == longer.cut
 
 
+def test_a_model_that_took_items_in_goes_on_with_the_split_that_it_learned(tmp_path):
+    split, dim = walks(names(8)), 8
+    Vectors.of(names(10), np.random.default_rng(0).normal(size=(10, dim)).astype(np.float32)).save(tmp_path / "vectors")
+    model = Recommender(TextItems(dim, str(tmp_path / "vectors")), tiny().encoder, FullSoftmax())
+    fit(model, split, epochs=1, **QUIET)
+    learned = {name: value.clone() for name, value in model.named_parameters()}
+    model.add_items(names(2, first=8))
+    fit(model, split, epochs=0, validate_every=0, **QUIET)
+    assert model.num_items == 8 and model.vocabulary.digest == split.items.digest
+    for name, value in model.named_parameters():
+        assert torch.equal(value, learned[name]), name
+
+
 def test_going_on_with_data_that_may_have_been_learned_is_warned_of():
     model = trained(cycles(users=15))
     with pytest.warns(DataWarning, match="cannot be told"):
