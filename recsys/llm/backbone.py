@@ -49,6 +49,7 @@ class Backbone(nn.Module):
         merged: the saved form of a backbone whose adapters were merged; set by :meth:`merge`, not by hand.
 
     Raises:
+        TypeError: ``adapt`` is one name, not a list of them.
         ValueError: a number or choice out of range, or a config dict without ``model_type``.
     """
 
@@ -72,6 +73,8 @@ class Backbone(nn.Module):
         for name, value, known in (("drop", drop, DROPS), ("dtype", dtype, DTYPES)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, found {value!r}")
+        if isinstance(adapt, str):
+            raise TypeError(f"adapt is a list of names of linear layers, found {adapt!r}: put it in []")
         if isinstance(model, dict) and "model_type" not in model:
             raise ValueError(f'a config dict names its model_type, such as "llama"; found only {sorted(model)}')
         if (layers is not None and layers < 1) or rank < 0 or not 0 <= dropout < 1:
@@ -203,6 +206,8 @@ class Backbone(nn.Module):
         )
         try:
             peft.inject_adapter_in_model(config, self.body)
+            if any("lora_embedding_" in name for name, _ in self.body.named_parameters()):
+                raise ValueError("a table of tokens is none, and items do not pass it")
             for name, value in self.body.named_parameters():
                 if "lora_" in name:
                     value.data = value.data.float()  # small steps need more digits than a base may have

@@ -58,3 +58,17 @@ def test_too_many_events_for_memory_say_so_first(context: Context, monkeypatch: 
     monkeypatch.setattr("recsys.data.cooccurrence.EVENT_BYTES", 1e15)
     with pytest.raises(MemoryError, match="max_history"):
         ItemKNN(4).learn(context)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_k8_a_short_list_begins_the_long_one_behind_the_neighbours_too(context: Context, k: int) -> None:
+    model = ItemKNN(k)
+    model.learn(context)
+    histories = [[f"i{row}"] for row in range(1, context.num_items + 1)]
+    longest = model.recommend(histories, k=context.num_items)
+    scores = model.scores(histories)
+    for cut in range(1, context.num_items):
+        assert [one[:cut] for one in longest.items] == model.recommend(histories, k=cut).items
+    for row, own in enumerate(longest.rows):
+        seen = [item - 1 for item in own if item]
+        assert seen == sorted(seen, key=lambda column: (-scores[row, column], column))

@@ -716,3 +716,14 @@ def test_heads_weigh_targets_as_the_objective_does(teacher: str) -> None:
         batch = step.batch.replace(extra={**step.batch.extra, "importance": importance})
         found.append(model.auxiliaries[0](replace(step, batch=batch))["supervision"])
     torch.testing.assert_close(found[1], 3 * found[0])
+
+
+@pytest.mark.parametrize("adapt", ["gate_proj", "all-linear"])
+def test_index_f4_one_name_is_no_list_of_layers(adapt: str) -> None:
+    with pytest.raises(TypeError, match="list"):
+        Backbone(TINY, adapt=adapt)
+
+
+def test_index_f4_a_table_of_tokens_is_no_linear_layer() -> None:
+    with pytest.raises(ValueError, match="linear"):
+        Backbone(TINY, adapt=["embed_tokens"]).bind()

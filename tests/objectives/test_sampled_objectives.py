@@ -17,7 +17,7 @@ from recsys.items import IdItems
 from recsys.nn.scoring import score_ids
 from recsys.objectives.bce import BCE
 from recsys.objectives.gbce import GBCE, beta
-from recsys.objectives.sampled import SampledSoftmax
+from recsys.objectives.sampled import SampledSoftmax, Scored
 from recsys.objectives.softmax import FullSoftmax
 from recsys.seams import Context, Encoded
 
@@ -188,3 +188,22 @@ def test_scores_of_few_items_do_not_depend_on_the_chunk(wide: bool, monkeypatch:
 def test_settings_that_mean_nothing_are_refused(make: Callable[[], nn.Module]) -> None:
     with pytest.raises(ValueError, match="found"):
         make()
+
+
+def test_g3_the_loss_of_gbce_has_no_floor():
+    scores = torch.tensor([-10.0, -40.0], requires_grad=True)
+    found = Scored(scores, torch.full((2, 1), -torch.inf))
+    losses = GBCE(0.75).of_scores(found, 101)
+    power = beta(0.75, 1, 101)
+    assert losses.tolist() == pytest.approx([power * 10 / 2, power * 40 / 2], rel=1e-4)
+    losses.sum().backward()
+    assert scores.grad.tolist() == pytest.approx([-power / 2] * 2, rel=1e-4)
+
+
+def test_g2_a_negative_is_never_the_target():
+    _, batch, _ = problem()
+    targets = batch.flatten(batch.targets)
+    targets = targets[targets > 0]
+    ids, counts = UniformNegatives(300, per="position").sample(batch, targets, NUM_ITEMS, generator()).for_targets()
+    assert ids.min() >= 1 and ids.max() <= NUM_ITEMS
+    assert not ((ids == targets[:, None]) & counts).any()
