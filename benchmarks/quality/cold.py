@@ -76,8 +76,8 @@ def measured(folders: list[Path]) -> dict[str, Any]:
     from recsys.eval.statistics import bootstrap_interval
 
     report = averaged(folders)
-    seeds = np.array([Report.load(folder).mean(METRIC) for folder in folders])
-    candidates = Report.load(folders[0]).columns["candidates"]
+    seeds = np.array([Report.load(folder, only=[METRIC]).mean(METRIC) for folder in folders])
+    candidates = Report.load(folders[0], only=[METRIC]).columns["candidates"]
     low, high = bootstrap_interval(report.columns[METRIC][:, None])[0].tolist()
     users = (low, high)
     found = {

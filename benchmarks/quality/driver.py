@@ -225,7 +225,7 @@ def keep(run: Path, folder: Path) -> None:
 
     if run == folder:
         return
-    report = Report.load(run)
+    report = Report.load(run, only=PAIRED)
     few = ("candidates",) if "num_candidates" in report.meta else ()  # cold.py tells chance by them
     columns = {name: report.columns[name] for name in ("user", *few, *PAIRED)}
     known = read_table(folder)[0] if (folder / "per_user.parquet").is_file() else {}
@@ -237,7 +237,7 @@ def averaged(paths: Sequence[Path]) -> Any:
     """One report whose metrics are, user by user, the means over the reports in ``paths``."""
     from recsys.eval.report import Report
 
-    reports = [Report.load(path) for path in paths]
+    reports = [Report.load(path, only=PAIRED) for path in paths]
     first = reports[0]
     for report in reports[1:]:
         if (

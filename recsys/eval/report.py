@@ -174,8 +174,11 @@ class Report:
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> Report:
+    def load(cls, path: str | Path, only: Sequence[str] | None = None) -> Report:
         """The report in a run folder, or in a ``per_user.parquet`` file.
+
+        Args:
+            only: the metrics to read; of a table that was cut down to these and the users nothing else is expected.
 
         A report of version 1 in which targets repeat an excluded history says ``exclude="history-except-targets"``
         from now on, for that is the rule by which they were ranked.
@@ -188,8 +191,11 @@ class Report:
             found = facts["meta"]["version"]
             if found not in (1, VERSION):
                 raise DataError(f"{path} is a report of version {found}, this library reads {VERSION}: evaluate again")
-            report = cls(_current(facts["meta"]), columns, dict(facts["aggregates"]), seed=int(facts["seed"]))
-            report._check()
+            meta = _current(facts["meta"]) | ({} if only is None else {"metrics": list(only)})
+            report = cls(meta, columns, dict(facts["aggregates"]), seed=int(facts["seed"]))
+            report._check((*_COLUMNS, *report.metrics) if only is None else ("user", *only))
+            if only is None:
+                report.header(), report.groupings(), report.primary()
             return report
 
     @classmethod
@@ -272,16 +278,14 @@ class Report:
         low, high = self.interval(name)
         return f"{number(self.mean(name))} [{number(low)}, {number(high)}]"
 
-    def _check(self) -> None:
+    def _check(self, needed: Sequence[str]) -> None:
         """Raise unless a file held a whole report: every fact that is printed or compared, and a number per user."""
-        needed = (*_COLUMNS, *self.metrics)
         if lacking := [*(name for name in needed if name not in self.columns), *(set(_FACTS) - set(self.meta))]:
             raise ValueError(f"it lacks {', '.join(sorted(map(str, lacking)))}")
         if odd := [name for name in needed if self.columns[name].dtype.kind not in "biuf"]:
             raise ValueError(f"its columns {', '.join(odd)} do not hold numbers")
         if self.users != self.meta["users"]:
             raise ValueError(f"it has {self.users:,} rows for {self.meta['users']:,} users")
-        self.header(), self.groupings(), self.primary()
         for value in self.aggregates.values():
             number(value)
 
