@@ -308,6 +308,8 @@ class Recommender(Ranker):
                 f"{type(self.items).__name__} has no vectors for items that training never saw: use TextItems, or "
                 "train on data that hold them"
             )
+        if not len(ids):
+            return
         grown = self.vocabulary.extended(ids)
         new = grown.raw(np.arange(self.num_items + 1, self.num_items + 1 + len(ids))).tolist()
         if vectors is not None and not isinstance(vectors, Vectors):

@@ -279,7 +279,7 @@ class Bundle:
             raise ValueError(f"{type(self.model).__name__} cannot take items that came after training: fit it again")
         before = self.model.num_items
         add(ids, vectors)
-        if self.index is not None:
+        if self.index is not None and self.model.num_items > before:
             new = self.vocabulary_of_model.raw(np.arange(before + 1, self.model.num_items + 1))
             held = new[self.index.slots.find(new) >= 0]  # put there by hand
             if len(held):

@@ -366,6 +366,8 @@ def test_k11_items_after_training_are_recommended(texts: Recommender, tmp_path, 
         assert top.unknown.tolist() == [0, 0, 0], "new items are read"
         assert [one for one, _ in served.similar(["new2"], 3)[0]] == [one for one, _ in texts.similar(["new2"], 3)[0]]
         assert served.recommend(histories, 2, allow=["new1", "new2"]).rows.min() > 60
+    bundle.add_items([])  # nothing new
+    assert texts.num_items == 62
     with pytest.raises(DataError, match="already"):
         texts.add_items(["new1"])
     with pytest.raises(KeyError, match="nobody"):
