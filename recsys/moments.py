@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from recsys.data.times import MILLISECONDS, detect_unit
 from recsys.errors import DataError, DataWarning
 
-UNITS = {"ns": (1, 1_000_000), "us": (1, 1_000), "ms": (1, 1), "s": (1_000, 1)}  # in milliseconds: times, over
+UNITS = {unit: MILLISECONDS[unit] for unit in ("ns", "us", "ms", "s")}
 FAR = 10 * 365 * 86_400_000  # milliseconds from the newest training event that make a time doubtful
 _NUMBER = re.compile(r"[+-]?\d{5,}(\.\d*)?")
 _NOT_A_TIME = np.iinfo(np.int64).min
@@ -44,8 +45,6 @@ def moments(lists: Sequence[Any], units: Sequence[str | None]) -> list[np.ndarra
         values = _scaled(values, chosen, unit)
     open_ = ~told & ~given
     if open_.any():
-        from recsys.data.columns import detect_unit
-
         values = _scaled(values, open_, detect_unit(values[open_].astype(np.float64)))
     return np.split(values.astype(np.int64), np.cumsum(lengths)[:-1]) if lengths else []
 

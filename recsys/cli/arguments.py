@@ -1,4 +1,4 @@
-"""Words of the command line to the typed arguments of a function, and to data sets and ids."""
+"""Words of the command line to the typed arguments of a function, and to splits and ids."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from recsys.errors import DataError
 
 if TYPE_CHECKING:
-    from recsys.data.dataset import Dataset
     from recsys.data.split import Split
     from recsys.data.vocabulary import Vocabulary
 
@@ -39,33 +38,11 @@ def parsed(function: Callable[..., Any], words: Sequence[str], program: str, mor
     return found[0]
 
 
-def data_set(
-    name: str, user: str | None = None, item: str | None = None, time: str | None = None, items: Path | None = None
-) -> Dataset:
-    """A data set by the name or path of its card, or the interactions in a file or a glob.
-
-    Raises:
-        ValueError: columns are named of a data set whose card knows them.
-        DataError: there is neither.
-    """
-    from recsys.data.cards import load, names
-    from recsys.data.dataset import Dataset
-
-    if name in names() or name.endswith(".toml"):
-        if any(column is not None for column in (user, item, time, items)):
-            raise ValueError(
-                f"the card of {name} says which columns are meant: leave --user, --item, --time and --items away"
-            )
-        return load(name)
-    if not _is_path(name):
-        return load(name)  # which names the nearest
-    return Dataset.scan(name, user=user, item=item, time=time, items=items)
-
-
 def saved_or_left_last(
     name: str, user: str | None = None, item: str | None = None, time: str | None = None, items: Path | None = None
 ) -> Split:
-    """A saved split by its folder, or a data set (see :func:`data_set`), split leave-last."""
+    """A saved split by its folder, or a data set (see :func:`recsys.data.cards.data_set`), split leave-last."""
+    from recsys.data.cards import data_set
     from recsys.data.split import LeaveLast, Split
 
     if Path(name).is_dir():
@@ -114,7 +91,3 @@ def _whole(word: str) -> Any:
     """An id of a catalogue of numbers; what is no number stays as it is, and is unknown."""
     text = word.strip()
     return int(text) if text.lstrip("-").isdecimal() and len(text) < 20 else word
-
-
-def _is_path(name: str) -> bool:
-    return any(mark in name for mark in ("/", "\\", ".", "*")) or Path(name).is_file()

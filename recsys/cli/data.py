@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from recsys.cli.arguments import data_set, saved_or_left_last
+from recsys.cli.arguments import saved_or_left_last
 
 if TYPE_CHECKING:
     from recsys.data.split import Split
@@ -51,6 +51,7 @@ def audit(
         save: folder to keep the split in, for embed, profiles, evaluate and your own recipes.
     """
     from recsys.data.audit import audit as find_leaks
+    from recsys.data.cards import data_set
     from recsys.data.split import Given, GlobalTime, LeaveLast
     from recsys.data.split import Split as Saved
 

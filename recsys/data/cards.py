@@ -201,6 +201,28 @@ def load(name: str | Path) -> Dataset:
     return Dataset.scan(**arguments, items=items, name=found.name, expected=fetched.layout.expected or None)
 
 
+def data_set(
+    name: str, user: str | None = None, item: str | None = None, time: str | None = None, items: Path | None = None
+) -> Dataset:
+    """A data set by the name or path of its card, or the interactions in a file or a glob.
+
+    Raises:
+        ValueError: columns are named of a data set whose card knows them.
+        DataError: there is neither.
+    """
+    from recsys.data.dataset import Dataset
+
+    if name in names() or name.endswith(".toml"):
+        if any(column is not None for column in (user, item, time, items)):
+            raise ValueError(
+                f"the card of {name} says which columns are meant: leave --user, --item, --time and --items away"
+            )
+        return load(name)
+    if not _is_path(name):
+        return load(name)  # which names the nearest
+    return Dataset.scan(name, user=user, item=item, time=time, items=items)
+
+
 def _all(layout: Layout, get: Callable[[Wanted], Got | None], wanted: Iterable[str]) -> dict[str, Got] | None:
     files: dict[str, Got] = {}
     for name in wanted:
@@ -318,3 +340,7 @@ def _line(text: str) -> str:
 def _nearest(word: str, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(choices), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _is_path(name: str) -> bool:
+    return any(mark in name for mark in ("/", "\\", ".", "*")) or Path(name).is_file()

@@ -20,7 +20,7 @@ def slow_epoch(model: Any, seconds_left: float, num_items: int) -> str | None:
         return None
     return (
         f"this epoch takes {_span(seconds_left)} more, as the full softmax scores all {num_items:,} items for every "
-        "target: objective=rs.SampledSoftmax() scores 256 sampled ones and needs about a tenth of that at 200,000 items"
+        "target: objective=rs.SampledSoftmax() scores a few hundred sampled ones instead"
     )
 
 

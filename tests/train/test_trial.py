@@ -272,8 +272,7 @@ def test_one_process_decides_when_to_save():
 
 
 def test_parts_of_this_package_are_not_tried(monkeypatch):
-    def run(self):
-        raise AssertionError("tried")
-
-    monkeypatch.setattr("recsys.train.trial._Trial.run", run)
+    tried = []
+    monkeypatch.setattr("recsys.train.trial._Trial.run", tried.append)
     fit(tiny(), cycles(20), epochs=1, progress=False)
+    assert not tried
