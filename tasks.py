@@ -64,10 +64,11 @@ def quickstart(envs: Path, fresh: bool, rest: list[str]) -> None:
 
 
 def test(envs: Path, fresh: bool, rest: list[str]) -> None:
-    """Install for development and run the tests."""
+    """Install for development and run the tests, as many at once as there are processors, each on one thread."""
     python = environment(envs / ".venv-test", fresh)
     install(python, "-e", ".[dev,text,llm]")
-    step("tests", [str(python), "-m", "pytest", "-q", *rest])
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    step("tests", [str(python), "-m", "pytest", "-q", "-n", "logical", "--dist", "worksteal", *rest])
 
 
 def check(envs: Path, fresh: bool, rest: list[str]) -> None:

@@ -8,21 +8,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LEAST = 8  # queries multiplied at a time: for fewer, libraries sum up in an order that differs from item to item
+EIGHT = 8  # queries multiplied at a time: libraries sum up the rest in an order that differs from item to item
+FEW, LARGE = 32, 1 << 14  # more queries than this over more items than that go as many eights at once, which is faster
 
 
 def products(queries: Tensor, vectors: Tensor, out: Tensor | None = None) -> Tensor:
     """(B, N) inner products of ``queries`` (B, D) and ``vectors`` (N, D), into ``out`` if that is given.
 
-    Equal vectors get equal numbers, also for one query alone: a product with a single vector, or with two or three,
-    goes through kernels in which the last bit depends on where an item stands.
+    Equal vectors get equal numbers, whoever asks beside them: in a product with a number of queries that is no multiple
+    of eight, the remaining ones go through kernels in which the last bit depends on where an item stands.
     """
     rows = len(queries)
-    if rows >= LEAST:
-        return torch.mm(queries, vectors.T) if out is None else torch.mm(queries, vectors.T, out=out)
-    padded = torch.cat([queries, queries.new_zeros(LEAST - rows, queries.shape[1])])
-    found = torch.mm(padded, vectors.T)[:rows]
-    return found if out is None else out.copy_(found)
+    size = EIGHT if not queries.is_cuda and (rows <= FEW or len(vectors) <= LARGE) else max(rows - rows % EIGHT, EIGHT)
+    if torch.is_grad_enabled() and (queries.requires_grad or vectors.requires_grad):
+        return torch.cat([torch.mm(_filled(some), vectors.T)[: len(some)] for some in queries.split(size)])
+    found = queries.new_empty(rows, len(vectors)) if out is None else out
+    for some, into in zip(queries.split(size), found.split(size)):
+        if len(some) % EIGHT:
+            into.copy_(torch.mm(_filled(some), vectors.T)[: len(some)])
+        else:
+            torch.mm(some, vectors.T, out=into)
+    return found
+
+
+def _filled(queries: Tensor) -> Tensor:
+    missing = -len(queries) % EIGHT
+    return torch.cat([queries, queries.new_zeros(missing, queries.shape[1])]) if missing else queries
 
 
 def inverse_norms(vectors: Tensor) -> Tensor:

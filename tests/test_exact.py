@@ -16,7 +16,7 @@ def test_index_f5_equal_vectors_get_equal_scores_alone_and_in_company(dim: int, 
     vectors, queries = torch.randn(items, dim, generator=generator), torch.randn(40, dim, generator=generator)
     vectors[-1] = vectors[items // 2] = vectors[0]
     whole = products(queries, vectors)
-    for count in range(1, 12):
+    for count in (*range(1, 34), 39, 40):
         found = products(queries[:count], vectors)
         assert torch.equal(found[:, 0], found[:, -1])
         assert torch.equal(found[:, 0], found[:, items // 2])

@@ -351,7 +351,7 @@ def test_foreign_folder_is_not_replaced(split: Split, tmp_path: Path) -> None:
         ({"max_history": 0}, ValueError), ({"limit": -1}, ValueError), ({"histories": 2}, ValueError),
         ({"columns": ["titel"]}, DataError),
     ],
-    ids=str,
+    ids=lambda value: value.__name__ if isinstance(value, type) else ", ".join(value),
 )  # fmt: skip
 def test_bad_input(split: Split, options: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
