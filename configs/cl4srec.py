@@ -23,8 +23,10 @@ from typing import Literal
 from sasrec import backbone
 
 import recsys as rs
-from recsys.augment.pairs import CL4SRec
-from recsys.augment.views import Crop, Mask, Reorder
+from recsys.augmentations.crop import Crop
+from recsys.augmentations.mask import Mask
+from recsys.augmentations.reorder import Reorder
+from recsys.auxiliaries.cl4srec import CL4SRec
 
 WEIGHTS = {"ml-100k": 0.001, "ml-1m": 0.001, "amazon-beauty": 0.001}
 

@@ -7,7 +7,7 @@ bit for bit.
 
 Knobs of Beauty are the authors' for it; their paper has no MovieLens, which gets those they have for Sports. A share of
 .7 is reordered, as in the authors' code; ``--reorder 0.2`` is that of their paper. Deviations (more in
-``recsys.augment.pairs.CoSeRec``): the loss is the full softmax instead of one negative per target; similarity is
+``recsys.auxiliaries.coserec.CoSeRec``): the loss is the full softmax instead of one negative per target; similarity is
 counted from the training rows and never mixed with the model's own, except with ``--warm-up 220``, the epoch from which
 the authors do so for Beauty (160 for Sports) and which their 300 epochs reach, ours with early stopping hardly; batch
 size, learning rate, width of the window and early stopping are the backbone's.
@@ -26,8 +26,8 @@ from sasrec import KNOBS as BACKBONE
 from sasrec import backbone
 
 import recsys as rs
-from recsys.augment.pairs import OPERATIONS, CoSeRec
-from recsys.augment.similar import EmbeddingSimilar, Hybrid, ItemCF
+from recsys.auxiliaries.coserec import OPERATIONS, CoSeRec
+from recsys.statistics.similarity import EmbeddingSimilar, Hybrid, ItemCF
 
 SPORTS: dict[str, Any] = {"substitute": 0.1, "insert": 0.4, "threshold": 4, "short": ("substitute", "insert", "mask")}
 BEAUTY: dict[str, Any] = {"substitute": 0.05, "insert": 0.5, "threshold": 12, "short": OPERATIONS}

@@ -23,7 +23,7 @@ from typing import Literal
 from sasrec import KNOBS, backbone
 
 import recsys as rs
-from recsys.augment.pairs import DuoRec
+from recsys.auxiliaries.duorec import DuoRec
 
 PUBLISHED = 0.1
 WEIGHTS = {  # what was searched and is not the published one

@@ -26,8 +26,8 @@ from typing import Any, Literal
 from sasrec import KNOBS, backbone
 
 import recsys as rs
-from recsys.augment.editor import Editor
-from recsys.augment.triplet import Topped, TripletContrast
+from recsys.auxiliaries.editor import Editor
+from recsys.auxiliaries.triplet import Topped, TripletContrast
 from recsys.train.settings import Stage
 
 

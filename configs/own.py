@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import recsys as rs
-from recsys.data.cards import data_set
+from recsys.cards.card import data_set
 from recsys.errors import DataError
 
 ALL_ITEMS = 20_000  # up to here the softmax is over all items, unless --loss says otherwise

@@ -20,7 +20,7 @@ import sasrec_ml100k
 import sigma
 
 import recsys as rs
-from recsys.objectives.reasoning import ProgressiveSoftmax, StepContrast, StepDiversity
+from recsys.auxiliaries.reasoning import ProgressiveSoftmax, StepContrast, StepDiversity
 
 SASREC = {"ml-100k": sasrec_ml100k.run, "ml-1m": sasrec_ml1m.run, "amazon-beauty": sasrec_beauty.run}
 

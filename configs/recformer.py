@@ -22,10 +22,10 @@ from typing import Any, Literal
 from text_items import USERS
 
 import recsys as rs
-from recsys.data.targets import OneTarget
+from recsys.auxiliaries.pretraining import RecformerPretraining
 from recsys.encoders.recformer import Recformer, RecformerItems
-from recsys.llm.pretraining import RecformerPretraining
 from recsys.llm.tokens import ItemTokens
+from recsys.targets.one_target import OneTarget
 
 
 def run(

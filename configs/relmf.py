@@ -15,8 +15,8 @@ from __future__ import annotations
 from typing import Literal
 
 import recsys as rs
-from recsys.baselines.relmf import RelMF
-from recsys.objectives.propensity import PopularityPropensity
+from recsys.recommenders.relmf import RelMF
+from recsys.weighting.propensity import PopularityPropensity
 
 
 def run(

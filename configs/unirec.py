@@ -5,7 +5,7 @@ the other encoders of our table; ``--loss bce`` trains each branch with one nega
 term, as the authors do. ``--no-enhanced`` leaves both enhancements out, ``--mode repo`` takes the authors' code at its
 word, ``--first-times own`` gives each branch its own clock in the first block as well. Our copies of ml-1m and
 amazon-beauty have no times, so there it ends with an error that says so; foursquare-nyc has them. Deviations: see
-:mod:`recsys.encoders.unirec` and :mod:`recsys.objectives.unirec`; batches of 128 instead of 512, windows that do not
+:mod:`recsys.encoders.unirec` and :mod:`recsys.auxiliaries.unirec`; batches of 128 instead of 512, windows that do not
 overlap, early stopping after ``patience`` epochs instead of 40.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import recsys as rs
-from recsys.objectives.unirec import ItemEnhancement, ProfileTerm, SequenceEnhancement, UniRecLoss
+from recsys.auxiliaries.unirec import ItemEnhancement, ProfileTerm, SequenceEnhancement, UniRecLoss
 
 KNOBS: dict[str, dict[str, Any]] = {
     "ml-100k": {"dropout": 0.3, "learning_rate": 2e-3, "windows": "sliding"},

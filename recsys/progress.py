@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
-from recsys.plain import printable
+from recsys.errors import printable
 
 FIRST_SECONDS, NEXT_SECONDS = 5.0, 20.0  # until the first line in a log, and between the others
 _TERMINAL_SECONDS = 0.2

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 import recsys as rs
-from recsys.data.targets import MaskedItems
+from recsys.auxiliaries.reasoning import ProgressiveSoftmax, StepContrast, StepDiversity
+from recsys.auxiliaries.unirec import UniRecLoss
 from recsys.encoders.bert4rec import BERT4Rec
 from recsys.encoders.gru4rec import GRU4Rec
 from recsys.encoders.mamba4rec import Mamba4Rec
 from recsys.encoders.rearec import ReaRec
 from recsys.encoders.sigma import SIGMA
 from recsys.encoders.unirec import UniRec
-from recsys.objectives.reasoning import ProgressiveSoftmax, StepContrast, StepDiversity
-from recsys.objectives.unirec import UniRecLoss
+from recsys.targets.masked_items import MaskedItems
 from recsys.testing import check_encoder, check_ranker, toy_split
 
 DIM, LENGTH = 16, 12

@@ -13,7 +13,7 @@ import pytest
 
 import recsys as rs
 from recsys import testing
-from recsys.ranker import Ranker
+from recsys.recommenders.base import Ranker
 
 MODULE = "somebody_elses_parts"
 SOURCE = '''
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from recsys.seams import Encoded
+from recsys.protocols import Encoded
 
 
 class GatedHistory(nn.Module):

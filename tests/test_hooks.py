@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cycles import cycles, plain, tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parent / "train"))
-from cycles import cycles, plain, tiny
-
 from recsys import hooks
-from recsys.augment.pairs import CL4SRec, CoSeRec, DuoRec
-from recsys.augment.triplet import TripletContrast
-from recsys.data.negatives import UniformNegatives
-from recsys.data.targets import NextItem
+from recsys.auxiliaries.cl4srec import CL4SRec
+from recsys.auxiliaries.coserec import CoSeRec
+from recsys.auxiliaries.duorec import DuoRec
+from recsys.auxiliaries.triplet import TripletContrast
 from recsys.encoders.sasrec import SASRec
-from recsys.items import IdItems
+from recsys.items.ids import IdItems
 from recsys.items.sums import SumItems
+from recsys.negatives.uniform import UniformNegatives
 from recsys.objectives.sampled import SampledSoftmax
 from recsys.objectives.softmax import FullSoftmax
-from recsys.parts import build, describe
-from recsys.recommender import Recommender
+from recsys.recommenders.composed import Recommender
+from recsys.storage.parts import build, describe
+from recsys.targets.next_item import NextItem
 from recsys.testing import check_ranker, toy_context
 from recsys.train.fit import fit
 

@@ -19,8 +19,8 @@ import pytest
 import torch
 
 import recsys as rs
-from recsys.ranker import History
-from recsys.train.recipe import find_recipe, load_recipe, recipe_names
+from recsys.recommenders.base import History
+from recsys.runs.recipe import find_recipe, load_recipe, recipe_names
 from recsys.train.update import Updater
 
 ITEMS, USERS, T0, DAY = 24, 30, 880_000_000, 86_400

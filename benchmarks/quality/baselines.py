@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import recsys as rs
-from recsys.parts import title
-from recsys.ranker import Ranker
+from recsys.recommenders.base import Ranker
+from recsys.storage.parts import title
 
 RESULTS = Path(__file__).parent / "results"
 

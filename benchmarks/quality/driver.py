@@ -184,7 +184,7 @@ class Work:
         return self.runs / data / f"{self.named(name)}-seed{seed}"
 
     def _reason(self, row: Row, data: str) -> str:
-        from recsys.train.recipe import find_recipe
+        from recsys.runs.recipe import find_recipe
 
         try:
             find_recipe(row.recipe_for(data))

@@ -8,7 +8,7 @@ Needs an environment with RecBole (``python3 tasks.py parity`` makes ``.venv-par
 
 RecBole trains it with its own loop on the training events, our evaluator ranks it. Everything that is no flag here is
 RecBole's default; batches of 512 rows instead of its 2,048 make more updates out of each of its slow epochs. The number
-of epochs is chosen on each user's last training event (see recsys.baselines.recbole).
+of epochs is chosen on each user's last training event (see recsys.recommenders.recbole).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 from typing import Literal
 
 import recsys as rs
-from recsys.baselines.recbole import RecBole
+from recsys.recommenders.recbole import RecBole
 
 
 def run(

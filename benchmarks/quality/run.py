@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from recsys.doctor import processor
+from recsys.cli.doctor import processor
 
 RESULTS = Path(__file__).parent / "results"
 METRICS = ("ndcg@10", "hr@10", "hr@20", "mrr@10", "coverage@10")

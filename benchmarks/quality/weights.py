@@ -23,10 +23,10 @@ from typing import Any
 from filelock import FileLock
 from run import RESULTS, write, write_text
 
-from recsys.data.batches import TrainBatches
-from recsys.doctor import processor
-from recsys.seams import Context, Step
-from recsys.train.recipe import find_recipe, load_recipe
+from recsys.cli.doctor import processor
+from recsys.protocols import Context, Step
+from recsys.runs.recipe import find_recipe, load_recipe
+from recsys.train.loader import TrainBatches
 from recsys.train.update import target_weight
 
 # Method -> what its recipe is called with, apart from weights, and the published weights.

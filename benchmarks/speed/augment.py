@@ -114,10 +114,15 @@ def contenders(device: str) -> dict[str, Callable[[], Any]]:
     import torch
 
     import recsys as rs
-    from recsys.augment.similar import ItemCF, nearest
-    from recsys.augment.views import Crop, DistinctPair, Insert, Mask, OneOf, Reorder, Substitute
+    from recsys.augmentations.choice import DistinctPair, OneOf
+    from recsys.augmentations.crop import Crop
+    from recsys.augmentations.insert import Insert
+    from recsys.augmentations.mask import Mask
+    from recsys.augmentations.reorder import Reorder
+    from recsys.augmentations.substitute import Substitute
     from recsys.data.batch import Batch
-    from recsys.seams import Context, Step
+    from recsys.protocols import Context, Step
+    from recsys.statistics.similarity import ItemCF, nearest
 
     context = Context(ITEMS, training=training())
     model = rs.Recommender(rs.IdItems(DIM, extra=2), rs.SASRec(DIM, 2, 2, max_length=LENGTH), rs.FullSoftmax())
@@ -165,9 +170,9 @@ def edit(model: Any, batch: Any, generator: Any, updates: int) -> Callable[[], A
     """One edit of all histories, by an editor that was taught for so many updates on a part of them."""
     import torch
 
-    from recsys.augment.corruption import corrupt
-    from recsys.augment.editor import Editor
-    from recsys.seams import Context
+    from recsys.augmentations.corruption import corrupt
+    from recsys.auxiliaries.editor import Editor
+    from recsys.protocols import Context
 
     model, editor = copy.deepcopy(model), Editor(DIM, decision="gumbel" if updates else "argmax")
     editor.bind(Context(ITEMS))

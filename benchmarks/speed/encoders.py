@@ -133,7 +133,7 @@ def measure(name: str, length: int, seconds: float, device: str) -> dict[str, An
 
     import recsys as rs
     from recsys.data.batch import Batch
-    from recsys.seams import Context, Step
+    from recsys.protocols import Context, Step
 
     encoder = encoders(length)[name]()
     rows = max(16, 6400 // length) * 2 if encoder.sees == "past" else 256
@@ -238,8 +238,8 @@ def reasoning(seconds: float, device: str) -> dict[str, Any]:
     from recsys.encoders.gru4rec import GRU4Rec
     from recsys.encoders.rearec import ReaRec
     from recsys.encoders.sasrec import SASRec
-    from recsys.items import IdItems
-    from recsys.seams import Context
+    from recsys.items.ids import IdItems
+    from recsys.protocols import Context
 
     found = {}
     ids = torch.randint(1, ITEMS + 1, (256, 50), generator=torch.Generator().manual_seed(0))

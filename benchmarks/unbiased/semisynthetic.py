@@ -35,7 +35,7 @@ from torch import Tensor
 from worlds import EXPOSURES, Clicks, World, draw, from_ratings, made_up
 
 import recsys as rs
-from recsys.doctor import processor
+from recsys.cli.doctor import processor
 
 RESULTS = Path(__file__).parent / "results"
 POWERS = (0.5, 1.0, 2.0, 3.0, 4.0)
@@ -224,12 +224,12 @@ def dcg(scores: Tensor, clicks: Clicks, k: int = 5, negatives: int = 100) -> Ten
 
 def simulation(seeds: int) -> list[str]:
     """Rel-MF against plain factorisation on the uniform part of AutoDebias' simulated data."""
-    from recsys.baselines.relmf import RelMF
     from recsys.data.split import Split
     from recsys.eval.statistics import bootstrap_interval
     from recsys.eval.unbiased import evaluate_uniform
-    from recsys.objectives.propensity import PopularityPropensity
-    from recsys.seams import Context
+    from recsys.protocols import Context
+    from recsys.recommenders.relmf import RelMF
+    from recsys.weighting.propensity import PopularityPropensity
 
     data = rs.load("simulation-unbiased")
     loaded = data.clean(min_rating=4).prepare()

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def doctor() -> None:
     """Print what a bug report needs: versions, processor, threads, GPU, folders."""
-    from recsys.doctor import examine
+    from recsys.cli.doctor import examine
 
     print(examine())
 
@@ -70,7 +70,7 @@ def _parse(arguments: list[str]) -> Callable[[], None]:
     if arguments[0] == "--version":
         return _version
     if arguments[0] not in COMMANDS:
-        from recsys.train.settings import closest
+        from recsys.errors import closest
 
         raise ValueError(f"there is no command {arguments[0]!r}; {closest(arguments[0], [*COMMANDS, 'fit'])}")
     command = COMMANDS[arguments[0]]

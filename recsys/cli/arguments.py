@@ -41,8 +41,8 @@ def parsed(function: Callable[..., Any], words: Sequence[str], program: str, mor
 def saved_or_left_last(
     name: str, user: str | None = None, item: str | None = None, time: str | None = None, items: Path | None = None
 ) -> Split:
-    """A saved split by its folder, or a data set (see :func:`recsys.data.cards.data_set`), split leave-last."""
-    from recsys.data.cards import data_set
+    """A saved split by its folder, or a data set (see :func:`recsys.cards.card.data_set`), split leave-last."""
+    from recsys.cards.card import data_set
     from recsys.data.split import LeaveLast, Split
 
     if Path(name).is_dir():

@@ -20,7 +20,7 @@ def fetch(name: Annotated[str, "positional"] = "ml-100k", /) -> None:
     Args:
         name: a data set that has a card, or the path of a card (.toml).
     """
-    from recsys.data.cards import fetch as fetch_card
+    from recsys.cards.card import fetch as fetch_card
 
     print(fetch_card(name))
 
@@ -50,8 +50,8 @@ def audit(
         drop_missing: drop (and count) events without a user, item or time, which are an error otherwise.
         save: folder to keep the split in, for embed, profiles, evaluate and your own recipes.
     """
+    from recsys.cards.card import data_set
     from recsys.data.audit import audit as find_leaks
-    from recsys.data.cards import data_set
     from recsys.data.split import Given, GlobalTime, LeaveLast
     from recsys.data.split import Split as Saved
 

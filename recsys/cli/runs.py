@@ -48,9 +48,9 @@ def evaluate(
         trust: modules outside recsys whose parts may be loaded; their code runs.
     """
     from recsys.eval.evaluate import evaluate as rank
-    from recsys.saved import load_run
+    from recsys.runs.read import load_run
+    from recsys.runs.split import split_of
     from recsys.train.results import renew
-    from recsys.train.splits import split_of
 
     model = load_run(run, importable(trust))
     found = split_of(run, model, split)
@@ -121,7 +121,7 @@ def show(run: Run, out: Path) -> None:
 
 def importable(trust: tuple[str, ...]) -> tuple[str, ...]:
     """``trust``, whose modules may lie in the working folder."""
-    from recsys.train.recipe import add_to_path
+    from recsys.runs.recipe import add_to_path
 
     if trust:
         add_to_path(Path.cwd())
@@ -130,11 +130,11 @@ def importable(trust: tuple[str, ...]) -> tuple[str, ...]:
 
 def _parse_fit(arguments: list[str]) -> Callable[[], Run]:
     """A recipe and its flags; the machine's flags (--out, --resume, --devices ...) are the same for all."""
-    from recsys.train.recipe import find_recipe, load_recipe
+    from recsys.runs.recipe import find_recipe, load_recipe
 
     parser = _machine()
     if not arguments or arguments[0] in ("-h", "--help"):
-        from recsys.train.recipe import recipe_names
+        from recsys.runs.recipe import recipe_names
 
         parser.print_help()
         print(f"\nrecipes that come with recsys: {', '.join(recipe_names())}")
@@ -167,9 +167,9 @@ def _parse_fit(arguments: list[str]) -> Callable[[], Run]:
 
 def _go_on_from(run: Run, start: Path) -> None:
     """Train what another run has learned instead of a new model, if it is the same kind of model."""
-    from recsys.parts import describe
-    from recsys.saved import load_run
-    from recsys.train.checkpoint import differences
+    from recsys.runs.checkpoint import differences
+    from recsys.runs.read import load_run
+    from recsys.storage.parts import describe
 
     wanted = describe(run.model)
     model = load_run(start, trust=_modules(wanted))  # the recipe has run their code already
@@ -220,7 +220,7 @@ def _machine() -> argparse.ArgumentParser:
 
 def _called(path: Path) -> str:
     """What a recipe is called: the one of a run by the name of its folder."""
-    from recsys.train.recipe import KEPT
+    from recsys.runs.recipe import KEPT
 
     return path.resolve().parent.name if path.name == KEPT else path.stem
 

@@ -29,9 +29,9 @@ def export(
         split: folder of a saved split with the same items, instead of the run's own.
         trust: modules outside recsys whose parts may be loaded; their code runs.
     """
-    from recsys.saved import load_run
+    from recsys.runs.read import load_run
+    from recsys.runs.split import split_of
     from recsys.serve.bundle import export as write
-    from recsys.train.splits import split_of
 
     kind = None if index == "none" else index
     model = load_run(run, importable(trust))
@@ -65,7 +65,7 @@ def recommend(
         trust: modules outside recsys whose parts may be loaded; their code runs.
     """
     from recsys.serve.bundle import Bundle
-    from recsys.serve.stream import recommend_file
+    from recsys.serve.files import recommend_file
 
     loaded = Bundle.load(bundle, trust=importable(trust))
     lists = {"allow": raw_ids(allow, loaded.vocabulary), "deny": raw_ids(deny, loaded.vocabulary)}

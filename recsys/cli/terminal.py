@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recsys.errors import DataError
-from recsys.plain import printable
+from recsys.errors import DataError, printable
 
 _REWRITE = re.compile("\r?(\x1b\\[K)?")  # how a line of progress begins in a terminal
 
@@ -95,7 +94,7 @@ def told(error: BaseException, arguments: Sequence[str]) -> str:
 
 
 def _in_cache(name: Any) -> bool:
-    from recsys.data.fetch import cache_folder
+    from recsys.storage.cache import cache_folder
 
     try:
         return isinstance(name, (str, Path)) and Path(name).absolute().is_relative_to(cache_folder().absolute())

@@ -1,21 +1,21 @@
 """Cleaning steps over events and the report of what each one took away.
 
-Legend: E events. A step is a mask or an index over the events of :class:`~recsys.data.events.Events`; none loops over
-users. The order within one plan is: missing, duplicates, rating, longest users, k-core, history.
+Legend: E events. A step is a mask or an index over the events of :class:`~recsys.readers.events.Events`; none loops
+over users. The order within one plan is: missing, duplicates, rating, longest users, k-core, history.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from recsys.data.events import Events
 from recsys.data.repeats import kept_text, repeated_rows
-from recsys.data.times import moment, moments
 from recsys.errors import DataError
+from recsys.readers.events import Events, counted_missing, refuse_missing
+from recsys.readers.times import moment, moments
 
 DUPLICATES = ("all", "exact", "first", "last")
 
@@ -130,15 +130,10 @@ def drop_missing(events: Events, allowed: bool, report: CleaningReport) -> Event
     if not allowed:
         raise refuse_missing(counts, f"{len(events):,} events")
     keep = ~np.logical_or.reduce(list(masks.values()))
-    counted = _counted(counts)
+    counted = counted_missing(counts)
     if not keep.any():
         raise DataError(f"no event is left once missing values are dropped: {counted}. Are these the right columns?")
     return _step("missing", events, keep, report, counted)
-
-
-def refuse_missing(counts: Mapping[str, int], where: str) -> DataError:
-    """The error for events that lack what may not be missing: ``counts`` by role, of the events ``where`` says."""
-    return DataError(f"of {where} {_counted(counts)} (empty or null): .clean(drop_missing=True) drops and counts them")
 
 
 def note_repeats(plans: Sequence[Plan], events: Events, order: str, report: CleaningReport) -> None:
@@ -211,10 +206,6 @@ def _step(name: str, events: Events, keep: np.ndarray, report: CleaningReport, n
     left = events if keep.all() else events.take(keep)
     report.add(name, events.counts(), left.counts(), note)
     return left
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} without {role}" for role, count in counts.items())
 
 
 def _repeats(events: Events, order: str) -> tuple[np.ndarray, np.ndarray]:

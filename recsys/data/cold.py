@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from recsys.data.audit import Audit, Finding, audit
+from recsys.data.audit import audit
+from recsys.data.findings import Audit, Finding
 from recsys.data.prepared import Prepared
 from recsys.data.split import Split
 from recsys.errors import DataError

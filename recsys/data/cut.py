@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from recsys.data.prepared import blocks, spread
-
-if TYPE_CHECKING:
-    from recsys.data.split import HeldOut, Split
+from recsys.data.prepared import Prepared, blocks, spread
+from recsys.data.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -33,15 +31,22 @@ class Cut:
     stops: np.ndarray | None = field(default=None, compare=False, repr=False)  # (U,) int64: ``split.train_stop``
 
     @classmethod
-    def of(cls, split: Split) -> Cut:
-        """The cut of a split; reads every event once."""
-        names = (split.items, split.users)
-        catalogue, users = ("" if one is None else one.digest for one in names)
+    def of(
+        cls,
+        prepared: Prepared,
+        train_stop: np.ndarray,
+        valid_stop: np.ndarray,
+        items: Vocabulary | None,
+        users: Vocabulary | None,
+    ) -> Cut:
+        """The cut of ``prepared`` at the ends of training and validation (U,); reads every event once."""
+        catalogue, people = ("" if one is None else one.digest for one in (items, users))
         found = hashlib.blake2b(digest_size=16)
-        found.update(f"{split.prepared.fingerprint} {catalogue} {users} ".encode())
-        for stops in (split.train_stop, split.valid_stop):
+        found.update(f"{prepared.fingerprint} {catalogue} {people} ".encode())
+        for stops in (train_stop, valid_stop):
             found.update(np.ascontiguousarray(stops, dtype=np.int64).data)
-        return cls(split.prepared.fingerprint, catalogue, users, found.hexdigest(), _newest(split), split.train_stop)
+        newest = _newest(prepared, train_stop)
+        return cls(prepared.fingerprint, catalogue, people, found.hexdigest(), newest, train_stop)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the ends of training, as JSON."""
@@ -54,34 +59,13 @@ class Cut:
         return cls(**known, stops=stops)
 
 
-def trained_targets(trained: Cut, part: HeldOut) -> int | None:
-    """How many target events of ``part`` a model that learned from ``trained`` has seen; None if it cannot be told.
-
-    It can be told where both are cut from the same events, and where all targets are later than all training events.
-    """
-    if part.split is None:
-        return None
-    own = part.split.cut
-    same = (own.events, own.catalogue, own.users) == (trained.events, trained.catalogue, trained.users)
-    if own.digest == trained.digest:
-        return 0
-    if same and trained.stops is not None:
-        seen = np.minimum(part.target_stop, trained.stops[part.users]) - part.target_start
-        return int(np.maximum(seen, 0).sum())
-    times = part.prepared.times
-    if times is not None and trained.newest is not None and len(part):
-        _, targets = spread(part.target_start, part.target_stop)
-        if int(times[targets].min()) > trained.newest:
-            return 0
-    return None
-
-
-def _newest(split: Split) -> int | None:
-    times, training = split.prepared.times, split.train
-    if times is None or not training.num_events:
+def _newest(prepared: Prepared, train_stop: np.ndarray) -> int | None:
+    times, start = prepared.times, prepared.offsets[:-1]
+    lengths = train_stop - start
+    if times is None or not lengths.any():
         return None
     return max(
-        int(times[spread(training.start[users], training.stop[users])[1]].max())
-        for users in blocks(training.lengths)
-        if training.lengths[users].any()
+        int(times[spread(start[users], train_stop[users])[1]].max())
+        for users in blocks(lengths)
+        if lengths[users].any()
     )

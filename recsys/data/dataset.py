@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from recsys.data.clean import CleaningReport, Plan, apply, drop_missing, note_repeats
-from recsys.data.events import Events, compress, take_ids
-from recsys.data.formats import TextOptions
 from recsys.data.item_text import ItemFile, align, read_items
 from recsys.data.prepared import Prepared
-from recsys.data.readers import Source
-from recsys.data.times import DAY
 from recsys.data.vocabulary import Vocabulary, load_strings, save_strings
 from recsys.errors import DataError, DataWarning
-from recsys.folders import read_manifest, write_folder
 from recsys.progress import saying
+from recsys.readers.events import Events, compress, take_ids
+from recsys.readers.formats import TextOptions
+from recsys.readers.log import Source
+from recsys.readers.times import DAY
+from recsys.storage.folders import read_manifest, write_folder
 from recsys.storage.reading import reading
 
 if TYPE_CHECKING:

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recsys.data.atomic import scan_atomic_text
-from recsys.data.blanks import BLANKS
-from recsys.data.columns import find_column, plain_names
-from recsys.data.events import PLAIN_INTEGER
-from recsys.data.formats import TextOptions, detect_format, find_files, find_sources, head, scan_text
-from recsys.data.frames import Frame
-from recsys.data.readers import hash_files
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
+from recsys.readers.atomic import scan_atomic_text
+from recsys.readers.blanks import BLANKS
+from recsys.readers.columns import find_column, plain_names
+from recsys.readers.events import PLAIN_INTEGER
+from recsys.readers.formats import TextOptions, detect_format, find_files, find_sources, head, scan_text
+from recsys.readers.frames import Frame
+from recsys.readers.log import hash_files
 
 _ID_NAMES = ("item", "item_id", "movieId", "movie_id", "id", "itemId", "asin", "sku")
 _TITLE_NAMES = ("title", "movie_title", "name")

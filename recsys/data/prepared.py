@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from recsys.data.times import moments
 from recsys.errors import DataError
-from recsys.folders import read_manifest, write_folder
+from recsys.readers.times import moments
 from recsys.storage.arrays import read_array, write_array
+from recsys.storage.folders import read_manifest, write_folder
 from recsys.storage.reading import reading
 
 KIND = "recsys.prepared"

@@ -18,20 +18,21 @@ import numpy as np
 
 from recsys.data.batch import Batch
 from recsys.data.cut import Cut
+from recsys.data.findings import Audit
 from recsys.data.gather import available, check_needs, gather
 from recsys.data.prepared import Prepared, blocks, spread
 from recsys.data.splitters import Given as Given
 from recsys.data.splitters import GlobalTime as GlobalTime
 from recsys.data.splitters import LeaveLast as LeaveLast
 from recsys.data.splitters import Splitter
+from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
-from recsys.folders import read_manifest, write_folder
 from recsys.storage.arrays import read_array, write_array
+from recsys.storage.folders import read_manifest, write_folder
 from recsys.storage.reading import read_json, reading
 
 if TYPE_CHECKING:
-    from recsys.data.audit import Audit
-    from recsys.data.partners import SameItem
+    from recsys.data.findings import Audit
     from recsys.data.vocabulary import Vocabulary
 
 KIND = "recsys.split"
@@ -131,16 +132,6 @@ class Training:
         asked = np.where(stop > start, stop - 1, -1)
         return gather(self._prepared, users if rows is None else rows, users, start, stop, asked, needs)
 
-    def same_item(self) -> SameItem:
-        """Which training events have the same item; built once, when first asked for."""
-        return self._same_item
-
-    @cached_property
-    def _same_item(self) -> SameItem:
-        from recsys.data.partners import SameItem
-
-        return SameItem(self)
-
     @cached_property
     def _counts(self) -> np.ndarray:
         counts = np.zeros(self.num_items + 1, dtype=np.int64)
@@ -214,6 +205,28 @@ class HeldOut:
         owner, events = spread(self.target_start[index], self.target_stop[index])
         key = np.unique(owner * (self.num_items + 1) + self.prepared.items[events])
         return key // (self.num_items + 1), key % (self.num_items + 1)
+
+    def seen_by(self, trained: Cut) -> int | None:
+        """How many target events a model that learned from ``trained`` has seen; None if it cannot be told.
+
+        It can be told where both are cut from the same events, and where all targets are later than all training
+        events.
+        """
+        if self.split is None:
+            return None
+        own = self.split.cut
+        same = (own.events, own.catalogue, own.users) == (trained.events, trained.catalogue, trained.users)
+        if own.digest == trained.digest:
+            return 0
+        if same and trained.stops is not None:
+            seen = np.minimum(self.target_stop, trained.stops[self.users]) - self.target_start
+            return int(np.maximum(seen, 0).sum())
+        times = self.prepared.times
+        if times is not None and trained.newest is not None and len(self):
+            _, targets = spread(self.target_start, self.target_stop)
+            if int(times[targets].min()) > trained.newest:
+                return 0
+        return None
 
     def check(self) -> None:
         """Raise DataError unless every user's history and targets are events of that user, in this order, and every
@@ -292,7 +305,7 @@ class Split:
     @cached_property
     def cut(self) -> Cut:
         """Which events train, for telling this split from others of the same data."""
-        return Cut.of(self)
+        return Cut.of(self.prepared, self.train_stop, self.valid_stop, self.items, self.users)
 
     @cached_property
     def train(self) -> Training:
@@ -338,7 +351,6 @@ class Split:
             FileNotFoundError: there is no such folder.
             DataError: it is of another version, or damaged.
         """
-        from recsys.data.audit import Audit
         from recsys.data.vocabulary import Vocabulary
 
         folder, remedy = Path(folder), "delete it and split the data again"

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from recsys.data.prepared import Prepared
-from recsys.data.times import NANOSECONDS, moment, moments, shown
 from recsys.errors import DataError, LeakageError
+from recsys.readers.times import NANOSECONDS, moment, moments, shown
 
 
 class Splitter(Protocol):

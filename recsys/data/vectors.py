@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from recsys.data.blanks import stripped
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
-from recsys.folders import read_manifest, write_folder
+from recsys.readers.blanks import stripped
 from recsys.storage.arrays import read_array, write_array
 from recsys.storage.files import write_text
+from recsys.storage.folders import read_manifest, write_folder
 from recsys.storage.reading import outside
 
 KIND = "recsys.vectors"
@@ -76,7 +76,7 @@ class Vectors:
             DataError: an id occurs twice, the counts differ, or a value is not a finite number.
         """
         if array is None:
-            from recsys.data.frames import vectors_of
+            from recsys.readers.frames import vectors_of
 
             table, array = vectors_of(table, ids, columns)
         elif table is None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from recsys.data.batch import Batch
 from recsys.nn.dropout import Dropout
 from recsys.nn.gru import Steps, run_gru
-from recsys.seams import Context, Encoded, ItemTable
+from recsys.protocols import Context, Encoded, ItemTable
 
 
 class GRU4Rec(nn.Module):

@@ -22,7 +22,7 @@ from recsys.data.batch import Batch
 from recsys.nn.blocks import FeedForward
 from recsys.nn.dropout import Dropout
 from recsys.nn.mamba import Mamba
-from recsys.seams import Context, Encoded, ItemTable
+from recsys.protocols import Context, Encoded, ItemTable
 
 NORM_EPS = 1e-12
 READOUTS = ("wanted", "all")

@@ -3,7 +3,7 @@
 The state of a token is fed back as one more input, K times: r_0 is the encoder's own state, z_k = r_{k-1} + RPE_k and
 r_k the encoder's state of z_k behind the history and the earlier z. Ensemble reasoning (ERL) scores with the mean of
 r_0..r_K (``combine="mean"``), progressive reasoning (PRL) with r_K (``combine="last"``); their losses are in
-:mod:`recsys.objectives.reasoning`. What we do differently from the released code:
+:mod:`recsys.auxiliaries.reasoning`. What we do differently from the released code:
 
 - The mean of K + 1 states divides by K + 1, as the code does and the paper's equation does not.
 - Every token with a target reasons, not only the newest one of a prefix. Under ``LastItem`` that is the released
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from recsys.data.batch import PAD, Batch
 from recsys.errors import DataWarning
 from recsys.hooks import bind
-from recsys.seams import Context, Encoded, Encoder, ItemTable, Stepwise
+from recsys.protocols import Context, Encoded, Encoder, ItemTable, Stepwise
 
 COMBINE = ("mean", "last")
 CACHE = ("auto", "always", "never")

@@ -31,7 +31,7 @@ from recsys.data.batch import Batch
 from recsys.errors import DataError
 from recsys.nn.documents import Documents, TokenRows, distinct_rows, documents, newest_first
 from recsys.nn.longformer import Longformer, pretrained_longformer
-from recsys.seams import Change, Context, Encoded, Encoder, ItemTable
+from recsys.protocols import Change, Context, Encoded, Encoder, ItemTable
 
 EMPTY = ("zero", "start")
 POOLING = ("first", "mean")

@@ -43,7 +43,7 @@ from recsys.encoders.mamba4rec import (
 from recsys.nn.dropout import Dropout
 from recsys.nn.gru import Steps, run_gru
 from recsys.nn.mamba import Mamba
-from recsys.seams import Context, Encoded, ItemTable
+from recsys.protocols import Context, Encoded, ItemTable
 
 FLIPS = ("valid", "repo")
 GATES = ("repo", "clean")

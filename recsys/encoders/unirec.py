@@ -12,7 +12,7 @@ differ by up to .38, and by 1.4e-6 otherwise).
 What we do differently: scores of one user are mixed with that user's alone (both codes pair the maps of different
 users, so their scores depend on the batch); the noise on the scores is drawn in training only, with two trained scales
 for each block, not two for all; all branches share every weight but their clock's unless ``share_norms=False``, and the
-thinned history of :mod:`recsys.objectives.unirec` is read with the norms and score mixing of the first branch, where
+thinned history of :mod:`recsys.auxiliaries.unirec` is read with the norms and score mixing of the first branch, where
 the code has a third set; the first item read has waited 0 hours, not a year; a wait is of whole hours elapsed, theirs
 the difference of whole clock hours (one hour more for about half of all gaps); and the state that is scored, exported
 and indexed is the item half, summed over branches: the time half of the logit is the same for all candidates of a
@@ -32,10 +32,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.data.batch import PAD, Batch, Group
-from recsys.nn.clock import CalendarEncoder, IntervalEncoder
 from recsys.nn.dropout import Dropout
 from recsys.nn.initialise import initialise
-from recsys.seams import Context, Encoded, ItemTable
+from recsys.nn.time_encoding import CalendarEncoder, IntervalEncoder
+from recsys.protocols import Context, Encoded, ItemTable
 
 BRANCHES = ("calendar", "interval")
 FIRST_TIMES = ("calendar", "own")

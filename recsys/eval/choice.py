@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from recsys.eval.aggregates import Aggregate, Coverage, Gini
-from recsys.eval.metrics import MAP, MRR, NDCG, HitRate, Metric, Novelty, PopularityBias, Precision, Recall
+from recsys.eval.metrics.hit_rate import HitRate
+from recsys.eval.metrics.map import MAP
+from recsys.eval.metrics.mrr import MRR
+from recsys.eval.metrics.ndcg import NDCG
+from recsys.eval.metrics.novelty import Novelty
+from recsys.eval.metrics.popularity_bias import PopularityBias
+from recsys.eval.metrics.precision import Precision
+from recsys.eval.metrics.ranked import Metric
+from recsys.eval.metrics.recall import Recall
 
 METRICS: tuple[Metric, ...] = (
     HitRate(), Recall(), NDCG(), MRR(), MAP(), Precision(), Novelty(), PopularityBias(),

@@ -13,8 +13,8 @@ import numpy as np
 from recsys.eval.candidates import Lists, Pool
 from recsys.eval.choice import Choice
 from recsys.eval.listed import Listed
-from recsys.eval.metrics import Catalogue, Ranked
-from recsys.eval.ranking import Landed, Plan, rank_targets
+from recsys.eval.metrics.ranked import Catalogue, Ranked
+from recsys.eval.ranks import Landed, Plan, rank_targets
 from recsys.eval.scoring import Scorer
 
 

@@ -18,20 +18,20 @@ from recsys.eval.candidates import choose_candidates, choose_denied
 from recsys.eval.choice import choose
 from recsys.eval.collect import Collector
 from recsys.eval.leakage import check_leakage
-from recsys.eval.metrics import Metric
-from recsys.eval.ranking import Plan
+from recsys.eval.metrics.ranked import Metric
+from recsys.eval.ranks import Plan
 from recsys.eval.report import EXCLUDE, Report
 from recsys.eval.scoring import device_of as device_of
 from recsys.eval.scoring import scorer_of
 from recsys.eval.segments import popularity_thresholds
 from recsys.progress import Progress
 from recsys.randomness import numpy_generator
-from recsys.ranker import evaluating
+from recsys.recommenders.base import evaluating
 
 if TYPE_CHECKING:
     from recsys.data.split import HeldOut
     from recsys.data.vocabulary import Vocabulary
-    from recsys.ranker import Ranker
+    from recsys.recommenders.base import Ranker
 
 CUTS = (1, 5, 10, 20)
 MANY_MISSES = 0.01  # share of the targets that a rule makes misses, above which a warning says so

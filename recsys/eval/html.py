@@ -10,10 +10,10 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from recsys.errors import printable
 from recsys.eval.compare import Comparison
 from recsys.eval.report import Report, number
 from recsys.eval.storage import write_text
-from recsys.plain import printable
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; max-width: 76rem; margin: 2rem auto;

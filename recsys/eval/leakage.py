@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from recsys.data.cut import Cut, trained_targets
+from recsys.data.cut import Cut
 from recsys.errors import DataWarning, LeakageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def check_leakage(model: Any, part: HeldOut, leakage: str, stacklevel: int = 3) 
     cut: Cut | None = getattr(model, "cut", None)
     if cut is None or leakage == "allow":
         return
-    seen = trained_targets(cut, part)
+    seen = part.seen_by(cut)
     if seen is None:
         warnings.warn(
             f"whether the model was trained on targets of {part.name!r} cannot be told, for it learned from another "

@@ -23,16 +23,16 @@ from recsys.data.prepared import padded_blocks
 from recsys.eval.choice import choose
 from recsys.eval.evaluate import warn_of_repeats
 from recsys.eval.leakage import check_leakage
-from recsys.eval.metrics import Ranked
-from recsys.eval.ranking import TOKEN_BYTES, parse_memory
+from recsys.eval.metrics.ranked import Ranked
+from recsys.eval.ranks import TOKEN_BYTES, parse_memory
 from recsys.eval.report import EXCLUDE
 from recsys.eval.scoring import scorer_of
 from recsys.randomness import derive_seed, numpy_generator
-from recsys.ranker import evaluating
+from recsys.recommenders.base import evaluating
 
 if TYPE_CHECKING:
     from recsys.data.split import HeldOut
-    from recsys.ranker import Ranker
+    from recsys.recommenders.base import Ranker
 
 SEEDS = (1013, 2791, 4357, 6199, 7907)
 METRICS = ("ndcg", "hr", "mrr")

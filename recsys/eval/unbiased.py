@@ -23,17 +23,17 @@ import torch
 
 from recsys.data.prepared import padded_blocks
 from recsys.errors import DataError
-from recsys.eval.ranking import TOKEN_BYTES, parse_memory
+from recsys.eval.ranks import TOKEN_BYTES, parse_memory
 from recsys.eval.report import Report, align, number
 from recsys.eval.scoring import Scorer
 from recsys.eval.statistics import RESAMPLED_USERS, RESAMPLES, bootstrap_interval
-from recsys.objectives.propensity import effective_size
 from recsys.randomness import numpy_generator
-from recsys.ranker import evaluating
+from recsys.recommenders.base import evaluating
+from recsys.weighting.propensity import effective_size
 
 if TYPE_CHECKING:
     from recsys.data.split import HeldOut, Split
-    from recsys.ranker import Ranker
+    from recsys.recommenders.base import Ranker
 
 CUTS = (1, 3, 5)
 

@@ -18,9 +18,9 @@ from recsys.data.vectors import Vectors
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
 from recsys.items.rows import blocks_of, no_row, rows_for
-from recsys.saved import KIND as RUN
-from recsys.saved import VOCABULARY, WEIGHTS
-from recsys.seams import Context
+from recsys.protocols import Context
+from recsys.storage.layout import KIND as RUN
+from recsys.storage.layout import VOCABULARY, WEIGHTS
 from recsys.storage.reading import outside, read_json, reading
 from recsys.storage.tensors import read_tensors
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from recsys.data.vectors import Vectors
 from recsys.hooks import PartList, bind
-from recsys.seams import Context, Encoder, ItemTable
+from recsys.protocols import Context, Encoder, ItemTable
 
 
 class SumItems(nn.Module):

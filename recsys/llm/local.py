@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from recsys.artifacts import hash_folder
-from recsys.hub import from_hub, held_commit, newest_commit
 from recsys.llm.chat import Answer, Prompt, without_thoughts
+from recsys.storage.artifacts import hash_folder
+from recsys.storage.hub import from_hub, held_commit, newest_commit
 
 THINKING = 8  # tokens at the end of a prompt in which a template may begin the model's thoughts
 

@@ -24,11 +24,11 @@ import numpy as np
 
 from recsys.data.split import Split, Training
 from recsys.errors import DataError, DataWarning
-from recsys.folders import MANIFEST, read_manifest, refuse_foreign, write_folder
 from recsys.llm.chat import Answer, Prompt, Writer
 from recsys.llm.journal import Journal, key_of
 from recsys.llm.texts import item_texts, text_columns
 from recsys.progress import Progress
+from recsys.storage.folders import MANIFEST, read_manifest, refuse_foreign, write_folder
 from recsys.storage.reading import reading
 
 KIND = "recsys.profiles"

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from recsys.data.cooccurrence import cooccurrence, interactions
 from recsys.data.split import Split, Training
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
+from recsys.statistics.cooccurrence import cooccurrence, interactions
 
 
 def item_texts(

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
-from recsys.hub import from_hub
 from recsys.llm.texts import clean_value, text_columns
 from recsys.nn.longformer import OTHERWISE
-from recsys.seams import Change, Context
+from recsys.protocols import Change, Context
+from recsys.storage.hub import from_hub
 
 KEY, VALUE = 1, 2  # token types
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # rows 0..4 of a tokenizer trained here

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch, Group
-from recsys.nn.steps import Past, Place, read
+from recsys.nn.continuation import Past, Place, read
 
 
 class Attention(nn.Module):

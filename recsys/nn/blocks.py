@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from recsys.data.batch import Batch
 from recsys.nn.attention import Attention
+from recsys.nn.continuation import Past, Place
 from recsys.nn.dropout import Dropout
-from recsys.nn.steps import Past, Place
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 LAYOUTS = ("original", "pre", "post", "ligr")

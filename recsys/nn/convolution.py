@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from recsys.nn.fast import compiled
+from recsys.nn.kernels.available import compiled
 
 
 def causal_silu(x: Tensor, weight: Tensor, bias: Tensor, start: Tensor, kernel: str = "auto") -> Tensor:
@@ -24,7 +24,7 @@ def causal_silu(x: Tensor, weight: Tensor, bias: Tensor, start: Tensor, kernel: 
         start: (R + 1,) int64, row r is tokens start[r] to start[r + 1].
         kernel: "auto" or "numba" for compiled loops where they can run, else torch.
     """
-    loops = compiled(kernel, "convolution_numba", weight.shape[1], x)
+    loops = compiled(kernel, "convolution", weight.shape[1], x)
     if loops is not None:
         out: Tensor = _Convolution.apply(x, weight, bias, start)
         return out
@@ -53,4 +53,4 @@ class _Convolution(torch.autograd.Function):
 
 
 def _loops(x: Tensor, weight: Tensor) -> Any:
-    return compiled("auto", "convolution_numba", weight.shape[1], x)
+    return compiled("auto", "convolution", weight.shape[1], x)

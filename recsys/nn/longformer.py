@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recsys.hub import from_hub
 from recsys.nn.documents import Documents
 from recsys.nn.dropout import Dropout
 from recsys.nn.local_attention import Blocks, Whole, local_attention
+from recsys.storage.hub import from_hub
 
 FIRST_POSITION = 2  # as in RoBERTa: 1 is the position of padding, 0 is never used
 NUM_TYPES = 4  # the first token, keys, values, padding

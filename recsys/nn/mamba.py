@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.nn.convolution import causal_silu
-from recsys.nn.fast import check_kernel
+from recsys.nn.kernels.available import check_kernel
 from recsys.nn.scan import selective_scan
 
 INITS = ("recbole", "mamba")

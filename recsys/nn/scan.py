@@ -6,7 +6,7 @@ state for every token: states are saved every 16 tokens and those between are co
 
 | kernel | what it does | for |
 |---|---|---|
-| ``numba`` | compiled loops (:mod:`recsys.nn.scan_numba`) | float32 on a CPU |
+| ``numba`` | compiled loops (:mod:`recsys.nn.kernels.scan`) | float32 on a CPU |
 | ``torch`` | one step per token for all rows at once (:mod:`recsys.nn.scan_torch`) | many rows on a CPU |
 | ``chunked`` | the same for all blocks of 16 tokens at once, in two rounds (there too) | one or two rows, a GPU |
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from recsys.nn import scan_torch
-from recsys.nn.fast import check_kernel, compiled, say_once
+from recsys.nn.kernels.available import check_kernel, compiled, say_once
 
 FEW = 2  # rows up to which blocks at once are faster on a CPU than one token after another
 
@@ -89,14 +89,14 @@ def _widen(*values: Tensor) -> list[Tensor]:
 
 
 def _choose(kernel: str, x: Tensor, states: int, rows: int) -> str:
-    if compiled(kernel, "scan_numba", states, x) is not None:
+    if compiled(kernel, "scan", states, x) is not None:
         return "numba"
     narrow = x.device.type != "cpu" or rows <= FEW
     return "chunked" if kernel == "chunked" or (kernel != "torch" and narrow) else "torch"
 
 
 def _loops(x: Tensor, A: Tensor) -> Any:
-    return compiled("numba", "scan_numba", A.shape[1], x)
+    return compiled("numba", "scan", A.shape[1], x)
 
 
 class _Scan(torch.autograd.Function):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recsys.seams import ItemTable
+from recsys.protocols import ItemTable
 
 BUFFER = 2**22  # numbers gathered at a time
 DENSE = 32  # score all M items by one product where that is below DENSE times the K wanted ones

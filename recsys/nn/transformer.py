@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from recsys.data.batch import Batch
 from recsys.nn.blocks import Block
+from recsys.nn.continuation import Memory, Past, places_of
 from recsys.nn.dropout import Dropout
 from recsys.nn.initialise import check_scheme, initialise
-from recsys.nn.steps import Memory, Past, places_of
-from recsys.seams import Context, Encoded, ItemTable
+from recsys.protocols import Context, Encoded, ItemTable
 
 POSITIONS = ("recency", "absolute", "none")
 

@@ -30,7 +30,7 @@ from recsys.data.batch import Batch
 from recsys.hooks import bind
 from recsys.objectives.bpr import pairwise
 from recsys.objectives.sampled import score_drawn
-from recsys.seams import Context, Encoded, ItemTable
+from recsys.protocols import Context, Encoded, ItemTable
 
 FEATURES = 2
 

@@ -23,9 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
-from recsys.data.negatives import InBatchNegatives, UniformNegatives
+from recsys.negatives.in_batch import InBatchNegatives
+from recsys.negatives.uniform import UniformNegatives
 from recsys.objectives.sampled import Scored, scored, softplus_sum
-from recsys.seams import Encoded, ItemTable
+from recsys.protocols import Encoded, ItemTable
 
 
 class GBCE(nn.Module):

@@ -18,9 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
-from recsys.data.negatives import InBatchNegatives, Negatives, UniformNegatives
+from recsys.negatives.in_batch import InBatchNegatives
+from recsys.negatives.negatives import Negatives
+from recsys.negatives.uniform import UniformNegatives
 from recsys.nn.scoring import score_ids, score_targets
-from recsys.seams import Encoded, ItemTable
+from recsys.protocols import Encoded, ItemTable
 
 
 class SampledSoftmax(nn.Module):

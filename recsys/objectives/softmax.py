@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from recsys.data.batch import Batch
 from recsys.nn.products import add_product, product, transposed_zeros, wider
 from recsys.nn.scoring import accumulate, accumulator
-from recsys.seams import Encoded, ItemTable
+from recsys.protocols import Encoded, ItemTable
 
 BUFFER = 2**21  # logits held at a time: 8 MB in fp32, which stays close to the cache
 MIN_CHUNK, MAX_CHUNK = 64, 512

@@ -25,26 +25,26 @@ import numpy as np
 import torch
 
 import recsys
-from recsys.best import best
 from recsys.data.batch import PAD, Batch
 from recsys.data.cut import Cut
 from recsys.data.prepared import spread
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, UnknownItemError
-from recsys.exact import refuse_nonfinite
-from recsys.folders import read_manifest, refuse_foreign, write_folder
-from recsys.parts import describe
-from recsys.ranker import History, Ranker, TopK, evaluating, top_of, warn_of
-from recsys.saved import load_model
-from recsys.shown import Shown
+from recsys.ranking.products import refuse_nonfinite
+from recsys.ranking.shown import Shown
+from recsys.ranking.ties import best
+from recsys.recommenders.base import History, Ranker, TopK, evaluating, top_of, warn_of
+from recsys.runs.read import load_model
 from recsys.storage.files import write_parquet
+from recsys.storage.folders import read_manifest, refuse_foreign, write_folder
+from recsys.storage.parts import describe
 from recsys.storage.reading import read_json, reading
 from recsys.storage.tensors import write_tensors
 
 if TYPE_CHECKING:
     from recsys.data.split import Split
-    from recsys.index import Index
-    from recsys.slots import Slots
+    from recsys.index.ids import Slots
+    from recsys.index.search import Index
 
 KIND, FORMAT = "recsys.bundle", 1
 INDEX = "index"  # the folder inside that has a manifest of its own, so that it can be saved alone
@@ -174,7 +174,7 @@ class Bundle:
                 raise ValueError("its items are not those that it was written with")
         index = None
         if manifest.get("index") is not None:
-            from recsys.index import Index
+            from recsys.index.search import Index
 
             with reading(folder, "export it again"):
                 index = Index.load(folder / INDEX, verify)
@@ -228,12 +228,12 @@ class Bundle:
     def recommend(
         self, histories: Sequence[Any], k: int = 10, exclude: str = "history", allow: Any = None, deny: Any = None
     ) -> TopK:
-        """The ``k`` best items for each raw history, as :meth:`recsys.ranker.Ranker.recommend` has it.
+        """The ``k`` best items for each raw history, as :meth:`recsys.recommenders.base.Ranker.recommend` has it.
 
         With an exact index the lists are those of the model. With an hnsw index they are approximate, but requests
         that look deeper than the graph was found good for (a large ``k``, or much denied of what it finds), and those
-        with ``allow``, are answered exactly (see :mod:`recsys.index`). Items that were removed from the index are never
-        recommended, and those that were added to it are.
+        with ``allow``, are answered exactly (see :mod:`recsys.index.search`). Items that were removed from the index
+        are never recommended, and those that were added to it are.
 
         Raises:
             ValueError: ``k`` is below 1, ``exclude`` is neither "history" nor "none", nothing is allowed, or what the
@@ -419,7 +419,7 @@ def _aligned_text(split: Split, rows: np.ndarray, model: Ranker) -> dict[str, np
 
 
 def _index_of(model: Any, kind: str, split: Split | None) -> Index:
-    from recsys.index import EXACT_ITEMS, Index
+    from recsys.index.search import EXACT_ITEMS, Index
 
     vectors = np.ascontiguousarray(model.item_vectors(), np.float32)
     graph = kind == "hnsw" or (kind == "auto" and len(vectors) > EXACT_ITEMS)

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from recsys.plain import printable
+from recsys.errors import printable
 
 MARK = ".recsys"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

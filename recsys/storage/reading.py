@@ -13,8 +13,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from recsys.errors import DataError
-from recsys.plain import printable
+from recsys.errors import DataError, printable
 
 _allowed: ContextVar[frozenset[str] | None] = ContextVar("recsys_allowed", default=None)  # None: anything may be read
 _bounded: ContextVar[bool] = ContextVar("recsys_bounded", default=True)

@@ -15,22 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from recsys.data.batches import TrainBatches
-from recsys.data.cut import Cut, trained_targets
-from recsys.errors import DataWarning, LeakageError
+from recsys.data.cut import Cut
+from recsys.errors import DataWarning, LeakageError, closest
 from recsys.hooks import sources
-from recsys.parts import describe
-from recsys.ranker import Ranker
-from recsys.recommender import Recommender
-from recsys.saved import cut_of, read_config
-from recsys.seams import Context
+from recsys.protocols import Context
+from recsys.recommenders.base import Ranker
+from recsys.recommenders.composed import Recommender
+from recsys.runs.checkpoint import REMEDY, Checkpoint, random_state, restore_random_state
+from recsys.runs.read import cut_of, read_config
+from recsys.runs.split import remember_split
+from recsys.runs.write import CHECKPOINTS, RunFolder, data_facts, machine_facts
+from recsys.storage.parts import describe
 from recsys.storage.reading import reading
-from recsys.train.checkpoint import REMEDY, Checkpoint, random_state, restore_random_state
 from recsys.train.engine import start
-from recsys.train.folder import CHECKPOINTS, RunFolder, data_facts, machine_facts
+from recsys.train.loader import TrainBatches
 from recsys.train.loop import Loop
-from recsys.train.settings import Settings, Stage, closest, default_metric
-from recsys.train.splits import remember_split
+from recsys.train.settings import Settings, Stage, default_metric
 from recsys.train.trial import try_parts
 from recsys.train.validation import Validation
 from recsys.train.warm import begin, merged, unharmed
@@ -116,13 +116,13 @@ def fit(
         precision: "auto" (bf16-mixed on a GPU that has it, else 32-true), "32-true", "bf16-mixed", "16-mixed".
             Validation is always in float32.
         compile: compile the encoder with torch; where that fails training goes on without, and says so.
-        order, windows, stride, workers: see :class:`recsys.data.batches.TrainBatches`.
+        order, windows, stride, workers: see :class:`recsys.train.loader.TrainBatches`.
         metric: one per-user metric with its cut-off; the larger the better (default "ndcg@10", or at the number of
             items where there are fewer).
         max_steps: updates after which training ends, wherever it stands; its last weights are validated as usual.
         init: what a model begins with that was trained or loaded: "keep" goes on from what it has learned, on other
-            users and items too (rows are found by raw id, see :class:`recsys.seams.Change`); "fresh" starts from new
-            weights. One that has learned nothing starts from new weights in any case, a resumed run from its
+            users and items too (rows are found by raw id, see :class:`recsys.protocols.Change`); "fresh" starts from
+            new weights. One that has learned nothing starts from new weights in any case, a resumed run from its
             checkpoint, and what is counted rather than trained is counted anew.
         validate_every: epochs between validations; 0 never validates and keeps the last weights.
         exclude: "history", "none" or "history-except-targets", as in :func:`recsys.evaluate`.
@@ -264,7 +264,7 @@ def _start(run: _Request, resumed: Checkpoint | None, learned: dict[str, Tensor]
     goes_on = init == "keep" and model.learned
     trained = merged(model.cut, cut) if goes_on else cut
     if goes_on and model.cut is not None and run.settings.validate_every:
-        seen = trained_targets(model.cut, run.split.valid)
+        seen = run.split.valid.seen_by(model.cut)
         if seen is None:
             warnings.warn(
                 "whether the model has learned from events that it is validated on cannot be told, for it learned from "

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from recsys.data.batch import Batch
-from recsys.data.batches import TrainBatches
 from recsys.hooks import call
 from recsys.progress import Progress
-from recsys.saved import read_weights
+from recsys.runs.checkpoint import REMEDY, Checkpoint, pack, random_state, restore_random_state, unpack
+from recsys.runs.read import read_weights
+from recsys.runs.state import State
+from recsys.runs.write import RunFolder
 from recsys.storage.reading import reading
 from recsys.train.advice import Adviser
-from recsys.train.checkpoint import REMEDY, Checkpoint, pack, random_state, restore_random_state, unpack
-from recsys.train.folder import RunFolder
 from recsys.train.interrupt import Interrupt
+from recsys.train.loader import TrainBatches
 from recsys.train.settings import Settings, Stage
-from recsys.train.state import State
 from recsys.train.update import Update, Updater
 from recsys.train.validation import Validation
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,11 @@ from recsys.eval.html import write_html
 from recsys.eval.report import Report, align, number
 from recsys.eval.scoring import require_same_items
 from recsys.hooks import having
-from recsys.parts import title
-from recsys.saved import read_config
+from recsys.runs.read import read_config
+from recsys.runs.write import BASELINES, METRICS, clear_baselines
 from recsys.storage.files import write_text
-from recsys.train.baselines import keep_baselines, kept_baselines
+from recsys.storage.parts import title
 from recsys.train.fit import Fitted, fit
-from recsys.train.folder import METRICS
 
 if TYPE_CHECKING:
     from recsys.data.split import Split
@@ -197,3 +197,21 @@ def _plain(content: Any) -> Any:
     if isinstance(content, (list, tuple)):
         return [_plain(value) for value in content]
     return content.item() if isinstance(content, np.generic) else content
+
+
+def keep_baselines(run: Path, reports: Iterable[Report]) -> None:
+    """Write reports into ``baselines/`` of a run folder, in place of those of before."""
+    clear_baselines(run)
+    for place, report in enumerate(reports):
+        plain = re.sub(r"[^\w.=-]+", "-", report.name, flags=re.ASCII).strip("-.")[:60]
+        report.save(run / BASELINES / f"{place}-{plain}")
+
+
+def kept_baselines(run: Path) -> list[Report]:
+    """The reports that :func:`keep_baselines` wrote, in the same order.
+
+    Raises:
+        DataError: one of them is damaged.
+    """
+    folders = (path for path in (run / BASELINES).glob("*-*") if path.is_dir())
+    return [Report.load(path) for path in sorted(folders, key=lambda path: (len(path.name.split("-")[0]), path.name))]

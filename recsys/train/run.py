@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recsys.ranker import Ranker
+from recsys.errors import closest
+from recsys.recommenders.base import Ranker
 from recsys.train.fit import Fitted, fit
-from recsys.train.settings import Stage, closest
+from recsys.train.settings import Stage
 
 if TYPE_CHECKING:
     from recsys.data.split import Split

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from recsys.errors import closest
 from recsys.eval.choice import choose
 from recsys.eval.report import EXCLUDE
 
@@ -190,13 +190,6 @@ def check_metric(name: str) -> None:
     choice = choose([name], 10, num_items=2**31)
     if len(choice.metrics) != 1 or choice.metrics[0][0] != name:
         raise ValueError(f"metric is one number per user with its cut-off, such as 'ndcg@10', found {name!r}")
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """A hint for an error message: the known name nearest to ``name``, or all of them."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
 
 
 def one_of(name: str, value: Any, known: Sequence[str]) -> None:

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
-from recsys.data.batches import TrainBatches
 from recsys.hooks import call, parts_of
-from recsys.recommender import Recommender
-from recsys.seams import Encoded, Step
-from recsys.train.checkpoint import random_state, restore_random_state
+from recsys.protocols import Encoded, Step
+from recsys.recommenders.composed import Recommender
+from recsys.runs.checkpoint import random_state, restore_random_state
+from recsys.train.loader import TrainBatches
 
 ROWS = 8  # training histories that parts are tried on
 OPTIONAL = ("targets", "weights", "times", "query_time")  # fields of a batch that are not always there

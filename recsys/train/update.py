@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
-from recsys.errors import DataWarning
+from recsys.errors import DataWarning, closest
+from recsys.protocols import Step
 from recsys.randomness import derive_seed
-from recsys.seams import Step
-from recsys.train.settings import Settings, Stage, closest
+from recsys.train.settings import Settings, Stage
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.data.audit import Audit, audit
+from recsys.data.audit import audit
+from recsys.data.findings import Audit
 from recsys.data.split import Given, GlobalTime, LeaveLast, Split
 from recsys.errors import LeakageError
 

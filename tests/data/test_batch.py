@@ -2,7 +2,7 @@ import torch
 
 from recsys.data.batch import Batch
 from recsys.encoders.sasrec import SASRec
-from recsys.items import IdItems
+from recsys.items.ids import IdItems
 from recsys.testing import toy_batch, toy_context
 
 

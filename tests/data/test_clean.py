@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.data.clean import CleaningReport, Plan, apply, core, drop_missing, newest
-from recsys.data.events import MISSING_TIME, Events
 from recsys.errors import DataError
+from recsys.readers.events import MISSING_TIME, Events
 
 pairs = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=40)
 

@@ -18,9 +18,11 @@ from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.sasrec import SASRec
 from recsys.errors import DataError
 from recsys.eval.evaluate import evaluate
-from recsys.items import IdItems, SumItems, TextItems
+from recsys.items.ids import IdItems
+from recsys.items.sums import SumItems
+from recsys.items.text import TextItems
 from recsys.objectives.softmax import FullSoftmax
-from recsys.recommender import Recommender
+from recsys.recommenders.composed import Recommender
 from recsys.testing import toy_split
 from recsys.train.fit import fit
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from recsys.data.cut import Cut, trained_targets
+from recsys.data.cut import Cut
 from recsys.data.prepared import Prepared
 from recsys.data.split import GlobalTime, LeaveLast, Split
 from recsys.data.vocabulary import Vocabulary
@@ -55,18 +55,18 @@ def test_k6_targets_that_training_saw_are_counted_one_by_one():
         if event < leave.train_stop[user]
     )
     assert seen > 0
-    assert trained_targets(leave.cut, time.test) == seen
-    assert trained_targets(time.cut, time.test) == 0
+    assert time.test.seen_by(leave.cut) == seen
+    assert time.test.seen_by(time.cut) == 0
 
 
 def test_k6_without_the_ends_of_training_only_later_targets_are_known_to_be_unseen():
     leave, time = split_of(LeaveLast()), split_of(GlobalTime(0.1, 0.3))
     bare = Cut.from_dict(leave.cut.to_dict())
     assert bare == leave.cut
-    assert trained_targets(bare, time.test) is None
-    assert trained_targets(Cut.from_dict(time.cut.to_dict()), time.test) == 0
+    assert time.test.seen_by(bare) is None
+    assert time.test.seen_by(Cut.from_dict(time.cut.to_dict())) == 0
     early = replace(bare, newest=-1)
-    assert trained_targets(early, time.test) == 0
+    assert time.test.seen_by(early) == 0
 
 
 def test_k1_digests_of_ids_tell_order_kind_and_borders_apart():

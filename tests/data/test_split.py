@@ -12,7 +12,7 @@ from recsys.data.audit import audit
 from recsys.data.split import Given, GlobalTime, LeaveLast, Split
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
-from recsys.folders import hashes
+from recsys.storage.folders import hashes
 
 
 def split_of(prepared, splitter, **more):

@@ -10,13 +10,15 @@ import recsys as rs
 from recsys.data.batch import Batch
 from recsys.data.prepared import Prepared
 from recsys.data.split import Split
-from recsys.data.targets import LastItem, MaskedItems, NextItem
 from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.bert4rec import BERT4Rec
-from recsys.items import IdItems
+from recsys.items.ids import IdItems
 from recsys.objectives.softmax import FullSoftmax
-from recsys.recommender import Recommender
-from recsys.seams import Context, Stepwise, Targets
+from recsys.protocols import Context, Stepwise, Targets
+from recsys.recommenders.composed import Recommender
+from recsys.targets.last_item import LastItem
+from recsys.targets.masked_items import MaskedItems
+from recsys.targets.next_item import NextItem
 from recsys.testing import check_encoder, check_ranker, toy_batch
 
 NUM_ITEMS = 20

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
-from recsys.data.targets import NextItem
 from recsys.encoders.gru4rec import GRU4Rec
-from recsys.items import IdItems
-from recsys.seams import Context, Stepwise
+from recsys.items.ids import IdItems
+from recsys.protocols import Context, Stepwise
+from recsys.targets.next_item import NextItem
 from recsys.testing import check_encoder, toy_batch
 
 NUM_ITEMS = 30

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import recsys as rs
+from recsys.auxiliaries.reasoning import ProgressiveSoftmax, StepContrast, StepDiversity
 from recsys.data.batch import Batch
-from recsys.data.targets import LastItem, NextItem
 from recsys.encoders.bert4rec import BERT4Rec
 from recsys.encoders.gru4rec import GRU4Rec
 from recsys.encoders.mamba4rec import Mamba4Rec
@@ -28,11 +28,12 @@ from recsys.encoders.sasrec import SASRec
 from recsys.encoders.sigma import SIGMA
 from recsys.encoders.unirec import UniRec
 from recsys.errors import DataWarning
-from recsys.items import IdItems
-from recsys.objectives.reasoning import ProgressiveSoftmax, StepContrast, StepDiversity
+from recsys.items.ids import IdItems
 from recsys.objectives.softmax import FullSoftmax
-from recsys.recommender import Recommender
-from recsys.seams import Context, Encoded, ItemTable, Step
+from recsys.protocols import Context, Encoded, ItemTable, Step
+from recsys.recommenders.composed import Recommender
+from recsys.targets.last_item import LastItem
+from recsys.targets.next_item import NextItem
 from recsys.testing import check_encoder, toy_batch, toy_context, toy_split
 
 NUM_ITEMS, DIM = 30, 8

@@ -12,28 +12,29 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recsys.augment.pairs import DuoRec
+from recsys.auxiliaries.duorec import DuoRec
+from recsys.auxiliaries.pretraining import RecformerPretraining, in_batch, mask_words
 from recsys.data.batch import Batch
-from recsys.data.negatives import UniformNegatives
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
-from recsys.data.targets import LastItem, OneTarget
 from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.recformer import Recformer, RecformerItems
 from recsys.encoders.sasrec import SASRec
 from recsys.errors import DataError
 from recsys.eval.evaluate import evaluate
-from recsys.items import IdItems
-from recsys.llm.pretraining import RecformerPretraining, in_batch, mask_words
+from recsys.items.ids import IdItems
 from recsys.llm.tokens import ItemTokens
+from recsys.negatives.uniform import UniformNegatives
 from recsys.nn.documents import Documents, documents, newest_first
 from recsys.nn.local_attention import Blocks, Whole, band, local_attention
 from recsys.nn.longformer import Longformer, pretrained_longformer
 from recsys.objectives.sampled import SampledSoftmax
 from recsys.objectives.softmax import FullSoftmax
-from recsys.parts import build, describe
-from recsys.recommender import Recommender
-from recsys.seams import Context, Encoded, Step
+from recsys.protocols import Context, Encoded, Step
+from recsys.recommenders.composed import Recommender
+from recsys.storage.parts import build, describe
+from recsys.targets.last_item import LastItem
+from recsys.targets.one_target import OneTarget
 from recsys.testing import (
     check_auxiliary,
     check_encoder,
@@ -661,7 +662,7 @@ def test_the_recipe_trains_its_stages_and_takes_local_weights(monkeypatch, tmp_p
     from transformers import LongformerConfig, LongformerForMaskedLM, PreTrainedTokenizerFast
 
     import recsys
-    from recsys.train.recipe import find_recipe, load_recipe
+    from recsys.runs.recipe import find_recipe, load_recipe
 
     split = walks(users=12)
     monkeypatch.setattr(recsys, "load", lambda name: SimpleNamespace(split=lambda splitter, audit=True: split))

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from recsys.data.batch import Batch
 from recsys.encoders.sasrec import SASRec
-from recsys.items import IdItems
+from recsys.items.ids import IdItems
 from recsys.nn.blocks import LAYOUTS
-from recsys.seams import Context, Stepwise
+from recsys.protocols import Context, Stepwise
 
 NUM_ITEMS = 30
 

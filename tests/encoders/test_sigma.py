@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
-from recsys.data.targets import LastItem, NextItem
 from recsys.encoders.mamba4rec import Layer, Mamba4Rec
 from recsys.encoders.sigma import SIGMA, GatedMamba, padded_rows, valid_rows
-from recsys.items import IdItems
+from recsys.items.ids import IdItems
 from recsys.nn.mamba import Mamba
 from recsys.objectives.softmax import FullSoftmax
-from recsys.recommender import Recommender
-from recsys.seams import Context, Step
+from recsys.protocols import Context, Step
+from recsys.recommenders.composed import Recommender
+from recsys.targets.last_item import LastItem
+from recsys.targets.next_item import NextItem
 from recsys.testing import check_encoder, check_ranker, toy_batch, toy_context
 
 NUM_ITEMS, LONGEST, KEEP = 30, 12, 3

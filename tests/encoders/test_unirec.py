@@ -12,23 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recsys.auxiliaries.unirec import SequenceEnhancement
 from recsys.data.batch import Batch
-from recsys.data.batches import TrainBatches
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
-from recsys.data.targets import NextItem
 from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.unirec import MixtureBlock, ScoreMixing, UniRec
 from recsys.errors import DataError
 from recsys.eval.evaluate import evaluate
-from recsys.items import IdItems
-from recsys.nn.clock import DAY, HOUR
+from recsys.items.ids import IdItems
+from recsys.nn.time_encoding import DAY, HOUR
 from recsys.objectives.softmax import FullSoftmax
-from recsys.objectives.unirec import SequenceEnhancement
-from recsys.parts import build, describe
-from recsys.recommender import Recommender
-from recsys.seams import Context, Step
+from recsys.protocols import Context, Step
+from recsys.recommenders.composed import Recommender
+from recsys.storage.parts import build, describe
+from recsys.targets.next_item import NextItem
 from recsys.testing import check_encoder, toy_split
+from recsys.train.loader import TrainBatches
 
 NUM_ITEMS, DIM = 30, 8
 VARIANTS: list[dict[str, Any]] = [

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from recsys.data.targets import OneTarget
-from recsys.llm.pretraining import RecformerPretraining
+from recsys.auxiliaries.pretraining import RecformerPretraining
+from recsys.targets.one_target import OneTarget
 from recsys.train.fit import fit
 from recsys.train.settings import Stage
 

@@ -5,19 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from recsys.eval.metrics import (
-    MAP,
-    MRR,
-    NDCG,
-    Catalogue,
-    HitRate,
-    Metric,
-    Novelty,
-    PopularityBias,
-    Precision,
-    Ranked,
-    Recall,
-)
+from recsys.eval.metrics.hit_rate import HitRate
+from recsys.eval.metrics.map import MAP
+from recsys.eval.metrics.mrr import MRR
+from recsys.eval.metrics.ndcg import NDCG
+from recsys.eval.metrics.novelty import Novelty
+from recsys.eval.metrics.popularity_bias import PopularityBias
+from recsys.eval.metrics.precision import Precision
+from recsys.eval.metrics.ranked import Catalogue, Metric, Ranked
+from recsys.eval.metrics.recall import Recall
 
 
 def ranked(pairs: list[tuple[int, int, int]], users: int, candidates: int = 1000, **others: object) -> Ranked:

@@ -16,8 +16,8 @@ import recsys as rs
 from recsys.data.prepared import Prepared
 from recsys.data.split import Split
 from recsys.data.vocabulary import Vocabulary
-from recsys.ranker import Ranker
-from recsys.seams import Context
+from recsys.protocols import Context
+from recsys.recommenders.base import Ranker
 
 METRICS = ("hr", "recall", "precision", "ndcg", "mrr", "map")
 

@@ -15,7 +15,7 @@ from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
 from recsys.eval.evaluate import evaluate
 from recsys.eval.unbiased import evaluate_uniform, ranked_metrics, ratio_interval, unbiased
-from recsys.objectives.propensity import PopularityPropensity
+from recsys.weighting.propensity import PopularityPropensity
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from recsys.llm.chat import Answer, ChatEndpoint, Prompt, _retry_after, without_thoughts
-from recsys.llm.pace import Bucket
+from recsys.llm.limits import Bucket
 
 KEY = "sk-very-secret-0123456789"
 

@@ -290,7 +290,7 @@ def slow_neighbours(split, titles, count):
 
 
 def test_bought_after_equals_counting_pairs_of_training(monkeypatch):
-    monkeypatch.setattr("recsys.data.cooccurrence.PAIRS", 50)  # several blocks
+    monkeypatch.setattr("recsys.statistics.cooccurrence.PAIRS", 50)  # several blocks
     split = toy_split(num_users=60)
     titles = split.item_text["title"]
     titles[4] = ""

@@ -16,10 +16,10 @@ import pytest
 
 from recsys.data.split import Split
 from recsys.errors import DataError, DataWarning
-from recsys.folders import write_folder
 from recsys.llm.chat import Answer, ChatEndpoint, Prompt
 from recsys.llm.profiles import OFFLINE, Profiles, clean, profiles
 from recsys.llm.texts import given_texts
+from recsys.storage.folders import write_folder
 from recsys.testing import toy_split
 from tests.llm.test_chat import KEY, Server
 

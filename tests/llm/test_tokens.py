@@ -9,8 +9,8 @@ import torch
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
 from recsys.llm.tokens import ItemTokens
-from recsys.parts import build, describe
-from recsys.seams import Context
+from recsys.protocols import Context
+from recsys.storage.parts import build, describe
 
 COLUMNS = {
     "title": ["red lamp", "blue lamp of steel", "a lamp"],

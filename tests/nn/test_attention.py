@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from recsys.data.batch import Batch
 from recsys.encoders.bert4rec import BERT4Rec
 from recsys.encoders.sasrec import SASRec
-from recsys.items import IdItems
-from recsys.nn import steps
+from recsys.items.ids import IdItems
+from recsys.nn import continuation as steps
 from recsys.nn.attention import Attention
 from recsys.nn.blocks import LAYOUTS
-from recsys.nn.fast import compiled
+from recsys.nn.kernels.available import compiled
 from recsys.nn.transformer import Transformer
-from recsys.seams import Context
+from recsys.protocols import Context
 
 NUM_ITEMS, DIM, LONGEST = 30, 8, 7
 ENCODERS: dict[str, Callable[[], Transformer]] = {

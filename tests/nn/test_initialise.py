@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from recsys.encoders.sasrec import SASRec
-from recsys.items import IdItems
+from recsys.items.ids import IdItems
 from recsys.nn.initialise import SCHEMES
-from recsys.seams import Context
+from recsys.protocols import Context
 
 DIM, LENGTH, ITEMS = 64, 200, 900
 

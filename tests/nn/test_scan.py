@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recsys.nn import fast, scan_torch
+from recsys.nn import scan_torch
 from recsys.nn.convolution import causal_silu
+from recsys.nn.kernels import available as fast
 from recsys.nn.scan import selective_scan
 
 try:
@@ -209,7 +210,7 @@ def test_check_14_no_state_per_token_is_ever_held(kernel: str, monkeypatch: pyte
 @pytest.fixture
 def without_numba(monkeypatch: pytest.MonkeyPatch):
     """The library as it is where numba cannot be imported."""
-    hidden = ["numba", "llvmlite", *(f"recsys.nn.{name}" for name in ("loops", "scan_numba", "convolution_numba"))]
+    hidden = ["numba", "llvmlite", *(f"recsys.nn.kernels.{name}" for name in ("loops", "scan", "convolution"))]
     for name in hidden:
         monkeypatch.setitem(sys.modules, name, None)
     fast._load.cache_clear()
@@ -233,7 +234,7 @@ def test_check_12_without_numba_torch_computes_the_same_and_it_is_said_once(
 
 
 def test_a_compiled_kernel_that_computes_wrongly_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    scan_numba = pytest.importorskip("recsys.nn.scan_numba")
+    scan_numba = pytest.importorskip("recsys.nn.kernels.scan")
     monkeypatch.setattr(scan_numba, "forward", lambda x, *rest: (torch.zeros_like(x), torch.zeros(0)))
     fast._load.cache_clear()
     fast.say_once.cache_clear()
@@ -290,9 +291,7 @@ def test_compiled_loops_are_found_whatever_torch_is_set_to(context: Callable[[],
     torch.set_default_dtype(torch.float64)
     try:
         with context(), torch.autocast("cpu", torch.bfloat16):
-            found = [
-                fast.compiled("auto", name, 4, torch.ones(1).float()) for name in ("scan_numba", "convolution_numba")
-            ]
+            found = [fast.compiled("auto", name, 4, torch.ones(1).float()) for name in ("scan", "convolution")]
     finally:
         torch.set_default_dtype(torch.float32)
     assert None not in found

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recsys.items import IdItems
+from recsys.items.ids import IdItems
 from recsys.nn.scoring import score_ids
-from recsys.seams import Context
+from recsys.protocols import Context
 
 
 @pytest.mark.parametrize("dense", [1000, 0])

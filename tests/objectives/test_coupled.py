@@ -13,15 +13,17 @@ from torch import Tensor, nn
 
 from recsys import testing
 from recsys.data.batch import Batch
-from recsys.data.negatives import InBatchNegatives, Negatives, UniformNegatives
-from recsys.items import IdItems
+from recsys.items.ids import IdItems
+from recsys.negatives.in_batch import InBatchNegatives
+from recsys.negatives.negatives import Negatives
+from recsys.negatives.uniform import UniformNegatives
 from recsys.objectives.bce import BCE
 from recsys.objectives.bpr import BPR, pairwise
 from recsys.objectives.coupled import Coupled, Exposure, coupled_weights
 from recsys.objectives.gbce import GBCE
 from recsys.objectives.sampled import SampledSoftmax, Scored
 from recsys.objectives.softmax import FullSoftmax
-from recsys.seams import Encoded
+from recsys.protocols import Encoded
 
 SAMPLED: list[Callable[[], nn.Module]] = [
     BPR,

@@ -12,14 +12,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from recsys.data.batch import Batch
-from recsys.data.negatives import InBatchNegatives, UniformNegatives
-from recsys.items import IdItems
+from recsys.items.ids import IdItems
+from recsys.negatives.in_batch import InBatchNegatives
+from recsys.negatives.uniform import UniformNegatives
 from recsys.nn.scoring import score_ids
 from recsys.objectives.bce import BCE
 from recsys.objectives.gbce import GBCE, beta
 from recsys.objectives.sampled import SampledSoftmax, Scored
 from recsys.objectives.softmax import FullSoftmax
-from recsys.seams import Context, Encoded
+from recsys.protocols import Context, Encoded
 
 NUM_ITEMS, DIM = 40, 6
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import recsys as rs
-from recsys.baselines.recbole import RecBole
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataWarning
-from recsys.seams import Context
+from recsys.protocols import Context
+from recsys.recommenders.recbole import RecBole
 
 pytestmark = pytest.mark.parity
 

@@ -9,8 +9,8 @@ import torch
 
 from recsys.data.batch import Batch
 from recsys.encoders.sasrec import SASRec
-from recsys.items import IdItems
-from recsys.seams import Context
+from recsys.items.ids import IdItems
+from recsys.protocols import Context
 
 pytestmark = pytest.mark.parity
 

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.baselines.markov import Markov
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
 from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.sasrec import SASRec
-from recsys.items import IdItems
+from recsys.items.ids import IdItems
 from recsys.objectives.softmax import FullSoftmax
-from recsys.ranker import Ranker
-from recsys.recommender import Recommender
-from recsys.seams import Context
+from recsys.protocols import Context
+from recsys.recommenders.base import Ranker
+from recsys.recommenders.composed import Recommender
+from recsys.recommenders.markov import Markov
 
 NUM_ITEMS, NUM_USERS = 60, 40
 

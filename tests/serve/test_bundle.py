@@ -19,12 +19,14 @@ from recsys.data.vectors import Vectors
 from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.sasrec import SASRec
 from recsys.errors import DataError, DataWarning
-from recsys.folders import write_folder
-from recsys.items import IdItems, SumItems, TextItems
+from recsys.items.ids import IdItems
+from recsys.items.sums import SumItems
+from recsys.items.text import TextItems
 from recsys.objectives.softmax import FullSoftmax
-from recsys.ranker import Ranker
-from recsys.recommender import Recommender
+from recsys.recommenders.base import Ranker
+from recsys.recommenders.composed import Recommender
 from recsys.serve.bundle import Bundle, export
+from recsys.storage.folders import write_folder
 
 HISTORIES = [["i1", "i2", "i3", "i1"], ["i9"], [], ["nothing known"], [f"i{row}" for row in range(1, 41)]]
 
@@ -112,7 +114,9 @@ def test_foreign_classes_need_trust(model: Recommender, tmp_path, monkeypatch: p
 
 def test_only_recommenders_are_constructed(tmp_path) -> None:
     def fill(partial):
-        (partial / "model.json").write_text(json.dumps({"model": {"class": "recsys.items:IdItems", "arguments": {}}}))
+        (partial / "model.json").write_text(
+            json.dumps({"model": {"class": "recsys.items.ids:IdItems", "arguments": {}}})
+        )
         _vocabulary().save(partial, "items")
         return {}
 
@@ -190,7 +194,7 @@ def test_what_cannot_be_exported(model: Recommender, tmp_path) -> None:
 
 
 def _context(model: Recommender):
-    from recsys.seams import Context
+    from recsys.protocols import Context
 
     return Context(num_items=model.num_items, vocabulary=model.vocabulary)
 
@@ -338,7 +342,7 @@ def test_index_f2_an_exact_index_answers_like_the_model_where_items_are_equal(
 
 @pytest.fixture
 def texts(split: Split, tmp_path) -> Any:
-    from recsys.seams import Context
+    from recsys.protocols import Context
 
     values = np.random.default_rng(3).normal(size=(62, 12))
     folder = str(Vectors.of([*IDS, "new1", "new2"], values).save(tmp_path / "vectors").path)
@@ -380,7 +384,7 @@ def test_k11_items_after_training_are_recommended(texts: Recommender, tmp_path, 
 
 
 def test_k11_tables_that_learn_a_vector_per_item_say_so(model: Recommender, texts: Recommender, split: Split) -> None:
-    from recsys.seams import Context
+    from recsys.protocols import Context
 
     both = Recommender(SumItems([IdItems(8), texts.items]), SASRec(8, 1, max_length=6), FullSoftmax())
     both.bind(Context(num_items=60, vocabulary=split.items, training=split.train))
@@ -402,7 +406,7 @@ def test_one_meaning_of_similar_and_of_auto(model: Recommender, tmp_path, monkey
             found = one.similar(["i3", "i8"], 5, metric)
             assert [[item for item, _ in own] for own in found] == [[item for item, _ in own] for own in expected]
     assert len(model.similar(["i3"], 99)[0]) == len(bundle.similar(["i3"], 99)[0]) == 59
-    monkeypatch.setattr("recsys.index.EXACT_ITEMS", 10)
+    monkeypatch.setattr("recsys.index.search.EXACT_ITEMS", 10)
     assert export(model, tmp_path / "large", index="auto").index.kind == "hnsw"
 
 

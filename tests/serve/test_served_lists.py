@@ -14,15 +14,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recsys.baselines.popularity import Popularity
 from recsys.data.split import Split
 from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.sasrec import SASRec
-from recsys.items import IdItems
+from recsys.items.ids import IdItems
 from recsys.objectives.softmax import FullSoftmax
-from recsys.recommender import Recommender
-from recsys.saved import load_run
-from recsys.seams import Context
+from recsys.protocols import Context
+from recsys.recommenders.composed import Recommender
+from recsys.recommenders.popularity import Popularity
+from recsys.runs.read import load_run
 from recsys.serve.bundle import Bundle, export
 from recsys.train.fit import fit
 

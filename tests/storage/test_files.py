@@ -15,7 +15,6 @@ import torch
 from safetensors import SafetensorError
 
 from recsys.errors import DataError
-from recsys.folders import read_manifest, write_folder
 from recsys.storage.arrays import read_array, write_array
 from recsys.storage.files import (
     MARK,
@@ -29,6 +28,7 @@ from recsys.storage.files import (
     write_text,
     writing,
 )
+from recsys.storage.folders import read_manifest, write_folder
 from recsys.storage.tensors import write_tensors
 
 WRITERS = {
@@ -108,7 +108,7 @@ def test_hostile_6_folders_of_others_beside_the_target_stay(tmp_path):
 def test_what_a_killed_writer_left_is_removed_by_the_next_and_only_that(tmp_path):
     code = """
 import os, signal, sys
-from recsys.folders import write_folder
+from recsys.storage.folders import write_folder
 def fill(place):
     (place / "half").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -18,15 +18,15 @@ import torch
 
 from recsys.data.split import PREPARED, Split
 from recsys.errors import DataError
-from recsys.folders import hashes
-from recsys.saved import load_run
+from recsys.runs.checkpoint import read_checkpoint, unpack
+from recsys.runs.read import load_run
+from recsys.runs.state import State
 from recsys.serve.bundle import INDEX, Bundle, export
+from recsys.storage.folders import hashes
 from recsys.storage.tensors import read_tensors, write_tensors
-from recsys.train.checkpoint import read_checkpoint, unpack
 from recsys.train.fit import fit
-from recsys.train.state import State
 
-spec = importlib.util.spec_from_file_location("cycles", Path(__file__).parents[1] / "train" / "cycles.py")
+spec = importlib.util.spec_from_file_location("cycles", Path(__file__).parents[1] / "cycles.py")
 assert spec is not None and spec.loader is not None
 toys = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(toys)
@@ -64,10 +64,10 @@ VALUES: list[Any] = [
         "arguments": {"name": "a/b", "device": "cpu", "revision": None, "offline": False},
     },
     {"class": "recsys.items.text:TextItems", "arguments": {"vectors": "../beside"}},
-    {"class": "recsys.items:IdItems", "shared": 1},
-    {"class": "recsys.llm.backbone:Backbone", "arguments": {"model": "attacker/repo"}},
+    {"class": "recsys.items.ids:IdItems", "shared": 1},
+    {"class": "recsys.nn.backbone:Backbone", "arguments": {"model": "attacker/repo"}},
     {"class": "recsys.items.frozen:FrozenItems", "arguments": {"run": "/"}},
-    "recsys.recommender:Recommender",
+    "recsys.recommenders.composed:Recommender",
 ]
 TEXTS = [
     b"",

@@ -1,22 +1,4 @@
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parent))  # for `cycles`, which child processes import too
-
-from cycles import cycles
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def split():
-    return cycles()
+sys.path.insert(0, str(Path(__file__).parent))  # for `two_processes`, which child processes run too

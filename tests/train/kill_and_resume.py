@@ -13,12 +13,13 @@ import torch
 from cycles import cycles, tiny
 from safetensors.torch import save
 
-from recsys.data.negatives import UniformNegatives
+from recsys.negatives.uniform import UniformNegatives
 from recsys.objectives.sampled import SampledSoftmax
-from recsys.recommender import Recommender
-from recsys.train import checkpoint, loop, update
+from recsys.recommenders.composed import Recommender
+from recsys.runs import checkpoint
+from recsys.runs.write import RunFolder
+from recsys.train import loop, update
 from recsys.train.fit import fit
-from recsys.train.folder import RunFolder
 from recsys.train.settings import Stage
 
 MOMENTS = ("update", "validation", "weights", "tensors", "rename", "pointer", "stage")

@@ -4,9 +4,9 @@ import pytest
 from cycles import tiny
 from torch import nn
 
-from recsys.baselines.popularity import Popularity
 from recsys.objectives.sampled import SampledSoftmax
 from recsys.objectives.softmax import FullSoftmax
+from recsys.recommenders.popularity import Popularity
 from recsys.train import advice
 from recsys.train.advice import Adviser, slow_epoch
 from recsys.train.fit import fit

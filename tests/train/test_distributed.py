@@ -10,8 +10,8 @@ import pytest
 import torch
 from two_processes import train
 
-from recsys.saved import read_tensors
-from recsys.train.state import CLOCK
+from recsys.runs.read import read_tensors
+from recsys.runs.state import CLOCK
 
 HERE = Path(__file__).parent
 
@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("distributed")
-    path = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
+    path = os.pathsep.join([str(HERE), str(HERE.parent), str(HERE.parent.parent)])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     train(root / "1", devices=1)
     command = [sys.executable, str(HERE / "two_processes.py"), str(root / "2"), "2"]

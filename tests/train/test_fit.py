@@ -11,20 +11,21 @@ import torch
 from cycles import cycles, outcome, plain, tiny, without_clock
 
 import recsys as rs
-from recsys.data.negatives import UniformNegatives
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
 from recsys.eval.evaluate import evaluate
+from recsys.negatives.uniform import UniformNegatives
 from recsys.objectives.bce import BCE
 from recsys.objectives.gbce import GBCE
 from recsys.objectives.sampled import SampledSoftmax
 from recsys.objectives.softmax import FullSoftmax
-from recsys.ranker import Ranker
-from recsys.recommender import Recommender
-from recsys.saved import load_run, read_tensors
-from recsys.train import checkpoint, update
+from recsys.recommenders.base import Ranker
+from recsys.recommenders.composed import Recommender
+from recsys.runs import checkpoint
+from recsys.runs.read import load_run, read_tensors
+from recsys.train import update
 from recsys.train.fit import fit
 from recsys.train.loop import Validation
 
@@ -67,7 +68,7 @@ def test_run_folder_holds_everything_and_loads_without_the_data(split, tmp_path)
     config = json.loads((fitted.folder / "config.json").read_text())
     manifest = json.loads((fitted.folder / "manifest.json").read_text())
     assert config["name"] == "mine" and config["arguments"] == {"dim": 8} and config["settings"]["epochs"] == 2
-    assert config["model"]["class"] == "recsys.recommender:Recommender"
+    assert config["model"]["class"] == "recsys.recommenders.composed:Recommender"
     assert manifest["seed"] == 0 and manifest["versions"]["torch"]
     assert manifest["data"]["protocol"]["name"] == "leave-last"
     assert (fitted.folder / "recipe.py").read_text() == recipe.read_text()

@@ -10,17 +10,16 @@ import torch
 from cycles import tiny
 from torch import nn
 
-from recsys.baselines.markov import Markov
-from recsys.baselines.popularity import Popularity
 from recsys.data.split import Split
 from recsys.errors import DataWarning
 from recsys.eval.evaluate import evaluate
 from recsys.eval.report import Report
-from recsys.saved import load_run
-from recsys.train.baselines import keep_baselines, kept_baselines
-from recsys.train.results import finish, renew, sections
+from recsys.recommenders.markov import Markov
+from recsys.recommenders.popularity import Popularity
+from recsys.runs.read import load_run
+from recsys.runs.split import remember_split
+from recsys.train.results import finish, keep_baselines, kept_baselines, renew, sections
 from recsys.train.run import Run
-from recsys.train.splits import remember_split
 
 
 class Told(nn.Module):
@@ -125,7 +124,7 @@ import numpy as np
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
 from recsys.data.vocabulary import Vocabulary
-from recsys.train.splits import remember_split
+from recsys.runs.split import remember_split
 
 home, users, events = Path(sys.argv[1]), 200_000, 10
 items, offsets = np.tile(np.arange(1, 11, dtype=np.int32), users), np.arange(0, users * events + 1, events)

@@ -4,7 +4,7 @@ import pytest
 from cycles import tiny
 
 from recsys.errors import DataError
-from recsys.saved import load_run
+from recsys.runs.read import load_run
 from recsys.train.run import Run
 from recsys.train.settings import Stage
 from recsys.train.update import Updater

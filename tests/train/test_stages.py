@@ -2,7 +2,7 @@ import pytest
 import torch
 from cycles import cycles, plain, tiny
 
-from recsys.recommender import Recommender
+from recsys.recommenders.composed import Recommender
 from recsys.train.fit import fit
 from recsys.train.loop import Loop, Validation
 from recsys.train.settings import Stage

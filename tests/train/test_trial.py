@@ -6,15 +6,17 @@ import torch
 from cycles import cycles, plain, tiny
 from torch import nn
 
-from recsys.augment.pairs import CL4SRec, DuoRec
-from recsys.augment.triplet import TripletContrast
-from recsys.augment.views import Crop
-from recsys.data.targets import MaskedItems, NextItem
+from recsys.augmentations.crop import Crop
+from recsys.auxiliaries.cl4srec import CL4SRec
+from recsys.auxiliaries.duorec import DuoRec
+from recsys.auxiliaries.triplet import TripletContrast
 from recsys.encoders.sasrec import SASRec
-from recsys.items import IdItems
+from recsys.items.ids import IdItems
 from recsys.objectives.softmax import FullSoftmax
-from recsys.recommender import Recommender
-from recsys.seams import Encoded, Step
+from recsys.protocols import Encoded, Step
+from recsys.recommenders.composed import Recommender
+from recsys.targets.masked_items import MaskedItems
+from recsys.targets.next_item import NextItem
 from recsys.testing import toy_batch, toy_context
 from recsys.train.fit import fit
 
@@ -249,7 +251,7 @@ def test_on_epoch_comes_again_when_a_run_is_resumed_within_the_epoch(tmp_path, m
 
 
 def test_one_target_forgets_the_stage_of_an_earlier_fit():
-    from recsys.data.targets import OneTarget
+    from recsys.targets.one_target import OneTarget
 
     part = OneTarget()
     part.on_stage("pretrain")

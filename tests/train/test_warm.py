@@ -17,10 +17,12 @@ from recsys.data.split import LeaveLast, Split
 from recsys.data.vectors import Vectors
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataWarning, LeakageError
-from recsys.items import IdItems, SumItems, TextItems
+from recsys.items.ids import IdItems
+from recsys.items.sums import SumItems
+from recsys.items.text import TextItems
 from recsys.objectives.softmax import FullSoftmax
-from recsys.recommender import Recommender
-from recsys.saved import load_run
+from recsys.recommenders.composed import Recommender
+from recsys.runs.read import load_run
 from recsys.train.fit import fit
 from recsys.train.settings import Stage
 from recsys.train.warm import merged
@@ -94,7 +96,7 @@ def test_a_model_that_was_only_bound_starts_anew_and_one_whose_weights_were_set_
 
 
 def _context(split):
-    from recsys.seams import Context
+    from recsys.protocols import Context
 
     return Context(split.num_items, split.items, split.train, split.item_text, 0, split.users)
 
@@ -351,9 +353,9 @@ def test_a_catalogue_of_other_users_and_items_on_two_cycles():
 
 def test_an_encoder_that_reads_texts_keeps_its_tokenizer_and_makes_its_matrix_anew():
     pytest.importorskip("tokenizers")
-    from recsys.data.targets import LastItem
     from recsys.encoders.recformer import Recformer, RecformerItems
     from recsys.llm.tokens import ItemTokens
+    from recsys.targets.last_item import LastItem
 
     def texted(count, word):
         split = walks(names(count), people=8, length=5)
@@ -381,11 +383,12 @@ def test_an_encoder_that_reads_texts_keeps_its_tokenizer_and_makes_its_matrix_an
 
 @pytest.mark.parametrize("make", ["hybrid", "intents", "editor"])
 def test_parts_with_marks_of_epochs_go_on_with_other_items(small, make):
-    from recsys.augment.editor import Editor
-    from recsys.augment.intents import IntentContrast
-    from recsys.augment.pairs import CL4SRec, CoSeRec
-    from recsys.augment.similar import EmbeddingSimilar
-    from recsys.augment.triplet import TripletContrast
+    from recsys.auxiliaries.cl4srec import CL4SRec
+    from recsys.auxiliaries.coserec import CoSeRec
+    from recsys.auxiliaries.editor import Editor
+    from recsys.auxiliaries.intents import IntentContrast
+    from recsys.auxiliaries.triplet import TripletContrast
+    from recsys.statistics.similarity import EmbeddingSimilar
 
     part = {
         "hybrid": lambda: CoSeRec(similar=EmbeddingSimilar()),

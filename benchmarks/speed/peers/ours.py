@@ -20,7 +20,7 @@ from recsys.data.batch import Batch
 from recsys.data.prepared import Prepared
 from recsys.data.split import HeldOut, Split
 from recsys.data.vocabulary import Vocabulary
-from recsys.ranker import Ranker
+from recsys.recommenders.base import Ranker
 
 
 class Enough(Exception):

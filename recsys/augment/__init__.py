@@ -1,1 +1,0 @@
-"""Augmentations and auxiliary losses on views of a batch, one file per idea."""

@@ -1,0 +1,1 @@
+"""Further losses and what they need: contrasts, reasoning, distillation, pre-training."""

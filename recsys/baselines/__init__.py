@@ -1,1 +1,0 @@
-"""Baselines that every table needs: popularity, item-kNN, EASE, Markov."""

@@ -1,0 +1,1 @@
+"""Ranking metrics per user, one file each, exact under ties."""

@@ -1,0 +1,36 @@
+"""Mean reciprocal rank.
+
+Legend: n users, G tie groups that hold a target, K longest list, k cut-off.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from recsys.eval.metrics.ranked import Ranked
+
+
+class MRR:
+    """``mrr@k``: 1 / rank of the best target, 0 if it is not within k (papers such as SLMRec's have no cut-off).
+
+    The best target is at place j of its group with chance C(size - j, hits - 1) / C(size, hits).
+    """
+
+    name = "mrr"
+
+    def __call__(self, ranked: Ranked, k: int) -> np.ndarray:
+        best = np.flatnonzero(ranked.first)
+        above, size, hits = ranked.above[best], ranked.size[best], ranked.hits[best]
+        slots = ranked.slots(k)[best]
+        chance, value = hits / size, np.zeros(len(best))
+        active = np.flatnonzero(slots > 0)
+        place = 1
+        while len(active):
+            value[active] += chance[active] / (above[active] + place)
+            active = active[slots[active] > place]
+            left = np.maximum(size[active] - place - hits[active] + 1, 0)
+            chance[active] *= left / (size[active] - place)
+            place += 1
+        result = np.zeros(len(ranked))
+        result[ranked.user[best]] = value
+        return result

@@ -1,0 +1,1 @@
+"""Items that a target is compared with instead of all items, one file per idea."""

@@ -1,0 +1,284 @@
+"""The seams: everything a paper adds to this library is one of the protocols on this page.
+
+Legend: B histories, L longest history of a batch, T real tokens, D width, N items (rows 1..N, 0 is padding).
+Parts are ``nn.Module``s or plain callables (what has weights to train is a module); nothing is registered and no base
+class is required. A part keeps its constructor arguments as attributes of the same name (that is how it is saved, and
+how parts within parts are found) and may have any of these hooks, which :mod:`recsys.hooks` calls:
+
+- ``needs: frozenset[str]``, optional batch fields it reads;
+- ``bind(context)`` before training and before saved tensors are loaded; it binds the parts that it holds, too;
+- ``carry(before, change)`` behind ``bind``, where a learned model goes on: see :class:`Change`;
+- ``on_stage(name)`` when a stage begins, again when it is resumed;
+- ``on_epoch(epoch)`` before each epoch, and again with the same number when a run is resumed within it: the part must
+  then be what it was (keep what it counts in buffers, or what it makes for an epoch together with the epoch's number);
+- ``sources()``, a hash of what it reads from elsewhere: a run is not resumed with another one;
+- ``check_split(split)``, which refuses a split that does not fit what was learned (``recsys evaluate``, ``export``);
+- ``sections(model, split)`` for the run's report: content by heading (text, a mapping, rows of a table, or
+  ``{"bars": {label: number}}``).
+
+An auxiliary or augmentation may say in ``longest`` how long the histories are that it makes (None: no longer than those
+it gets); the encoder must read that many, and, where ``as_ranked`` says that they are read as they are ranked, what the
+targets append to them. ``rows_behind`` is how many input-only rows behind the items a part writes or reads.
+
+An auxiliary of weight 0 is unused: it gets its shapes, as in a loaded model, and changes nothing for others.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.data.batch import Batch
+from recsys.randomness import torch_generator
+
+if TYPE_CHECKING:
+    from recsys.data.split import Training
+    from recsys.data.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a part may know before training. Held-out rows cannot be reached from it.
+
+    ``training`` is None when a saved model is loaded: shapes must follow from the other fields, contents come from
+    the saved tensors.
+    """
+
+    num_items: int
+    vocabulary: Vocabulary | None = None  # raw item id <-> row
+    training: Training | None = None
+    item_text: dict[str, Any] | None = None  # column -> array aligned with item rows, entry 0 for padding
+    seed: int = 0
+    users: Vocabulary | None = None  # raw user id <-> row
+
+
+@dataclass(frozen=True)
+class Change:
+    """How the data differ that a learned model goes on with; given to ``carry(before, change)`` of a part.
+
+    Parameters, and buffers that ``bind`` does not fill from the data, are carried over by raw id before that: old rows
+    as they were, new rows at the mean of the old ones unless ``bind`` read them (texts). ``before`` holds what the
+    part's own ``state_dict()`` held. ``carry`` does what that leaves (tables of item rows, marks of epochs).
+    """
+
+    same: bool  # the same events, cut and ids: everything is as it was
+    items: np.ndarray  # (N+1,) int64: the former row of each item row, 0 for padding and for new items
+    context: Context  # of the new data
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder saw in a batch: one state per real token, and one per user.
+
+    States of tokens that are not in ``batch.wanted`` may be zero, if the encoder spares itself their cost: encode
+    ``batch.ask_all()`` to read all of them.
+
+    ``user`` is what is scored, exported and indexed; for an empty history it is zero. ``extra`` carries what a later
+    part asks for by name: reasoning steps, block ends, second branches.
+    """
+
+    batch: Batch
+    tokens: Tensor  # (T, D) states of the real tokens, in the order of ``batch.flat``
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def states(self) -> Tensor:
+        """(B, L, D): token states on the padded view, zeros at padding."""
+        return self.batch.pad(self.tokens)
+
+    @cached_property
+    def user(self) -> Tensor:
+        """(B, D): the state of the newest token, zero for an empty history."""
+        if "user" in self.extra:
+            return self.extra["user"]
+        if self.tokens.shape[0] == 0:
+            return self.tokens.new_zeros(len(self.batch), self.tokens.shape[1])
+        state = self.tokens[self.batch.last.clamp(min=0)]
+        return state * (self.batch.lengths > 0).unsqueeze(1)
+
+    def at_targets(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """States (T', D), target rows (T',) and weights (T',) or None where ``batch`` has a target.
+
+        ``extra["importance"]`` (B, L), where there is one, multiplies the weights of the losses, but not those that
+        their sum is divided by.
+        """
+        if batch.targets is None:
+            raise ValueError("the batch has no targets: apply a Targets part (NextItem, LastItem) before the objective")
+        targets = batch.flatten(batch.targets)
+        weights = None if batch.weights is None else batch.flatten(batch.weights)
+        if "importance" in batch.extra:
+            importance = batch.flatten(batch.extra["importance"])
+            weights = importance if weights is None else weights * importance
+        chosen = targets > 0
+        if bool(chosen.all()):
+            return self.tokens, targets, weights
+        return self.tokens[chosen], targets[chosen], None if weights is None else weights[chosen]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step, as losses see it. ``encode`` runs the same encoder on another view of the batch."""
+
+    batch: Batch
+    seed: int = 0
+    epoch: int = 0
+    index: int = 0  # optimizer step within the run
+    rank: int = 0
+    stage: str = "train"  # name of the running stage
+    losses: Sequence[str] | None = None  # the terms that this stage asks for, None for all
+    total_weight: float | Tensor = 1.0  # sum of target weights of this update, over ranks and accumulation
+    share: float = 1.0  # part of this update that this batch is, for losses that are means of their own
+    items: ItemTable | None = None
+    encode: Callable[[Batch], Encoded] | None = None
+    query: Callable[[Batch], Batch] | None = None  # makes of histories what is ranked (a mask behind them); None: as is
+    twin: int = 0  # auxiliaries of the same class before the one that is called
+    scope: str = ""  # the part that calls another one
+
+    @cached_property
+    def encoded(self) -> Encoded:
+        """The batch as the encoder sees it: computed when first asked for, and once for all losses of the step."""
+        if self.encode is None:
+            raise ValueError("this step knows no encoder: losses are called by Recommender.loss, which sets it")
+        return self.encode(self.batch)
+
+    def asks_for(self, term: str) -> bool:
+        """Whether this stage minimises the loss ``term`` ("loss" is the objective's)."""
+        return self.losses is None or any(name == term or name.startswith(f"{term}.") for name in self.losses)
+
+    def generator(self, name: str) -> torch.Generator:
+        """The random stream of the part called ``name`` in this step, on the batch's device; twins have their own."""
+        name = f"{self.scope}{name} {self.twin}" if self.twin else f"{self.scope}{name}"
+        return torch_generator(self.seed, name, self.epoch, self.index, self.rank, device=self.batch.ids.device)
+
+    def for_twin(self, number: int) -> Step:
+        """The same step, for the auxiliary that comes behind ``number`` others of its class."""
+        return self if number == self.twin else self._but(twin=number)
+
+    def within(self, name: str) -> Step:
+        """The same step, for a part that the part called ``name`` calls: its random streams are its own."""
+        return self._but(scope=f"{self.scope}{name}.")
+
+    def asked(self, histories: Batch) -> Batch:
+        """Histories as they are ranked: what the recommender's targets make of them."""
+        return histories if self.query is None else self.query(histories)
+
+    def _but(self, **changed: Any) -> Step:
+        other = copy.copy(self)  # not replace: what was encoded already comes along
+        for name, value in changed.items():
+            object.__setattr__(other, name, value)
+        return other
+
+
+@runtime_checkable
+class Targets(Protocol):
+    """What is predicted where. ``places = "newest"`` says that all targets are at the newest token of a row.
+
+    ``scheme`` says which rows it gets, see :class:`recsys.train.loader.TrainBatches`; with "drawn" it may have
+    ``draw(lengths, random)``, which gives the places of the targets.
+    """
+
+    sees: str  # what an encoder may see without leaking the target: "past" or "all"
+
+    def train(self, batch: Batch, generator: torch.Generator) -> Batch: ...
+    def query(self, batch: Batch) -> Batch: ...
+
+
+@runtime_checkable
+class Weighting(Protocol):
+    """How much each target counts, beside the weights that the data may have (propensities, recency).
+
+    ``normalised``: the loss is divided by the sum of the weights (self-normalised), as for
+    weights of the data; otherwise by what it would be divided by without this part.
+    """
+
+    normalised: bool
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """(B, L) float32 multipliers for a prepared batch; what stands where there is no target does not matter."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Histories to states. ``sees`` is "past" if a state depends on no later token, else "all".
+
+    ``gives = "newest"`` says that the newest token alone gets a state, so targets cannot be anywhere else.
+    """
+
+    sees: str
+    dim: int
+    max_length: int
+
+    def __call__(self, batch: Batch, items: ItemTable) -> Encoded: ...
+
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """An encoder that reads further tokens behind a history without reading the history again (ReaRec asks for it).
+
+    Each of the Q tokens of ``batch.wanted`` gets a continuation of its own: it sees what that token sees and its own
+    earlier latents, never another's. ``memory`` is the encoder's affair.
+    """
+
+    def begin(self, batch: Batch, items: ItemTable) -> tuple[Encoded, Any]:
+        """What calling the encoder gives, and the memory at ``batch.wanted``."""
+
+    def extend(self, latents: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """States (Q, D) of one more token each, from input vectors (Q, D), and the memory with that token in it.
+
+        The latents pass the encoder's input norm and dropout; they get no position and no scale.
+        """
+
+
+@runtime_checkable
+class ItemTable(Protocol):
+    """Item vectors: asked for by id, or in blocks; nobody asks for the whole matrix, so it can be sharded."""
+
+    dim: int
+    num_items: int
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input vectors (..., D) of item rows (...)."""
+
+    def blocks(self, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
+        """(first row, (n, D) output vectors) in consecutive blocks that cover rows 1..N and nothing else."""
+
+    def output(self, ids: Tensor) -> Tensor:
+        """Output vectors (..., D) of item rows (...): the same numbers that ``blocks`` gives for them."""
+
+    # A table whose vectors an encoder makes may have ``refresh(encoder, epoch)``, called before each epoch.
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A loss per target: ``(T',)`` for the T' targets of the batch, in the order of ``Encoded.at_targets``.
+
+    The loss is not multiplied by the targets' weights; the reducer does that, once, for all objectives.
+    """
+
+    def __call__(self, encoded: Encoded, batch: Batch, items: ItemTable, generator: torch.Generator) -> Tensor: ...
+
+
+@runtime_checkable
+class Auxiliary(Protocol):
+    """A further loss, added with its ``weight``; it owns its parameters.
+
+    A scalar, or several by name, each of which a stage may ask for ("CL4SRec0", or "TripletContrast0.triplet").
+    """
+
+    weight: float
+
+    def __call__(self, step: Step) -> Tensor | dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class Augmentation(Protocol):
+    """A changed copy of a batch; never in place."""
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Batch: ...

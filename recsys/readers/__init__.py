@@ -1,0 +1,1 @@
+"""Raw files and frames as lazy tables with named columns."""

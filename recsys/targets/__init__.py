@@ -1,0 +1,1 @@
+"""What is predicted where, one file per idea."""

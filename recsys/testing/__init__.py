@@ -1,0 +1,15 @@
+"""Conformance checks of each seam, for whoever writes a part: call one from a test, it says what is wrong."""
+
+from recsys.testing.conformance import DIM as DIM
+from recsys.testing.conformance import NUM_ITEMS as NUM_ITEMS
+from recsys.testing.conformance import check_augmentation as check_augmentation
+from recsys.testing.conformance import check_auxiliary as check_auxiliary
+from recsys.testing.conformance import check_encoder as check_encoder
+from recsys.testing.conformance import check_items as check_items
+from recsys.testing.conformance import check_metric as check_metric
+from recsys.testing.conformance import check_objective as check_objective
+from recsys.testing.conformance import check_ranker as check_ranker
+from recsys.testing.conformance import check_targets as check_targets
+from recsys.testing.conformance import toy_batch as toy_batch
+from recsys.testing.conformance import toy_context as toy_context
+from recsys.testing.conformance import toy_split as toy_split

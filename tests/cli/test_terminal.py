@@ -1,0 +1,131 @@
+"""What the shell says: help, the machine, errors in one clear line, no control characters, any locale."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import recsys as rs
+from recsys.cli import COMMANDS, main
+from recsys.testing import toy_split
+
+
+def test_help_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "quickstart" in shown and "fit " in shown and "torch" in shown
+
+
+@pytest.mark.parametrize("kind", ["file", "missing", "homeless"])
+def test_hostile_7_doctor_says_whether_the_cache_can_be_written(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RECSYS_CACHE", str(tmp_path / kind / "deeper"))
+    if kind == "homeless":
+
+        def homeless() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        for name in ("RECSYS_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(Path, "home", homeless)
+    assert main(["doctor"]) == 0
+    assert ("GB free" if kind == "missing" else "RECSYS_CACHE") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "doctor"])
+def test_every_argument_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    documented = inspect.getdoc(COMMANDS[command]) or ""
+    for name in inspect.signature(COMMANDS[command]).parameters:
+        assert f"    {name}: " in documented, name
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("error", "parts"),
+    [
+        (KeyError("folder"), ("evaluate runs/a", "KeyError", "folder")),
+        (AttributeError("'NoneType' object has no attribute 'x'"), ("evaluate runs/a", "AttributeError")),
+        (RecursionError(), ("evaluate runs/a", "RecursionError")),
+        (AssertionError(), ("evaluate runs/a", "AssertionError")),
+        (MemoryError(), ("evaluate runs/a", "MemoryError")),
+        (OverflowError("int too big to convert"), ("evaluate runs/a", "too big")),
+        (ValueError("operands could not be broadcast"), ("evaluate runs/a", "broadcast")),
+        (rs.DataError("runs/a is\x1b[2J damaged"), ("runs/a is\\x1b[2J damaged",)),
+        (PermissionError(13, "Permission denied", "there"), ("Permission denied", "there")),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_hostile_14_every_error_is_one_clear_line(
+    error: Exception, parts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import recsys.runs.read as saved
+
+    def fail(*given: object) -> None:
+        raise error
+
+    monkeypatch.setattr(saved, "load_run", fail)
+    assert main(["evaluate", "runs/a"]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown and "\x1b" not in shown and len(shown.splitlines()) == 2
+    assert all(part in shown for part in parts), shown
+    monkeypatch.setenv("RECSYS_DEBUG", "1")
+    with pytest.raises(type(error)):
+        main(["evaluate", "runs/a"])
+
+
+def test_hostile_7_an_error_in_the_cache_names_its_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import recsys.runs.read as saved
+
+    def fail(*given: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "cache" / "artifacts" / "x"))
+
+    monkeypatch.setenv("RECSYS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(saved, "load_run", fail)
+    assert main(["evaluate", "runs/a"]) == 1 and "RECSYS_CACHE" in capsys.readouterr().err
+
+
+def test_hostile_15_an_ascii_locale_prints_names_escaped(tmp_path: Path) -> None:
+    toy_split().save(tmp_path / "ümlaut")
+    forced = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONIOENCODING": ""}
+    environment = {**os.environ, **forced, "PYTHONPATH": str(Path(rs.__file__).parent.parent)}
+    for command in (["audit", str(tmp_path / "ümlaut")], ["audit", "--help"], ["evaluate", "nirgends/ümlaut"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "recsys", *command], cwd=tmp_path, env=environment, capture_output=True, check=False
+        )
+        assert done.returncode == (1 if command[0] == "evaluate" else 0), done.stderr
+        assert b"UnicodeEncodeError" not in done.stderr and b"Traceback" not in done.stderr
+        (done.stdout + done.stderr).decode("ascii")
+
+
+def test_hostile_15_python_m_recsys_runs_nothing_of_the_working_folder(tmp_path: Path) -> None:
+    for name in ("numpy", "tyro", "torch", "polars"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the working folder was run')")
+    environment = {**os.environ, "PYTHONPATH": str(Path(rs.__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-m", "recsys", "doctor"], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0 and b"torch" in done.stdout, done.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    command = f"{sys.executable} -m recsys --help 2>{told}; echo $? >&2"
+    with subprocess.Popen(
+        ["sh", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    ) as shell:
+        assert shell.stdout is not None and shell.stderr is not None
+        shell.stdout.close()
+        assert (shell.stderr.read().strip(), told.read_text()) == ("141", "")
