@@ -40,7 +40,7 @@ from recsys.storage.files import replace
 from recsys.storage.folders import read_manifest, write_folder
 from recsys.storage.reading import reading
 
-KIND, FORMAT = "recsys.index.search", 1
+KIND, FORMAT = "recsys.index", 1
 KINDS = ("auto", "exact", "hnsw")
 EXACT_ITEMS = 50_000  # up to which "auto" compares with everything
 SCAN_BYTES = 128 * 2**20  # scores held at a time when a query is compared with everything
