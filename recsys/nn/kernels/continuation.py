@@ -54,7 +54,16 @@ def rehearse(channels: int) -> None:
 def _kernel(C: int) -> Callable[..., Any]:
     """The loop for a number of channels."""
 
-    def run(query, own, row, place, reach, first, step, out):  # type: ignore[no-untyped-def]
+    def run(
+        query: np.ndarray,
+        own: np.ndarray,
+        row: np.ndarray,
+        place: np.ndarray,
+        reach: np.ndarray,
+        first: int,
+        step: int,
+        out: np.ndarray,
+    ) -> None:
         total = carray(stack(C), (C,))
         scores = np.empty(row.shape[1] + own.shape[1], np.float32)
         for share in range(first, SHARES, step):

@@ -59,7 +59,9 @@ def _kernels(W: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The two loops for a width."""
     L, size = LANES, W * LANES
 
-    def run_forward(x, taps, bias, start, first, step, out):  # type: ignore[no-untyped-def]
+    def run_forward(
+        x: np.ndarray, taps: np.ndarray, bias: np.ndarray, start: np.ndarray, first: int, step: int, out: np.ndarray
+    ) -> None:
         total = carray(stack(L), (L,))
         for share in range(first, SHARES, step):
             for row in range(share, len(start) - 1, SHARES):
@@ -76,7 +78,18 @@ def _kernels(W: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
                             share_of_one = (np.float32(1) if total[n] >= 0 else small) / (np.float32(1) + small)
                             out[t, left + n] = total[n] * share_of_one
 
-    def run_backward(x, taps, bias, start, gradient, first, step, dx, d_taps, d_bias):  # type: ignore[no-untyped-def]
+    def run_backward(
+        x: np.ndarray,
+        taps: np.ndarray,
+        bias: np.ndarray,
+        start: np.ndarray,
+        gradient: np.ndarray,
+        first: int,
+        step: int,
+        dx: np.ndarray,
+        d_taps: np.ndarray,
+        d_bias: np.ndarray,
+    ) -> None:
         total = carray(stack(L), (L,))
         to_bias, to_taps = carray(stack(L), (L,)), carray(stack(size), (W, L))
         for share in range(first, SHARES, step):

@@ -106,7 +106,23 @@ def _kernels(W: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The two loops for states filled up to W."""
     block, longer = STEPS * W, (STEPS + 1) * W
 
-    def run_forward(x, delta, A, B, C, D, start, asked, everywhere, keep, offsets, first, step, saved, y):  # type: ignore[no-untyped-def]
+    def run_forward(
+        x: np.ndarray,
+        delta: np.ndarray,
+        A: np.ndarray,
+        B: np.ndarray,
+        C: np.ndarray,
+        D: np.ndarray,
+        start: np.ndarray,
+        asked: np.ndarray,
+        everywhere: bool,
+        keep: bool,
+        offsets: np.ndarray,
+        first: int,
+        step: int,
+        saved: np.ndarray,
+        y: np.ndarray,
+    ) -> None:
         E, N = A.shape
         b, c = carray(stack(block), (STEPS, W)), carray(stack(block), (STEPS, W))
         state, rate = carray(stack(W), (W,)), carray(stack(W), (W,))
@@ -144,9 +160,26 @@ def _kernels(W: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
                         for n in range(W):
                             states[e, n] = state[n]
 
-    def run_backward(  # type: ignore[no-untyped-def]
-        x, delta, A, B, C, D, start, dy, saved, offsets, first, step, dx, d_delta, dA, dB, dC, dD
-    ):
+    def run_backward(
+        x: np.ndarray,
+        delta: np.ndarray,
+        A: np.ndarray,
+        B: np.ndarray,
+        C: np.ndarray,
+        D: np.ndarray,
+        start: np.ndarray,
+        dy: np.ndarray,
+        saved: np.ndarray,
+        offsets: np.ndarray,
+        first: int,
+        step: int,
+        dx: np.ndarray,
+        d_delta: np.ndarray,
+        dA: np.ndarray,
+        dB: np.ndarray,
+        dC: np.ndarray,
+        dD: np.ndarray,
+    ) -> None:
         E, N = A.shape
         b, c = carray(stack(block), (STEPS, W)), carray(stack(block), (STEPS, W))
         db, dc = carray(stack(block), (STEPS, W)), carray(stack(block), (STEPS, W))
