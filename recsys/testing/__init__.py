@@ -13,3 +13,6 @@ from recsys.testing.conformance import check_targets as check_targets
 from recsys.testing.conformance import toy_batch as toy_batch
 from recsys.testing.conformance import toy_context as toy_context
 from recsys.testing.conformance import toy_split as toy_split
+from recsys.testing.data import check_negatives as check_negatives
+from recsys.testing.data import check_splitter as check_splitter
+from recsys.testing.data import check_weighting as check_weighting
