@@ -104,17 +104,19 @@ class Encoded:
         return state * (self.batch.lengths > 0).unsqueeze(1)
 
     def at_targets(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """States (T', D), target rows (T',) and weights (T',) or None where ``batch`` has a target.
+        """States (T', D), target rows (T',) and what multiplies their losses (T',), None for 1, in flat order.
 
-        ``extra["importance"]`` (B, L), where there is one, multiplies the weights of the losses, but not those that
-        their sum is divided by.
+        That is the product of ``batch.weights`` and ``batch.importance``, as far as there are any.
+
+        Raises:
+            ValueError: the batch has no targets.
         """
         if batch.targets is None:
             raise ValueError("the batch has no targets: apply a Targets part (NextItem, LastItem) before the objective")
         targets = batch.flatten(batch.targets)
         weights = None if batch.weights is None else batch.flatten(batch.weights)
-        if "importance" in batch.extra:
-            importance = batch.flatten(batch.extra["importance"])
+        if batch.importance is not None:
+            importance = batch.flatten(batch.importance)
             weights = importance if weights is None else weights * importance
         chosen = targets > 0
         if bool(chosen.all()):
@@ -198,7 +200,7 @@ class Weighting(Protocol):
     weights of the data; otherwise by what it would be divided by without this part.
     """
 
-    normalised: bool
+    normalised: bool  # multiplied into ``batch.weights``, else into ``batch.importance``
 
     def __call__(self, batch: Batch) -> Tensor:
         """(B, L) float32 multipliers for a prepared batch; what stands where there is no target does not matter."""
@@ -257,9 +259,10 @@ class ItemTable(Protocol):
 
 @runtime_checkable
 class Objective(Protocol):
-    """A loss per target: ``(T',)`` for the T' targets of the batch, in the order of ``Encoded.at_targets``.
+    """The loss of the targets of a batch: the scalar sum of weight times loss, the weights of ``Encoded.at_targets``.
 
-    The loss is not multiplied by the targets' weights; the reducer does that, once, for all objectives.
+    The recommender divides it by the weight of all targets of the update (``Step.total_weight``), for every objective
+    alike; :func:`recsys.objectives.weighted.weighted_sum` makes it of a loss per target.
     """
 
     def __call__(self, encoded: Encoded, batch: Batch, items: ItemTable, generator: torch.Generator) -> Tensor: ...

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from recsys.objectives.weighted import weighted_sum
 from recsys.protocols import Encoded
 
 
@@ -78,12 +79,12 @@ class Margin(nn.Module):
         self.margin, self.count = margin, count
 
     def forward(self, encoded, batch, items, generator):
-        states, targets, _ = encoded.at_targets(batch)
+        states, targets, weights = encoded.at_targets(batch)
         drawn = torch.randint(1, items.num_items + 1, (self.count,), generator=generator, device=states.device)
         positive = (states * items.output(targets)).sum(1, keepdim=True)
         negative = states @ items.output(drawn).T
         hinge = F.relu(self.margin - positive + negative).masked_fill(drawn == targets[:, None], 0.0)
-        return hinge.mean(1)
+        return weighted_sum(hinge.mean(1), weights)
 
 
 class Calm(nn.Module):

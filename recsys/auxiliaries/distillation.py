@@ -182,8 +182,8 @@ class Distillation(nn.Module):
         own = states.new_ones(len(rows)) if batch.weights is None else batch.flatten(batch.weights)[chosen]
         firsts, blocks = zip(*step.items.blocks(), strict=True)
         many = weights.repeat_interleave(heads)
-        losses = full_softmax(states, targets.repeat_interleave(heads), many, firsts, blocks)
-        total = (losses * many).sum() / own.sum().clamp(min=1e-12)
+        total = full_softmax(states, targets.repeat_interleave(heads), many, firsts, blocks)
+        total = total / own.sum().clamp(min=1e-12)
         return total / heads if self.reduction == "mean" else total
 
     def _student(self, encoded: Encoded) -> Tensor:

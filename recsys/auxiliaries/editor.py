@@ -137,8 +137,8 @@ class Editor(nn.Module):
         firsts, blocks = zip(*items.blocks(), strict=True)
         classes = targets.clamp(max=items.num_items + 1)  # the end token is the class behind the items
         ends = end_vector(items, states.device)
-        losses = full_softmax(hidden, classes, None, (*firsts, items.num_items + 1), (*blocks, ends))
-        return {"operations": operations, "insertions": losses.mean()}
+        insertions = full_softmax(hidden, classes, None, (*firsts, items.num_items + 1), (*blocks, ends))
+        return {"operations": operations, "insertions": insertions / len(targets)}
 
     def predict(self, states: Tensor, corrupted: Corrupted, items: ItemTable) -> tuple[Tensor, Tensor]:
         """Generator states (T', D), each knowing the labels before it, and labels (T',), anchor by anchor.

@@ -60,7 +60,7 @@ class ProgressiveSoftmax(nn.Module):
         self.temperature, self.alpha, self.early_weight, self.reduction = temperature, alpha, early_weight, reduction
 
     def forward(self, encoded: Encoded, batch: Batch, items: ItemTable, generator: torch.Generator) -> Tensor:
-        """(T',) losses; ``generator`` is not used.
+        """The sum over the targets of weight times loss; ``generator`` is not used.
 
         Raises:
             ValueError: the steps in ``encoded`` are not those of the targets in ``batch``.
@@ -72,10 +72,9 @@ class ProgressiveSoftmax(nn.Module):
         count = steps.shape[1]
         stacked = (steps / steps.new_tensor(self.temperatures(count)).unsqueeze(1)).flatten(0, 1)
         shares = self._shares(count).to(hidden.device)
-        foreseen = (shares if weights is None else weights.unsqueeze(1) * shares).expand(len(targets), -1).flatten()
+        each = (shares if weights is None else weights.unsqueeze(1) * shares).expand(len(targets), -1).flatten()
         firsts, blocks = zip(*items.blocks(), strict=True)
-        losses = full_softmax(stacked, targets.repeat_interleave(count), foreseen, firsts, blocks)
-        return (losses.view(-1, count) * shares).sum(1)  # no product of matrices: autocast would round the losses
+        return full_softmax(stacked, targets.repeat_interleave(count), each, firsts, blocks)
 
     def temperatures(self, count: int) -> list[float]:
         """tau_0 .. tau_K of ``count`` = K + 1 states."""

@@ -34,6 +34,7 @@ from recsys.negatives.in_batch import InBatchNegatives
 from recsys.negatives.uniform import UniformNegatives
 from recsys.nn.scoring import score_ids, score_targets
 from recsys.objectives.sampled import softplus_sum
+from recsys.objectives.weighted import weighted_sum
 from recsys.protocols import Context, Encoded, ItemTable, Step
 from recsys.statistics.gaps import MODES, even_users, frequent_items, item_variance, neighbours, normalised
 
@@ -63,7 +64,7 @@ class UniRecLoss(nn.Module):
         self.negatives = default if negatives is None else negatives
 
     def forward(self, encoded: Encoded, batch: Batch, items: ItemTable, generator: torch.Generator) -> Tensor:
-        """(T',) losses.
+        """The sum over the targets of weight times loss.
 
         Raises:
             ValueError: the encoder is not UniRec's, or the batch does not say when its targets happened.
@@ -74,7 +75,7 @@ class UniRecLoss(nn.Module):
                 "UniRecLoss reads the times of the targets, and this batch has none: use NextItem or LastItem targets "
                 "on data with times"
             )
-        _, targets, _ = encoded.at_targets(batch)
+        _, targets, weights = encoded.at_targets(batch)
         chosen = batch.flatten(batch.targets) > 0  # type: ignore[arg-type]
         states, contexts = states[:, chosen], encoded.extra["contexts"][:, chosen]
         hidden, timed = states.split(items.dim, dim=-1)  # (C, T', D) each
@@ -86,7 +87,7 @@ class UniRecLoss(nn.Module):
         positive = score_targets(flat, items, targets.repeat(count)).float() + shift
         negative = score_ids(flat, items, ids if ids.dim() == 1 else ids.repeat(count, 1)).float() + shift[:, None]
         negative = negative.masked_fill(mask.repeat(count, 1), -torch.inf)
-        return (F.softplus(-positive) + softplus_sum(negative)).view(count, -1).sum(0)
+        return weighted_sum((F.softplus(-positive) + softplus_sum(negative)).view(count, -1).sum(0), weights)
 
 
 class ProfileTerm(nn.Module):

@@ -40,8 +40,9 @@ class Group:
 class Batch:
     """Histories of B users, oldest item first, right-padded with ``PAD``. Parts never change it in place.
 
-    ``targets`` holds at each position the item row to predict there, 0 where nothing is predicted; ``weights`` the
-    weight of that target (1 where None). A part that reads an optional field declares it in ``needs``.
+    ``targets`` holds at each position the item row to predict there, 0 where nothing is predicted. The loss of that
+    target is multiplied by its ``weights`` and its ``importance`` (1 where None), and divided by the sum of the weights
+    alone. A part that reads an optional field declares it in ``needs``.
     """
 
     rows: Tensor  # (B,) int64, index of the training row or held-out user
@@ -50,6 +51,7 @@ class Batch:
     lengths: Tensor  # (B,) int64
     targets: Tensor | None = None  # (B, L) int64
     weights: Tensor | None = None  # (B, L) float32
+    importance: Tensor | None = None  # (B, L) float32
     times: Tensor | None = None  # (B, L) int64, milliseconds since the epoch
     query_time: Tensor | None = None  # (B,) int64, milliseconds since the epoch
     extra: dict[str, Tensor] = field(default_factory=dict)
@@ -148,7 +150,7 @@ class Batch:
 
     def trim(self, width: int) -> Batch:
         """The batch padded to ``width`` only, which no history may exceed."""
-        names = ("ids", "targets", "weights", "times")
+        names = ("ids", "targets", "weights", "importance", "times")
         cut = {name: getattr(self, name)[:, :width] for name in names if getattr(self, name) is not None}
         return self.replace(**cut)
 

@@ -11,14 +11,15 @@ Under a weighting that is not normalised (``InversePropensity(..., normalised=Fa
   pointwise loss over all items. The middle term is negative for w > 1, so scores count only up to ``LARGEST`` here;
 - "all": w (d1 + n), what every other objective does.
 
-The first two divide n by w, as the sum of the losses multiplies it by w again: a target of weight 0 gives 0, not n,
-and below the least normal number of float32 (1.2e-38) n shrinks with w. Inverse propensities are never below 1.
+A target of weight 0 is left out: it gives 0 under each of the three. Inverse propensities are never below 1.
 
 Use when: reproducing old tables. Prefer instead: the full or the sampled softmax, or gBCE; BCE with one negative is
 overconfident and clearly worse (Klenitskiy & Vasilev 2023; Petrov & Macdonald 2023).
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from recsys.data.batch import Batch
 from recsys.negatives.in_batch import InBatchNegatives
 from recsys.negatives.uniform import UniformNegatives
 from recsys.objectives.sampled import Scored, scored, softplus_sum
+from recsys.objectives.weighted import weighted
 from recsys.protocols import Encoded, ItemTable
 
 IMPORTANCE = ("positive", "exact", "all")
@@ -64,23 +66,25 @@ class BCE(nn.Module):
         self.mean, self.importance, self.scale = mean, importance, scale
 
     def forward(self, encoded: Encoded, batch: Batch, items: ItemTable, generator: torch.Generator) -> Tensor:
-        """(T,) losses."""
-        return self.of_scores(scored(encoded, batch, items, self.negatives, generator), items.num_items)
+        """The sum over the targets of weight times loss."""
+        return self.of_scores(scored(encoded, batch, items, self.negatives, generator), items.num_items).sum()
 
     def of_scores(self, found: Scored, num_items: int) -> Tensor:
-        """(T,) losses; a sampled item of weight w counts w times."""
+        """(T,) losses times the weights of their targets; a sampled item of weight w counts w times."""
         negative = softplus_sum(found.negative, found.weights)
         negative = negative if self.scale == 1.0 else negative * self.scale
         if found.importance is None or self.importance == "all":
             losses = F.softplus(-found.positive) + negative
         else:
-            losses = self._importance(found.positive, negative, found.importance)
-        return losses / (1 + found.negative.shape[1]) if self.mean else losses
+            losses = self._important(found.positive, negative, found.importance)
+            found = replace(found, importance=None)
+        return found.weighted(losses / (1 + found.negative.shape[1]) if self.mean else losses)
 
-    def _importance(self, positive: Tensor, negative: Tensor, weight: Tensor) -> Tensor:
-        """What, once multiplied by ``weight`` (T,), is the loss wanted; 0 where that is 0, as nothing else can be."""
-        inverse = torch.where(weight > 0, 1 / weight.clamp(min=torch.finfo(weight.dtype).tiny), 0.0)
+    def _important(self, positive: Tensor, negative: Tensor, weight: Tensor) -> Tensor:
+        """(T,) losses of targets with the importance ``weight`` (T,), 0 where that is 0."""
+        negative = negative.masked_fill(weight == 0, 0.0)
         if self.importance == "positive":
-            return F.softplus(-positive) + negative * inverse
+            return weighted(F.softplus(-positive), weight) + negative
         positive = positive.clamp(-LARGEST, LARGEST)
-        return F.softplus(-positive) + F.softplus(positive) * (inverse - 1) + negative * inverse
+        other = (F.softplus(positive) * (1 - weight)).masked_fill(weight == 0, 0.0)
+        return weighted(F.softplus(-positive), weight) + other + negative

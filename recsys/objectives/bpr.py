@@ -36,12 +36,12 @@ class BPR(nn.Module):
         self.negatives = default if negatives is None else negatives
 
     def forward(self, encoded: Encoded, batch: Batch, items: ItemTable, generator: torch.Generator) -> Tensor:
-        """(T,) losses."""
-        return self.of_scores(scored(encoded, batch, items, self.negatives, generator), items.num_items)
+        """The sum over the targets of weight times loss."""
+        return self.of_scores(scored(encoded, batch, items, self.negatives, generator), items.num_items).sum()
 
     def of_scores(self, found: Scored, num_items: int) -> Tensor:
-        """(T,) losses; a pair of weight w counts w times."""
-        return pairwise(found.positive, found.negative, found.weights)
+        """(T,) losses times the weights of their targets; a pair of weight w counts w times."""
+        return found.weighted(pairwise(found.positive, found.negative, found.weights))
 
 
 def pairwise(positive: Tensor, negative: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -116,7 +116,10 @@ class Coupled(nn.Module):
         bind(self.objective, context)
 
     def forward(self, encoded: Encoded, batch: Batch, items: ItemTable, generator: torch.Generator) -> Tensor:
-        """(T,) losses of the ranker plus ``weight`` times those of the exposure model."""
+        """The sum over the targets of their weight times the ranker's loss plus ``weight`` times the exposure model's.
+
+        Both losses of a target count by the weights that it has.
+        """
         hidden, targets, _ = encoded.at_targets(batch)
         drawn = self.objective.negatives.sample(batch, targets, items.num_items, generator)
         found = score_drawn(hidden, targets, batch, items, drawn)
@@ -124,7 +127,8 @@ class Coupled(nn.Module):
         shown = self.exposure(ids).expand(mask.shape).masked_fill(mask, -torch.inf)
         weights = self.weights(shown) if found.weights is None else self.weights(shown) * found.weights
         losses: Tensor = self.objective.of_scores(replace(found, weights=weights), items.num_items)
-        return losses + self.weight * pairwise(self.exposure(targets), shown, self.weights(found.negative))
+        exposed = pairwise(self.exposure(targets), shown, self.weights(found.negative))
+        return (losses + self.weight * found.weighted(exposed)).sum()
 
     def weights(self, scores: Tensor) -> Tensor:
         """(T, K) weights of samples by the other model's scores (T, K), -inf for those that do not count."""

@@ -45,14 +45,14 @@ class GBCE(nn.Module):
         self.negatives = UniformNegatives(256, per="position") if negatives is None else negatives
 
     def forward(self, encoded: Encoded, batch: Batch, items: ItemTable, generator: torch.Generator) -> Tensor:
-        """(T,) losses."""
-        return self.of_scores(scored(encoded, batch, items, self.negatives, generator), items.num_items)
+        """The sum over the targets of weight times loss."""
+        return self.of_scores(scored(encoded, batch, items, self.negatives, generator), items.num_items).sum()
 
     def of_scores(self, found: Scored, num_items: int) -> Tensor:
-        """(T,) losses; a sampled item of weight w counts w times."""
+        """(T,) losses times the weights of their targets; a sampled item of weight w counts w times."""
         count = found.negative.shape[1]
         positive = beta(self.t, count, num_items) * F.softplus(-found.positive)
-        return (positive + softplus_sum(found.negative, found.weights)) / (count + 1)
+        return found.weighted((positive + softplus_sum(found.negative, found.weights)) / (count + 1))
 
 
 def beta(t: float, count: int, num_items: int) -> float:

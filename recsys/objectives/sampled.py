@@ -22,6 +22,7 @@ from recsys.negatives.in_batch import InBatchNegatives
 from recsys.negatives.negatives import Negatives
 from recsys.negatives.uniform import UniformNegatives
 from recsys.nn.scoring import score_ids, score_targets
+from recsys.objectives.weighted import weighted
 from recsys.protocols import Encoded, ItemTable
 
 
@@ -41,15 +42,15 @@ class SampledSoftmax(nn.Module):
         self.temperature = temperature
 
     def forward(self, encoded: Encoded, batch: Batch, items: ItemTable, generator: torch.Generator) -> Tensor:
-        """(T,) losses."""
-        return self.of_scores(scored(encoded, batch, items, self.negatives, generator), items.num_items)
+        """The sum over the targets of weight times loss."""
+        return self.of_scores(scored(encoded, batch, items, self.negatives, generator), items.num_items).sum()
 
     def of_scores(self, found: Scored, num_items: int) -> Tensor:
-        """(T,) losses; a sampled item of weight w stands in the sum w times."""
+        """(T,) losses times the weights of their targets; a sampled item of weight w stands in the sum w times."""
         scores = torch.cat([found.positive[:, None], found.negative], 1) / self.temperature
         if found.weights is not None:
             scores = scores + F.pad(found.weights.log(), (1, 0))
-        return torch.logsumexp(scores, 1) - scores[:, 0]
+        return found.weighted(torch.logsumexp(scores, 1) - scores[:, 0])
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,15 @@ class Scored:
     positive: Tensor  # (T,) float32
     negative: Tensor  # (T, K) float32, -inf where a sample must not count
     weights: Tensor | None = None  # (T, K) how much each sample counts (1 where None)
-    importance: Tensor | None = None  # (T,) what the reducer multiplies each loss by without dividing by it
+    importance: Tensor | None = None  # (T,) of the targets, as in the batch (1 where None)
+    target_weights: Tensor | None = None  # (T,) their other weights, which the loss is divided by (1 where None)
+
+    def weighted(self, losses: Tensor) -> Tensor:
+        """Losses (T,) times the weights of their targets."""
+        weights, importance = self.target_weights, self.importance
+        if weights is None or importance is None:
+            return weighted(losses, importance if weights is None else weights)
+        return weighted(losses, weights * importance)
 
 
 def scored(
@@ -78,11 +87,15 @@ def score_drawn(hidden: Tensor, targets: Tensor, batch: Batch, items: ItemTable,
     """The targets (T,) and the items ``drawn`` for them, scored with the states ``hidden`` (T, D)."""
     ids, mask = drawn.for_targets()
     negative = score_ids(hidden, items, ids).float().masked_fill(mask, -torch.inf)
-    importance = batch.extra.get("importance")
-    if importance is not None:
-        assert batch.targets is not None
-        importance = batch.flatten(importance)[batch.flatten(batch.targets) > 0]
-    return Scored(score_targets(hidden, items, targets).float(), negative, drawn.weights, importance)
+    positive = score_targets(hidden, items, targets).float()
+    return Scored(positive, negative, drawn.weights, _at_targets(batch, "importance"), _at_targets(batch, "weights"))
+
+
+def _at_targets(batch: Batch, name: str) -> Tensor | None:
+    """The field ``name`` (B, L) of the batch at its targets (T,), None if there is none."""
+    values = getattr(batch, name)
+    assert batch.targets is not None
+    return None if values is None else batch.flatten(values)[batch.flatten(batch.targets) > 0]
 
 
 def softplus_sum(negative: Tensor, weights: Tensor | None = None) -> Tensor:

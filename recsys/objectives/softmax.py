@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from recsys.data.batch import Batch
 from recsys.nn.products import add_product, product, transposed_zeros, wider
@@ -43,7 +44,7 @@ class FullSoftmax(nn.Module):
         self.temperature, self.chunk = temperature, chunk
 
     def forward(self, encoded: Encoded, batch: Batch, items: ItemTable, generator: torch.Generator) -> Tensor:
-        """(T,) losses; ``generator`` is not used."""
+        """The sum over the targets of weight times loss; ``generator`` is not used."""
         hidden, targets, weights = encoded.at_targets(batch)
         hidden = hidden / self.temperature if self.temperature != 1.0 else hidden
         firsts, blocks = zip(*items.blocks(), strict=True)
@@ -58,18 +59,21 @@ def full_softmax(
     blocks: tuple[Tensor, ...],
     chunk: int | None = None,
 ) -> Tensor:
-    """(T,) losses of ``hidden`` (T, D) against ``blocks`` of output vectors, of which ``firsts`` are the first rows.
+    """The scalar sum of weight times cross-entropy of ``hidden`` (T, D) against ``blocks`` of output vectors.
 
-    ``weights`` (T,) only say what the gradient will be asked for (the weighted sum); if it turns out to be asked for
-    something else, the gradient is computed anew, and stays exact. ``chunk`` tokens are worked on at a time; None takes
-    as many as keep the logits near 8 MB.
+    Args:
+        targets: (T,) rows, each in one of the blocks.
+        weights: (T,) of the targets, 1 where None; no gradient reaches them.
+        firsts: the first row of each block.
+        chunk: tokens worked on at a time; None takes as many as keep the logits near 8 MB.
     """
     chunk = chunk or max(MIN_CHUNK, min(MAX_CHUNK, BUFFER // max(sum(map(len, blocks)), 1)))
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, blocks = hidden.to(dtype), tuple(block.to(dtype) for block in blocks)
-    return _FullSoftmax.apply(hidden, targets, weights, firsts, chunk, *blocks)
+    total: Tensor = _FullSoftmax.apply(hidden, targets, weights, firsts, chunk, *blocks)
+    return total
 
 
 class _FullSoftmax(torch.autograd.Function):
@@ -83,25 +87,16 @@ class _FullSoftmax(torch.autograd.Function):
         chunk: int,
         *blocks: Tensor,
     ) -> Tensor:
-        ctx.firsts, ctx.chunk = firsts, chunk
         weights = torch.ones(len(targets), device=hidden.device) if weights is None else weights.float()
-        ctx.wanted = (ctx.needs_input_grad[0], *ctx.needs_input_grad[-len(blocks) :])
-        losses, gradients = _pass(hidden, targets, weights, firsts, chunk, blocks, ctx.wanted)
-        ctx.save_for_backward(hidden, targets, weights, *blocks, *gradients)
-        return losses
+        wanted = (ctx.needs_input_grad[0], *ctx.needs_input_grad[-len(blocks) :])
+        losses, gradients = _pass(hidden, targets, weights, firsts, chunk, blocks, wanted)
+        ctx.save_for_backward(*gradients)
+        return (losses * weights).sum()
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = outputs
-        hidden, targets, weights, *rest = ctx.saved_tensors
-        blocks, gradients = rest[: len(ctx.firsts)], rest[len(ctx.firsts) :]
-        total = weights.sum()
-        scale = gradient.sum() / total.clamp(min=1e-30)
-        largest = gradient.abs().max() if len(gradient) else gradient.new_zeros(())
-        foreseen = (gradient - scale * weights).abs() <= 1e-5 * largest
-        if not bool(foreseen.all()):
-            _, gradients = _pass(hidden, targets, gradient, ctx.firsts, ctx.chunk, tuple(blocks), ctx.wanted)
-            scale = gradient.new_ones(())
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
         to_hidden, *to_blocks = (None if found is None else found * scale.to(found.dtype) for found in gradients)
         return (to_hidden, None, None, None, None, *to_blocks)
 

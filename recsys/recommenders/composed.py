@@ -46,7 +46,7 @@ class Recommender(Ranker):
         items: the item table (``IdItems``, text tables, sums).
         encoder: histories to states; its ``max_length`` is the recommender's, less what a query gets appended (a mask)
             and the encoder has no room for.
-        objective: the loss per target.
+        objective: the loss of the targets.
         targets: what is predicted where (default ``NextItem``).
         auxiliaries: further losses, each with its ``weight``.
         augmentations: applied in order to every training batch, before the targets are set.
@@ -211,17 +211,15 @@ class Recommender(Ranker):
         return _named(self.auxiliaries, unused(self))
 
     def _objective(self, step: Step) -> Tensor:
-        """The weighted sum of the objective over the targets."""
-        losses = self.objective(step.encoded, step.batch, self.items, step.generator("objective"))
-        _, targets, weights = step.encoded.at_targets(step.batch)
-        if losses.shape != targets.shape:
+        """The sum over the targets of weight times loss."""
+        total = self.objective(step.encoded, step.batch, self.items, step.generator("objective"))
+        if total.dim():
             raise ValueError(
-                f"{type(self.objective).__name__} must give one loss per target (T',), {tuple(targets.shape)}; found "
-                f"{tuple(losses.shape)}: sums and means over targets are taken outside of it, by their weights"
+                f"{type(self.objective).__name__} must give a scalar, the sum over the targets of weight times loss; "
+                f"found a tensor of shape {tuple(total.shape)}: return recsys.objectives.weighted.weighted_sum(losses, "
+                "weights), with the weights that encoded.at_targets(batch) gives"
             )
-        if weights is not None and bool((weights == 1).all()):
-            weights = None  # to the last bit: some kernels round by how the gradient that reaches them is laid out
-        return losses.sum() if weights is None else (losses * weights).sum()
+        return total
 
     def score(self, batch: Batch) -> Tensor:
         """(B, N) dot products of user states and item vectors."""
@@ -355,8 +353,7 @@ def _weighted(batch: Batch, weighting: Weighting) -> Batch:
     found = weighting(batch).to(torch.float32)
     if weighting.normalised:
         return batch.replace(weights=found if batch.weights is None else batch.weights * found)
-    before = batch.extra.get("importance")
-    return batch.replace(extra={**batch.extra, "importance": found if before is None else before * found})
+    return batch.replace(importance=found if batch.importance is None else batch.importance * found)
 
 
 def _named(parts: Iterable[Any], idle: Sequence[Any] = ()) -> list[tuple[str, int, Any]]:

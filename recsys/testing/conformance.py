@@ -192,39 +192,37 @@ def check_targets(targets: Targets) -> None:
 
 
 def check_objective(objective: Objective) -> None:
-    """An objective: one finite loss per target, unweighted, seeded, with gradients, lower where the target is near."""
+    """An objective: the finite sum of weight times loss, seeded, with gradients, lower where the target is near."""
     objective, items = _bound(objective), _bound(IdItems(2 * DIM, scale=False))
     nn.init.orthogonal_(items.weight.data[1:])
     batch = _with_targets(toy_batch())
     assert batch.targets is not None
-    count = int((batch.targets > 0).sum())
     states = torch.randn(
         int(batch.lengths.sum()), items.dim, generator=torch.Generator().manual_seed(1)
     ).requires_grad_()
 
-    def losses(of: Batch = batch, tokens: Tensor = states) -> Tensor:
+    def loss(of: Batch = batch, tokens: Tensor = states) -> Tensor:
         return objective(Encoded(of, tokens), of, items, torch.Generator().manual_seed(5))
 
-    found = unchanged(batch, losses)
-    same(tuple(found.shape), (count,), "shape of the losses (T',), one per target")
-    require(bool(found.isfinite().all()), "losses must be finite")
-    close(losses(), found, "two calls with equal generators")
-    close(
-        losses(batch.replace(weights=None)), found, "losses with and without target weights (the reducer weighs, once)"
-    )
-    wide = batch.replace(ids=_wider(batch.ids), targets=_wider(batch.targets), weights=None, times=None)
-    close(losses(wide), found, "losses with and without more padding")
+    found = unchanged(batch, loss)
+    same(tuple(found.shape), (), "shape of the loss, a scalar (the sum over the targets of weight times loss)")
+    require(bool(found.isfinite()), f"the loss must be finite, found {found.item()}")
+    close(loss(), found, "two calls with equal generators")
+    bare = batch.replace(weights=None)
+    wide = bare.replace(ids=_wider(batch.ids), targets=_wider(batch.targets), times=None)
+    close(loss(wide), loss(bare), "losses with and without more padding")
+    _weighs(loss, batch)
     with torch.no_grad():
         near = torch.zeros_like(states)
         near[batch.flatten(batch.targets) > 0] = items.output(batch.targets[batch.targets > 0])
         near = near * 4 / near.norm(dim=1, keepdim=True).clamp(min=1e-6)
-        right, wrong = losses(tokens=near).mean(), losses(tokens=-near).mean()
+        right, wrong = loss(tokens=near), loss(tokens=-near)
     require(bool(right < wrong), f"a state along its target has loss {right:.4g}, the opposite state {wrong:.4g}")
-    (gradient,) = torch.autograd.grad(found.sum(), states)
+    (gradient,) = torch.autograd.grad(found, states)
     chosen = batch.flatten(batch.targets) > 0
     require(bool(gradient[chosen].any()), "no gradient reaches the states that have a target")
-    gradients(items, lambda: losses().sum(), "items scored by the objective")
-    gradients(objective, lambda: losses().sum())
+    gradients(items, loss, "items scored by the objective")
+    gradients(objective, loss)
     round_trip(objective, bind=_bound)
 
 
@@ -367,6 +365,39 @@ def _with_targets(batch: Batch) -> Batch:
     targets = torch.randint(1, NUM_ITEMS + 1, batch.ids.shape, generator=generator) * batch.mask
     targets[:, 1::2] = 0
     return batch.replace(targets=targets)
+
+
+def _weighs(loss: Callable[[Batch], Tensor], batch: Batch) -> None:
+    """The loss is a sum over the targets, each times its weights: those of the data, and its importance."""
+    weights, targets = batch.weights, batch.targets
+    assert weights is not None and targets is not None
+    found, ones = loss(batch), torch.ones_like(weights)
+    how = "return weighted_sum(losses, weights) with the weights of encoded.at_targets(batch)"
+    require(not _near(loss(batch.replace(weights=weights * ones.cumsum(1))), found), f"it forgets the weights: {how}")
+    close(
+        loss(batch.replace(weights=2 * weights)), 2 * found, f"the loss under doubled weights and twice the loss; {how}"
+    )
+    first = ones.cumsum(0) % 2
+    halves = [loss(batch.replace(weights=weights * half)) for half in (first, 1 - first)]
+    close(sum(halves), found, f"the loss and its sum over two halves of the weights; {how}")
+    plain = loss(batch.replace(weights=None))
+    close(loss(batch.replace(weights=ones)), plain, "losses with weights of 1 and without weights")
+    close(loss(batch.replace(weights=None, importance=ones)), plain, "losses with an importance of 1 and without one")
+    require(
+        not _near(loss(batch.replace(weights=None, importance=3 * ones)), plain),
+        f"it forgets batch.importance, the weights that the loss is not divided by: {how}",
+    )
+    apart = sum(loss(batch.replace(weights=None, targets=targets * half.long())) for half in (first, 1 - first))
+    added, all_of_them = float(torch.as_tensor(apart).detach()), float(plain.detach())
+    require(
+        abs(added - 2 * all_of_them) > abs(all_of_them) / 4,
+        f"two halves of the targets have losses that add up to {added:.4g}, all of them {all_of_them:.4g}: it takes a "
+        f"mean over the targets, and the recommender divides by their weight already; {how}",
+    )
+
+
+def _near(found: Tensor, other: Tensor) -> bool:
+    return bool(torch.allclose(found, other, 1e-4, 1e-5))
 
 
 def _other_item(batch: Batch, event: int) -> Batch:

@@ -160,16 +160,38 @@ class _Trial:
 
     def _objective(self, encoded: Encoded, batch: Batch) -> None:
         part = self.model.objective
-        count = len(encoded.at_targets(batch)[1])
-        if not count:
+        if not len(encoded.at_targets(batch)[1]):
             return
         with _blamed(part, batch):
-            losses = part(encoded, batch, self.model.items, self.step.generator("objective"))
-        if not isinstance(losses, Tensor) or losses.shape != (count,):
-            raise _wrong(part, f"one loss per target (T',), {(count,)}", _shape(losses))
-        if not losses.requires_grad and any(one.requires_grad for one in self.model.parameters()):
-            raise _wrong(part, "losses that have a gradient", f"{losses.dtype} without one")
-        self._finite(part, "losses", losses)
+            total = self._loss(encoded, batch)
+        if not isinstance(total, Tensor) or total.dim():
+            raise _wrong(part, "a scalar, the sum over the targets of weight times loss", _shape(total))
+        if not total.requires_grad and any(one.requires_grad for one in self.model.parameters()):
+            raise _wrong(part, "a loss that has a gradient", f"{total.dtype} without one")
+        self._finite(part, "a loss", total)
+        if _foreign(part):
+            self._sums(part, encoded, batch, total.item())
+
+    def _sums(self, part: Any, encoded: Encoded, batch: Batch, total: float) -> None:
+        """Refuse an objective that forgets the weights, or gives a mean: the recommender divides."""
+        assert batch.targets is not None
+        expected = "the sum over the targets of weight times loss"
+        ones = torch.ones(batch.ids.shape, device=batch.ids.device) if batch.weights is None else batch.weights
+        with _blamed(part, batch):
+            twice = self._loss(encoded, batch.replace(weights=2 * ones)).item()
+        if not np.isclose(twice, 2 * total, 1e-3, 1e-5):
+            raise _wrong(part, expected, f"{total:.4g}, and {twice:.4g} under doubled weights")
+        odd = torch.arange(len(batch), device=batch.ids.device)[:, None] % 2
+        halves = [batch.targets * half for half in (odd, 1 - odd)]
+        if all(bool(half.any()) for half in halves):
+            with _blamed(part, batch):
+                apart = [batch.replace(targets=half) for half in halves]
+                added = sum(self._loss(self._encode(half), half).item() for half in apart)
+            if abs(added - 2 * total) < abs(total) / 4:
+                raise _wrong(part, expected, f"a mean: {total:.4g}, and {added:.4g} added up over two halves of them")
+
+    def _loss(self, encoded: Encoded, batch: Batch) -> Any:
+        return self.model.objective(encoded, batch, self.model.items, self.step.generator("objective"))
 
     def _auxiliary(self, part: Any, name: str, step: Step) -> None:
         with _blamed(part, step.batch):

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from per_target import per_target
 from torch import Tensor
 
+from recsys.auxiliaries import reasoning
 from recsys.auxiliaries.reasoning import (
     ProgressiveSoftmax,
     StepContrast,
@@ -20,7 +22,7 @@ from recsys.data.batch import Batch
 from recsys.encoders.rearec import ReaRec
 from recsys.encoders.sasrec import SASRec
 from recsys.items.ids import IdItems
-from recsys.objectives import reasoning, softmax
+from recsys.objectives import softmax
 from recsys.objectives.softmax import FullSoftmax
 from recsys.protocols import Context, Encoded, Step
 from recsys.recommenders.composed import Recommender
@@ -151,7 +153,8 @@ def test_progressive_softmax_equals_plain_cross_entropies(weighted: bool, reduct
     steps, table = steps_of(step)
     assert step.encoded is not None and step.items is not None
     objective = ProgressiveSoftmax(0.7, 1.5, early_weight=0.4, reduction=reduction)
-    losses = objective(step.encoded, batch, step.items, torch.Generator())
+    total = objective(step.encoded, batch, step.items, torch.Generator())
+    losses = per_target(objective, step.encoded, batch, step.items)
     assert batch.targets is not None
     targets = batch.targets[batch.targets > 0] - 1
     each = [
@@ -161,7 +164,7 @@ def test_progressive_softmax_equals_plain_cross_entropies(weighted: bool, reduct
     torch.testing.assert_close(losses, expected)
     weights = torch.ones(len(targets)) if batch.weights is None else batch.flatten(batch.weights)
     ours, theirs = (
-        torch.autograd.grad((value * weights).sum(), [steps, step.items.weight]) for value in (losses, expected)
+        torch.autograd.grad(value, [steps, step.items.weight]) for value in (total, (expected * weights).sum())
     )  # type: ignore[list-item]
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -179,10 +182,10 @@ def test_progressive_softmax_under_autocast_keeps_float32_losses_and_one_pass(
     run = softmax._pass
     monkeypatch.setattr(softmax, "_pass", lambda *arguments: passes.append(1) or run(*arguments))
     with torch.autocast("cpu", torch.bfloat16):
-        losses = ProgressiveSoftmax(0.7, 1.5)(step.encoded, batch, step.items, torch.Generator())
-    assert losses.dtype == torch.float32
-    torch.autograd.grad(losses.sum() / 7, steps)
-    assert len(passes) == 1  # the gradient that was foreseen is the one asked for
+        total = ProgressiveSoftmax(0.7, 1.5)(step.encoded, batch, step.items, torch.Generator())
+    assert total.dtype == torch.float32
+    torch.autograd.grad(total / 7, steps)
+    assert len(passes) == 1  # losses and gradient together
 
 
 def test_contrast_under_autocast_takes_products_in_float32() -> None:
@@ -200,8 +203,8 @@ def test_progressive_softmax_without_early_weight_is_the_last_steps_softmax() ->
     assert step.encoded is not None and step.items is not None
     last = Encoded(batch, step.encoded.tokens.index_copy(0, batch.wanted, steps[:, -1]))
     torch.testing.assert_close(
-        ProgressiveSoftmax(0.7, 5.0, early_weight=0.0)(step.encoded, batch, step.items, torch.Generator()),
-        FullSoftmax(0.7)(last, batch, step.items, torch.Generator()),
+        per_target(ProgressiveSoftmax(0.7, 5.0, early_weight=0.0), step.encoded, batch, step.items),
+        per_target(FullSoftmax(0.7), last, batch, step.items),
     )
 
 

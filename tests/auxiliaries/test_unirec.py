@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from per_target import per_target
 from torch import Tensor
 
 from recsys.auxiliaries.unirec import ItemEnhancement, ProfileTerm, SequenceEnhancement, UniRecLoss
@@ -64,7 +65,7 @@ def test_check_14_without_enhancements_the_loss_is_that_of_the_branches(branches
     step = step_of(found, toy_batch((6, 2, 5, 3)))
     batch, encoded = step.batch, step.encoded
     assert encoded is not None and batch.targets is not None
-    losses = found.objective(encoded, batch, found.items, torch.Generator().manual_seed(3))
+    losses = per_target(found.objective, encoded, batch, found.items, seed=3)
     _, targets, _ = encoded.at_targets(batch)
     drawn = found.objective.negatives.sample(batch, targets, NUM_ITEMS, torch.Generator().manual_seed(3)).ids[:, 0]
     assert encoded.extra["branches"].shape == (len(branches), len(targets), 2 * DIM)
@@ -80,18 +81,17 @@ def test_any_negatives_give_a_finite_loss_per_target_with_gradients(negatives: A
     found = model(UniRecLoss(negatives))
     found.bind(toy_context())
     step = step_of(found, toy_batch((6, 2, 1, 3)))
-    losses = found.objective(step.encoded, step.batch, found.items, torch.Generator().manual_seed(0))
+    losses = per_target(found.objective, step.encoded, step.batch, found.items)
     assert losses.shape == (8,) and bool(losses.isfinite().all())
-    losses.sum().backward()
+    found.objective(step.encoded, step.batch, found.items, torch.Generator().manual_seed(0)).backward()
     assert all(parameter.grad is not None for parameter in found.encoder.parameters())
 
 
 def test_last_item_targets_read_the_time_of_the_last_event() -> None:
     found = bound()
     every, last = (targets.train(toy_batch((6, 2))) for targets in (NextItem(), LastItem()))
-    generators = [torch.Generator().manual_seed(0) for _ in "ab"]
     encoded = found.encode(last)
-    assert found.objective(encoded, last, found.items, generators[0]).shape == (2,)
+    assert per_target(found.objective, encoded, last, found.items).shape == (2,)
     contexts = [found.encode(batch).extra["contexts"][:, batch.last] for batch in (every, last)]
     torch.testing.assert_close(*contexts)
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from per_target import per_target
 from torch import Tensor, nn
 
 import recsys as rs
@@ -224,7 +225,7 @@ def test_check_06_progressive_loss_equals_the_cross_entropies_by_hand(reduction:
     model, items = pair(ENCODERS["sasrec"](), 2, combine="last")
     batch = NextItem().train(toy_batch((6, 2, 4)))
     encoded = model(batch, items)
-    losses = ProgressiveSoftmax(0.5, 2.0, reduction=reduction)(encoded, batch, items, torch.Generator())
+    losses = per_target(ProgressiveSoftmax(0.5, 2.0, reduction=reduction), encoded, batch, items)
     hot, warm, last = entropies(encoded.extra["steps"], items, batch, [2.0, 1.0, 0.5])
     expected = last + (hot + warm) / (2 if reduction == "mean" else 1)
     torch.testing.assert_close(losses, expected, atol=1e-5, rtol=1e-5)
@@ -341,9 +342,9 @@ def test_check_11_losses_without_steps_are_the_cross_entropy_of_the_encoder() ->
     batch = NextItem().train(toy_batch((6, 2, 4)))
     step = step_of(model, items, batch)
     assert step.encoded is not None
-    plain = FullSoftmax(0.5)(model.encoder(batch, items), batch, items, torch.Generator())
+    plain = per_target(FullSoftmax(0.5), model.encoder(batch, items), batch, items)
     for objective in (FullSoftmax(0.5), ProgressiveSoftmax(0.5, 3.0)):
-        torch.testing.assert_close(objective(step.encoded, batch, items, torch.Generator()), plain)
+        torch.testing.assert_close(per_target(objective, step.encoded, batch, items), plain)
     assert StepDiversity()(step).item() == 0
     assert StepContrast()(step).item() == 0
 

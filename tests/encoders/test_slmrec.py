@@ -714,7 +714,7 @@ def test_heads_weigh_targets_as_the_objective_does(teacher: str) -> None:
     found = []
     for factor in (1.0, 3.0):
         importance = torch.full(step.batch.ids.shape, factor)
-        batch = step.batch.replace(extra={**step.batch.extra, "importance": importance})
+        batch = step.batch.replace(importance=importance)
         found.append(model.auxiliaries[0](replace(step, batch=batch))["supervision"])
     torch.testing.assert_close(found[1], 3 * found[0])
 

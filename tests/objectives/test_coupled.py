@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from per_target import per_target
 from torch import Tensor, nn
 
 from recsys import testing
@@ -55,8 +56,7 @@ def problem(objective: nn.Module) -> tuple[Encoded, Batch, IdItems]:
 def test_check_01_a_huge_tau_gives_weights_of_two() -> None:
     objective = Coupled(BPR(), tau=1e9, weight=0.0)
     encoded, batch, items = problem(objective)
-    ours = objective(encoded, batch, items, torch.Generator().manual_seed(1))
-    plain = BPR()(encoded, batch, items, torch.Generator().manual_seed(1))
+    ours, plain = (per_target(one, encoded, batch, items, seed=1) for one in (objective, BPR()))
     torch.testing.assert_close(ours, 2 * plain)
 
 
@@ -76,8 +76,8 @@ def test_check_03_neither_model_is_trained_through_the_others_loss(normalised: b
 
     def gradients(weight: float, of: list[Tensor]) -> list[Tensor]:
         objective.weight = weight
-        losses = objective(encoded, batch, items, torch.Generator().manual_seed(1))
-        return list(torch.autograd.grad(losses.sum(), of, allow_unused=True, materialize_grads=True))
+        total = objective(encoded, batch, items, torch.Generator().manual_seed(1))
+        return list(torch.autograd.grad(total, of, allow_unused=True, materialize_grads=True))
 
     assert all(not gradient.any() for gradient in gradients(0.0, exposure))
     assert any(gradient.any() for gradient in gradients(1.0, exposure))
@@ -166,8 +166,8 @@ def test_a_sampler_may_weigh_what_it_draws(make: Callable[[], nn.Module]) -> Non
     objective, light = make(), make()
     objective.negatives, light.negatives = Heavy(4), UniformNegatives(4)
     encoded, batch, items = problem(objective)
-    heavy = objective(encoded, batch, items, torch.Generator().manual_seed(1))
-    assert (heavy > light(encoded, batch, items, torch.Generator().manual_seed(1))).all()
+    heavy = per_target(objective, encoded, batch, items, seed=1)
+    assert (heavy > per_target(light, encoded, batch, items, seed=1)).all()
 
 
 @pytest.mark.parametrize("make", SAMPLED)

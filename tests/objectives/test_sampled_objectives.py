@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from per_target import per_target
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -44,8 +45,10 @@ def test_check_07_all_other_items_as_negatives_is_the_full_softmax(per: str) -> 
     encoded, batch, items = problem()
     count = NUM_ITEMS - 1 if per == "position" else NUM_ITEMS
     sampled = SampledSoftmax(UniformNegatives(count, per=per, distinct=True))
-    ours = sampled(encoded, batch, items, generator())
-    torch.testing.assert_close(ours, FullSoftmax()(encoded, batch, items, generator()), rtol=1e-5, atol=1e-5)
+    ours = per_target(sampled, encoded, batch, items)
+    torch.testing.assert_close(ours, per_target(FullSoftmax(), encoded, batch, items), rtol=1e-5, atol=1e-5)
+    whole = [one(encoded, batch, items, generator()) for one in (sampled, FullSoftmax())]
+    torch.testing.assert_close(*whole)
 
 
 def gbce_by_the_paper(positive: Tensor, negative: Tensor, t: float, alpha: float) -> Tensor:
@@ -78,7 +81,7 @@ def test_check_06_the_objective_is_the_papers_formula(t: float) -> None:
     assert not mask.any()
     positive, negative = (hidden * items.weight[targets]).sum(1), torch.einsum("td,tkd->tk", hidden, items.weight[ids])
     expected = gbce_by_the_paper(positive, negative, t, 5 / (NUM_ITEMS - 1))
-    ours = GBCE(t, negatives)(encoded, batch, items, generator())
+    ours = per_target(GBCE(t, negatives), encoded, batch, items)
     torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -91,8 +94,8 @@ def test_check_06_reference_value_of_beta() -> None:
 def test_check_06_t_zero_is_mean_bce() -> None:
     encoded, batch, items = problem()
     negatives = UniformNegatives(5)
-    ours = GBCE(0.0, negatives)(encoded, batch, items, generator())
-    assert torch.equal(ours, BCE(negatives, mean=True)(encoded, batch, items, generator()))
+    ours = per_target(GBCE(0.0, negatives), encoded, batch, items)
+    assert torch.equal(ours, per_target(BCE(negatives, mean=True), encoded, batch, items))
 
 
 def test_bce_sums_the_two_terms_and_never_draws_from_the_history() -> None:
@@ -104,7 +107,7 @@ def test_bce_sums_the_two_terms_and_never_draws_from_the_history() -> None:
     positive = (hidden * items.weight[targets]).sum(1)
     negative = (hidden * items.weight[ids[:, 0]]).sum(1)
     expected = F.softplus(-positive) + F.softplus(negative)
-    torch.testing.assert_close(BCE()(encoded, batch, items, generator()), expected)
+    torch.testing.assert_close(per_target(BCE(), encoded, batch, items), expected)
 
 
 OBJECTIVES: list[Callable[[], nn.Module]] = [
@@ -120,13 +123,15 @@ OBJECTIVES: list[Callable[[], nn.Module]] = [
 
 
 @pytest.mark.parametrize("make", OBJECTIVES)
-def test_one_finite_loss_per_target_the_same_for_the_same_seed(make: Callable[[], nn.Module]) -> None:
+def test_a_finite_sum_over_the_targets_the_same_for_the_same_seed(make: Callable[[], nn.Module]) -> None:
     encoded, batch, items = problem()
-    losses = make()(encoded, batch, items, generator(3))
+    losses = per_target(make(), encoded, batch, items, seed=3)
     assert losses.shape == (6,)
     assert losses.isfinite().all() and losses.dtype == torch.float32
-    assert torch.equal(losses, make()(encoded, batch, items, generator(3)))
-    (gradient,) = torch.autograd.grad(losses.sum(), [encoded.tokens])
+    total = make()(encoded, batch, items, generator(3))
+    torch.testing.assert_close(total, losses.sum())
+    assert torch.equal(total, make()(encoded, batch, items, generator(3)))
+    (gradient,) = torch.autograd.grad(total, [encoded.tokens])
     assert gradient[5].abs().max() == 0, "the position without a target"
     assert gradient[:5].abs().sum(1).gt(0).all()
 
@@ -153,7 +158,7 @@ def test_tokens_times_items_are_never_held(make: Callable[[], nn.Module]) -> Non
     batch = Batch(torch.arange(rows), torch.arange(rows), ids, torch.full((rows,), width), targets=targets)
     tokens = torch.randn(rows * width, DIM, requires_grad=True)
     with Largest() as largest:
-        make()(Encoded(batch, tokens), batch, items, generator()).mean().backward()
+        make()(Encoded(batch, tokens), batch, items, generator()).backward()
     assert num_items < largest.size < rows * width * num_items / 10
 
 

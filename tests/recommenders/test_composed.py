@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from per_target import per_target
 from torch import Tensor, nn
 
 from recsys.augmentations.choice import OneOf
@@ -73,7 +74,7 @@ def test_target_weights_multiply_any_objective() -> None:
     step = Step(batch=training_batch())
     plain = model.prepare(step.batch, step)
     weights = torch.tensor([[0.5, 2.0, 0.0], [1.0, 0.0, 0.0]])
-    parts = model.objective(model.encode(plain), plain, model.items, step.generator("objective"))
+    parts = per_target(model.objective, model.encode(plain), plain, model.items)
     weighted = model.loss(Step(batch=plain.replace(weights=weights), total_weight=3.5))["loss"]
     torch.testing.assert_close(weighted, (parts * torch.tensor([0.5, 2.0, 0.0, 1.0])).sum() / 3.5)
     ones = model.loss(Step(batch=plain.replace(weights=torch.ones(2, 3)), total_weight=4.0))["loss"]
@@ -196,7 +197,7 @@ def test_weightings_multiply_the_losses_and_the_divisor_only_if_normalised(norma
     data = before.flatten(before.weights)[before.flatten(before.targets) > 0]
     rate = 2.0 * before.flatten(before.targets)[before.flatten(before.targets) > 0]
     assert weight == pytest.approx(float((data * rate).sum() if normalised else data.sum()), rel=1e-6)
-    losses = plain.objective(plain.encode(before), before, plain.items, torch.Generator())
+    losses = per_target(plain.objective, plain.encode(before), before, plain.items)
     found = weighted.loss(Step(after, total_weight=weight))["loss"]
     assert found.item() == pytest.approx(float((losses * data * rate).sum().detach() / weight), rel=1e-5)
     found.backward()

@@ -13,7 +13,9 @@ import torch
 from recsys.encoders.sasrec import SASRec
 from recsys.eval.choice import METRICS
 from recsys.items.ids import IdItems
+from recsys.negatives.in_batch import InBatchNegatives
 from recsys.objectives.bce import BCE
+from recsys.objectives.bpr import BPR
 from recsys.objectives.gbce import GBCE
 from recsys.objectives.sampled import SampledSoftmax
 from recsys.objectives.softmax import FullSoftmax
@@ -98,15 +100,40 @@ class Leaks(LastItem):
 class SaysAll(NextItem):
     sees = "all"
 
-class Weighs(FullSoftmax):
+class Margin(nn.Module):
     def forward(self, encoded, batch, items, generator):
-        found = super().forward(encoded, batch, items, generator)
-        _, _, weights = encoded.at_targets(batch)
-        return found if weights is None else found * weights
+        states, targets, weights = encoded.at_targets(batch)
+        rows = torch.arange(1, items.num_items + 1)
+        losses = torch.nn.functional.cross_entropy(states @ items.output(rows).T, targets - 1, reduction="none")
+        return self.reduced(losses, torch.ones(len(targets)) if weights is None else weights, batch)
 
-class Summed(FullSoftmax):
-    def forward(self, encoded, batch, items, generator):
-        return super().forward(encoded, batch, items, generator).sum()
+    def reduced(self, losses, weights, batch):
+        return (losses * weights).sum()
+
+class Forgetful(Margin):
+    def reduced(self, losses, weights, batch):
+        return losses.sum()
+
+class WeighsTwice(Margin):
+    def reduced(self, losses, weights, batch):
+        return (losses * weights * weights).sum()
+
+class Normalises(Margin):
+    def reduced(self, losses, weights, batch):
+        return (losses * weights).sum() / weights.sum()
+
+class Averages(Margin):
+    def reduced(self, losses, weights, batch):
+        return (losses * weights).mean()
+
+class HalfWeighs(Margin):
+    def reduced(self, losses, weights, batch):
+        weights = batch.flatten(batch.weights)[batch.flatten(batch.targets) > 0] if batch.weights is not None else 1
+        return (losses * weights).sum()
+
+class PerTarget(Margin):
+    def reduced(self, losses, weights, batch):
+        return losses * weights
 
 class Repels(FullSoftmax):
     def forward(self, encoded, batch, items, generator):
@@ -202,9 +229,22 @@ def test_items_and_targets_pass() -> None:
     check_targets(LastItem())
 
 
-@pytest.mark.parametrize("objective", [FullSoftmax, SampledSoftmax, BCE, GBCE])
+@pytest.mark.parametrize("objective", [FullSoftmax, SampledSoftmax, BCE, GBCE, BPR])
 def test_objectives_pass(objective: type) -> None:
     check_objective(objective())
+
+
+@pytest.mark.parametrize("importance", ["positive", "exact", "all"])
+def test_bce_passes_under_each_meaning_of_importance(importance: str) -> None:
+    check_objective(BCE(importance=importance))
+
+
+def test_in_batch_negatives_pass() -> None:
+    check_objective(SampledSoftmax(InBatchNegatives()))
+
+
+def test_what_is_varied_to_be_broken_is_whole(broken: ModuleType) -> None:
+    check_objective(broken.Margin())
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
@@ -239,8 +279,12 @@ def test_rankers_pass(make) -> None:
         (check_encoder, "InPlace", "in place"),
         (check_targets, "Leaks", "leaks"),
         (check_targets, "SaysAll", "leaks"),
-        (check_objective, "Weighs", "reducer"),
-        (check_objective, "Summed", "one per target"),
+        (check_objective, "Forgetful", "forgets the weights"),
+        (check_objective, "WeighsTwice", "weights"),
+        (check_objective, "Normalises", "weights"),
+        (check_objective, "Averages", "mean"),
+        (check_objective, "HalfWeighs", "importance"),
+        (check_objective, "PerTarget", "scalar"),
         (check_objective, "Repels", "opposite"),
         (check_objective, "Detached", "gradient"),
         (check_auxiliary, "NoWeight", "weight"),

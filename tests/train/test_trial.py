@@ -24,7 +24,10 @@ from recsys.train.fit import fit
 def objective(change):
     class MyLoss(nn.Module):
         def forward(self, encoded, batch, items, generator):
-            return change(FullSoftmax()(encoded, batch, items, generator))
+            states, targets, weights = encoded.at_targets(batch)
+            rows = torch.arange(1, items.num_items + 1)
+            losses = nn.functional.cross_entropy(states @ items.output(rows).T, targets - 1, reduction="none")
+            return change(losses if weights is None else losses * weights)
 
     return {"objective": MyLoss()}
 
@@ -86,6 +89,13 @@ def unweighted(given):
     return given
 
 
+class Forgetful(nn.Module):
+    """An objective that leaves the weights of the targets out."""
+
+    def forward(self, encoded, batch, items, generator):
+        return encoded.at_targets(batch)[0].square().sum()
+
+
 class Held:
     """No module, but with weights."""
 
@@ -100,17 +110,20 @@ class Held:
 
 WRONG = {
     "k10-a mean": (objective(lambda loss: loss.mean()), "MyLoss"),
+    "loss per target": (objective(lambda loss: loss), "MyLoss"),
+    "no weights": ({"objective": Forgetful()}, "doubled weights"),
+    "a weighted mean": (objective(lambda loss: loss.mean()), "a mean"),
     "loss (T, 1)": (objective(lambda loss: loss[:, None]), "MyLoss"),
     "loss of fewer": (objective(lambda loss: loss[1:]), "MyLoss"),
     "loss of floats": (objective(lambda loss: loss.tolist()), "MyLoss"),
-    "loss not finite": (objective(lambda loss: loss.log() * 0 + torch.inf), "MyLoss"),
+    "loss not finite": (objective(lambda loss: loss.log().sum() * 0 + torch.inf), "MyLoss"),
     "term per row": (auxiliary(lambda step: step.encoded.user.mean(1)), "MyTerm"),
     "terms per row": (auxiliary(lambda step: {"a": step.encoded.user.sum(), "b": step.encoded.user}), "MyTerm"),
     "term of float": (auxiliary(lambda step: 0.5), "MyTerm"),
     "term not finite": (auxiliary(lambda step: step.encoded.user.sum() / 0), "MyTerm"),
     "times nobody gives": (auxiliary(lambda step: step.batch.times[:, 0].float().mean()), "times"),
     "extra nobody gives": (auxiliary(lambda step: step.encoded.extra["branches"].mean()), "branches"),
-    "weights it must have": (objective(lambda loss: loss * None), "MyLoss"),
+    "weights it must have": (objective(lambda loss: (loss * None).sum()), "MyLoss"),
     "view of fewer": (augmentation(lambda batch: batch.select(torch.arange(2))), "MyView"),
     "view in place": (augmentation(shifted), "MyView"),
     "view of rows nobody has": (augmentation(lambda b: b.replace(ids=b.ids + 90 * b.mask)), "MyView"),
@@ -129,7 +142,7 @@ WRONG = {
         items(blocks=lambda self, size=None: iter([(1, self.weight[1:] * 2)])),
         "MyItems",
     ),
-    "loss without a gradient": (objective(lambda loss: loss.detach()), "MyLoss"),
+    "loss without a gradient": (objective(lambda loss: loss.sum().detach()), "MyLoss"),
     "targets where there are none": (encoder(lambda e: Encoded(e.batch, e.tokens + e.batch.targets.sum())), "targets"),
     "batch in place": (encoder(lambda e: Encoded(shifted(e.batch), e.tokens)), "MyEncoder"),
     "no normalised": ({"weightings": [unweighted]}, "unweighted"),
@@ -180,7 +193,7 @@ def test_the_trial_leaves_no_trace(monkeypatch):
 
 
 def test_k10_the_shape_of_the_loss_is_looked_at_in_every_step():
-    model = model_of(objective(lambda loss: loss.mean()))
+    model = model_of(objective(lambda loss: loss))
     model.bind(toy_context())
     batch = model.prepare(toy_batch(), Step(toy_batch()))
     with pytest.raises(ValueError, match="MyLoss"):

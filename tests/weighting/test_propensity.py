@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -46,6 +46,15 @@ OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
     "bpr": BPR,
     "coupled": lambda: Coupled(BPR()),
 }
+
+
+def single_targets(batch: Batch, weights: Tensor) -> Iterator[Batch]:
+    """The batch with the weight of one target (T',) after the other, and 0 for all others."""
+    assert batch.targets is not None
+    for index, weight in zip((batch.targets > 0).nonzero(), weights, strict=True):
+        one = torch.zeros(batch.ids.shape)
+        one[tuple(index)] = weight
+        yield batch.replace(weights=one)
 
 
 def split_of(rows: list[list[int]], num_items: int, times: np.ndarray | None = None) -> Split:
@@ -181,13 +190,17 @@ def test_check_14_the_weights_wrap_every_objective(name: str, normalised: bool) 
     if normalised:
         torch.testing.assert_close(batch.weights[chosen], expected * given)
     else:
-        torch.testing.assert_close(batch.extra["importance"][chosen], expected)
+        torch.testing.assert_close(batch.importance[chosen], expected)  # type: ignore[index]
         torch.testing.assert_close(batch.weights[chosen], given)
     step = Step(batch, total_weight=2.0)
     loss = model.loss(step)["loss"]
     encoded = model.encode(batch)
-    losses = model.objective(encoded, batch, model.items, step.generator("objective"))
-    torch.testing.assert_close(loss, (losses * expected * given).sum() / 2.0)
+    if name in ("bce", "bce exact"):  # importance multiplies but a part of their loss
+        singles = single_targets(batch, batch.weights[chosen])
+    else:
+        singles = single_targets(batch.replace(importance=None), expected * given)
+    losses = [model.objective(encoded, one, model.items, step.generator("objective")) for one in singles]
+    torch.testing.assert_close(loss, torch.stack(losses).sum() / 2.0)
     loss.backward()
     assert bool(loss.isfinite()) and model.items.weight.grad.abs().sum() > 0
 
@@ -210,7 +223,7 @@ def test_check_04_theta_by_row_with_a_gap_and_a_floor() -> None:
 def test_check_05_coefficients_of_a_click_with_theta_a_quarter() -> None:
     score = torch.tensor([0.3], requires_grad=True)
     found = Scored(score, torch.full((1, 2), -torch.inf), importance=torch.tensor([4.0]))
-    loss = 4.0 * BCE(importance="exact").of_scores(found, 9)
+    loss = BCE(importance="exact").of_scores(found, 9)
     torch.testing.assert_close(loss, 4 * F.softplus(-score) - 3 * F.softplus(score))
     (gradient,) = torch.autograd.grad(loss.sum(), score)
     torch.testing.assert_close(gradient, score.sigmoid() - 4.0)
@@ -219,14 +232,27 @@ def test_check_05_coefficients_of_a_click_with_theta_a_quarter() -> None:
 def test_exact_bce_is_the_pointwise_loss_over_all_items() -> None:
     positive, negative = torch.tensor([0.3, -1.0]), torch.randn(2, 3)
     weight = torch.tensor([4.0, 1.0])
-    ours = weight * BCE(importance="exact", scale=7.0).of_scores(Scored(positive, negative, None, weight), 9)
+    ours = BCE(importance="exact", scale=7.0).of_scores(Scored(positive, negative, None, weight), 9)
     other = 7 * F.softplus(negative).sum(1)
     expected = weight * F.softplus(-positive) + (1 - weight) * F.softplus(positive) + other
     torch.testing.assert_close(ours, expected)
-    kept = weight * BCE(scale=7.0).of_scores(Scored(positive, negative, None, weight), 9)
+    kept = BCE(scale=7.0).of_scores(Scored(positive, negative, None, weight), 9)
     torch.testing.assert_close(kept, weight * F.softplus(-positive) + other)
     everything = BCE(importance="all", scale=7.0).of_scores(Scored(positive, negative, None, weight), 9)
-    torch.testing.assert_close(everything, F.softplus(-positive) + other)
+    torch.testing.assert_close(everything, weight * (F.softplus(-positive) + other))
+
+
+@pytest.mark.parametrize("kind", ["positive", "exact", "all"])
+def test_bce_multiplies_by_both_weights_and_leaves_out_targets_of_importance_0(kind: str) -> None:
+    positive, negative = torch.tensor([0.3, -1.0, 0.2]), torch.randn(3, 2)
+    importance, weights = torch.tensor([4.0, 0.0, 1e-39]), torch.tensor([0.5, 3.0, 2.0])
+    objective = BCE(importance=kind)
+    found = objective.of_scores(Scored(positive, negative, None, importance, weights), 9)
+    alone = objective.of_scores(Scored(positive, negative, None, importance), 9)
+    torch.testing.assert_close(found, weights * alone)
+    assert found[1] == 0 and bool(found.isfinite().all())
+    if kind == "positive":  # as good as no positive, but all of the negatives, however small the weight
+        torch.testing.assert_close(alone[2], F.softplus(negative[2]).sum())
 
 
 def test_check_06_no_gradient_to_theta_and_no_weight_at_padding() -> None:
@@ -257,7 +283,7 @@ def test_check_15_tiny_theta_and_1000_steps_stay_finite() -> None:
     objective = BCE(importance="exact")
     for _ in range(1000):
         found = Scored(score, torch.full((1, 1), -torch.inf), importance=torch.tensor([100.0]))
-        (gradient,) = torch.autograd.grad(100.0 * objective.of_scores(found, 9).sum(), score)
+        (gradient,) = torch.autograd.grad(objective.of_scores(found, 9).sum(), score)
         score = (score - 0.1 * gradient).detach().requires_grad_()
     assert score.isfinite().all() and score.abs().max() < 2 * LARGEST
 
@@ -369,9 +395,12 @@ def test_settings_that_mean_nothing_are_refused(make: Callable[[], object]) -> N
 
 
 def test_encoded_gives_the_product_of_all_weights() -> None:
-    batch = targets_batch(torch.tensor([[1, 2]]), extra={"importance": torch.tensor([[2.0, 3.0]])})
+    batch = targets_batch(torch.tensor([[1, 2]]), importance=torch.tensor([[2.0, 3.0]]))
     _, _, weights = Encoded(batch, torch.zeros(2, 4)).at_targets(batch)
     assert weights is not None and weights.tolist() == [2.0, 3.0]
+    batch = batch.replace(weights=torch.tensor([[0.5, 2.0]]))
+    _, _, weights = Encoded(batch, torch.zeros(2, 4)).at_targets(batch)
+    assert weights is not None and weights.tolist() == [1.0, 6.0]
 
 
 def test_periods_that_do_not_fit_are_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
