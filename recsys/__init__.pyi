@@ -10,6 +10,8 @@ from .auxiliaries.triplet import TripletContrast as TripletContrast
 from .cards.card import load as load
 from .data.cold import cold_items as cold_items
 from .data.dataset import Dataset as Dataset
+from .data.column import Column as Column
+from .data.features import Features as Features
 from .data.item_text import read_items as read_items
 from .data.split import Split as Split
 from .data.splitters import Given as Given

@@ -39,6 +39,7 @@ from recsys.data.batch import Batch
 from recsys.randomness import torch_generator
 
 if TYPE_CHECKING:
+    from recsys.data.features import Features
     from recsys.data.split import Training
     from recsys.data.vocabulary import Vocabulary
 
@@ -57,6 +58,8 @@ class Context:
     item_text: dict[str, Any] | None = None  # column -> array aligned with item rows, entry 0 for padding
     seed: int = 0
     users: Vocabulary | None = None  # raw user id <-> row
+    item_features: Features | None = None  # typed columns aligned with item rows, row 0 for padding
+    user_features: Features | None = None  # typed columns aligned with user rows
 
 
 @dataclass(frozen=True)
