@@ -9,8 +9,8 @@ from .auxiliaries.semantic import SemanticContrast as SemanticContrast
 from .auxiliaries.triplet import TripletContrast as TripletContrast
 from .cards.card import load as load
 from .data.cold import cold_items as cold_items
-from .data.dataset import Dataset as Dataset
 from .data.column import Column as Column
+from .data.dataset import Dataset as Dataset
 from .data.features import Features as Features
 from .data.item_text import read_items as read_items
 from .data.split import Split as Split

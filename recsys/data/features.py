@@ -1,6 +1,6 @@
 """Typed columns of items, users or events by name: kept with a split, read without pickle, shown with what is missing.
 
-Legend: R rows. Columns of items have one more row than there are items, row 0 for padding; those of users begin at row 0.
+Legend: R rows. Columns of items have one more row than there are items, row 0 for padding; rows of users begin at 0.
 """
 
 from __future__ import annotations
