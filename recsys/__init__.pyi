@@ -13,6 +13,7 @@ from .data.column import Column as Column
 from .data.dataset import Dataset as Dataset
 from .data.features import Features as Features
 from .data.item_text import read_items as read_items
+from .data.item_text import read_users as read_users
 from .data.split import Split as Split
 from .data.splitters import Given as Given
 from .data.splitters import GlobalTime as GlobalTime

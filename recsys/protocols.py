@@ -26,7 +26,7 @@ An auxiliary of weight 0 is unused: it gets its shapes, as in a loaded model, an
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -55,7 +55,7 @@ class Context:
     num_items: int
     vocabulary: Vocabulary | None = None  # raw item id <-> row
     training: Training | None = None
-    item_text: dict[str, Any] | None = None  # column -> array aligned with item rows, entry 0 for padding
+    item_text: Mapping[str, Any] | None = None  # column -> array aligned with item rows, entry 0 for padding
     seed: int = 0
     users: Vocabulary | None = None  # raw user id <-> row
     item_features: Features | None = None  # typed columns aligned with item rows, row 0 for padding

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from recsys.data.clean import CleaningReport, Plan, apply, drop_missing, note_repeats
-from recsys.data.item_text import ItemFile, align, read_items
+from recsys.data.features import Features, Texts
+from recsys.data.item_text import ItemFile, align_features, read_items, read_users
 from recsys.data.prepared import Prepared
-from recsys.data.vocabulary import Vocabulary, load_strings, save_strings
+from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
 from recsys.progress import saying
 from recsys.readers.events import Events, compress, take_ids
@@ -44,13 +45,15 @@ TIES = ("file", "hash")
 
 
 class Loaded(NamedTuple):
-    """A prepared data set: arrays, the ids behind their rows, item texts, and what cleaning did."""
+    """A prepared data set: arrays, the ids behind their rows, columns of items and users, and what cleaning did."""
 
     prepared: Prepared
     items: Vocabulary
     users: Vocabulary
-    item_text: dict[str, np.ndarray] | None
+    item_text: Mapping[str, np.ndarray] | None  # the columns of items written out
     report: CleaningReport
+    item_features: Features | None = None  # by item row, row 0 for padding
+    user_features: Features | None = None  # by user row
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Dataset:
     item_file: ItemFile | None = None
     expected: Mapping[str, int] | None = None
     plans: tuple[Plan, ...] = ()
+    user_file: ItemFile | None = None
     _memory: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -87,6 +91,7 @@ class Dataset:
         ties: str = "file",
         splits: Mapping[str, Any] | None = None,
         items: Any = None,
+        users: Any = None,
         name: str | None = None,
         expected: Mapping[str, int] | None = None,
     ) -> Dataset:
@@ -116,6 +121,7 @@ class Dataset:
             splits: instead of ``path``, one path or frame per part ``train``, ``valid``, ``test`` of data that come
                 split.
             items: item table, a path, a frame or :func:`~recsys.data.item_text.read_items`.
+            users: likewise a table of users, or :func:`~recsys.data.item_text.read_users`.
             name: shown with every number; default: the file's.
             expected: users, items and events the files should hold; the audit compares.
 
@@ -144,14 +150,19 @@ class Dataset:
             stem = first.name.removesuffix(".gz")
             folder = first.absolute().parent.name if splits and isinstance(first, Path) else ""
             name = folder or stem.rpartition(".")[0] or stem
-        return cls(source, name, order, ties, item_file, expected)
+        user_file = users if users is None or isinstance(users, ItemFile) else read_users(users)
+        for given_as, file, owner in (("items", item_file, "item"), ("users", user_file, "user")):
+            if file is not None and file.owner != owner:
+                raise ValueError(f"{given_as}= got a table of {file.owner}s: make it with read_{given_as}")
+        return cls(source, name, order, ties, item_file, expected, user_file=user_file)
 
     def __repr__(self) -> str:
         files = ", ".join(path.name for path in self.source.files[:3])
         more = len(self.source.files) - 3
         files += f" and {more} more" if more > 0 else ""
         columns = "".join(f", {role}={column!r}" for role, column in self.source.columns.items())
-        items = f", items={self.item_file.path.name!r}" if self.item_file else ""
+        tables = (("items", self.item_file), ("users", self.user_file))
+        items = "".join(f", {what}={file.path.name!r}" for what, file in tables if file)
         cleaned = f", cleaned {len(self.plans)} x" if len(self.plans) > 1 else ", cleaned" if self.plans else ""
         return f"Dataset({self.name}: {files}{columns}{items}{cleaned})"
 
@@ -199,9 +210,10 @@ class Dataset:
     def data_hash(self) -> str:
         """Hash of the files' bytes (of frames: of the columns that are read) and of all that is done to them."""
         if "hash" not in self._memory:
-            items = self.item_file
             with saying(f"hashing {self.source.files[0].name}", enabled=_speaks()):
-                hashes = self.source.hashes(), None if items is None else [items.hashes(), items.describe()]
+                files = (self.item_file, self.user_file)
+                tables = [None if file is None else [file.hashes(), file.describe()] for file in files]
+                hashes = self.source.hashes(), *tables
             key = {
                 "format": _HASHED,
                 "files": hashes[0],
@@ -210,6 +222,8 @@ class Dataset:
                 "order": [self.order, self.ties],
                 "plans": [plan.describe() for plan in self.plans],
             }
+            if self.user_file is not None:  # data without one keep their hash
+                key["users"] = hashes[2]
             text = json.dumps(key, sort_keys=True, default=str)
             self._memory["hash"] = hashlib.sha256(text.encode()).hexdigest()
         return str(self._memory["hash"])
@@ -263,6 +277,8 @@ class Dataset:
             name=self.name,
             item_text=loaded.item_text,
             audit=None,
+            item_features=loaded.item_features,
+            user_features=loaded.user_features,
         )
         if not audit:
             return split
@@ -299,12 +315,14 @@ class Dataset:
         report.notes = remarks + noted + report.notes
         now(f"laying out {len(events):,} events")
         prepared, items, users = _finish(events, order)
-        item_text = None
-        if self.item_file is not None:
-            now(f"reading the item table {self.item_file.path.name}")
-            item_text, missing = align(self.item_file, items)
-            report.notes += missing
-        return Loaded(prepared, items, users, item_text, report)
+        found: list[Features | None] = []
+        for file, rows in ((self.item_file, items), (self.user_file, users)):
+            found.append(None)
+            if file is not None:
+                now(f"reading the {file.owner} table {file.path.name}")
+                found[-1], missing = align_features(file, rows)
+                report.notes += missing
+        return _loaded(prepared, items, users, report, *found)
 
     def _order(self, events: Events) -> tuple[str, list[str]]:
         if events.time is None:
@@ -319,7 +337,7 @@ class Dataset:
     def _cached(self, folder: Path) -> Loaded:
         if folder.exists():
             try:
-                return _load(folder)
+                return _load(folder, self.item_file is not None)
             except (DataError, OSError) as error:
                 warnings.warn(
                     f"the cached data cannot be used and are prepared again: {error}", DataWarning, stacklevel=3
@@ -340,6 +358,18 @@ class Dataset:
                 f"the prepared data stay in memory, the cache was not written: {error}", DataWarning, stacklevel=3
             )
             return loaded
+
+
+def _loaded(
+    prepared: Prepared,
+    items: Vocabulary,
+    users: Vocabulary,
+    report: CleaningReport,
+    item_features: Features | None,
+    user_features: Features | None,
+) -> Loaded:
+    text = None if item_features is None else Texts(item_features)
+    return Loaded(prepared, items, users, text, report, item_features, user_features)
 
 
 def _finish(events: Events, order: str) -> tuple[Prepared, Vocabulary, Vocabulary]:
@@ -370,23 +400,25 @@ def _save(loaded: Loaded, folder: Path) -> dict[str, Any]:
     loaded.prepared.save(folder / "prepared")
     loaded.items.save(folder, "items")
     loaded.users.save(folder, "users")
-    columns = list(loaded.item_text or {})
-    for at, name in enumerate(columns):
-        save_strings(folder, f"text-{at}", loaded.item_text[name])  # type: ignore[index]
-    return {"item_text": None if loaded.item_text is None else columns, "report": loaded.report.to_dict()}
+    for name, features in (("item-features", loaded.item_features), ("user-features", loaded.user_features)):
+        if features is not None:
+            features.save(folder, name)
+    return {"item_text": list(loaded.item_features or ()), "report": loaded.report.to_dict()}
 
 
-def _load(folder: Path) -> Loaded:
+def _load(folder: Path, typed: bool = False) -> Loaded:
+    """What :func:`_save` wrote; ``typed``: with columns of items, which caches of earlier versions lack."""
     manifest = read_manifest(folder, KIND, FORMAT)  # the raw files were hashed too, and are larger
-    with reading(folder, "prepare the data again"):
-        columns = manifest["item_text"]
-        text = (
-            None if columns is None else {name: load_strings(folder, f"text-{at}") for at, name in enumerate(columns)}
-        )
-        return Loaded(
+    remedy = "prepare the data again"
+    with reading(folder, remedy):
+        item_features = Features.load(folder, "item-features", remedy)
+        if typed and item_features is None:
+            raise DataError("an earlier version prepared them, without the kinds of the columns of items")
+        return _loaded(
             Prepared.load(folder / "prepared"),
             Vocabulary.load(folder, "items"),
             Vocabulary.load(folder, "users"),
-            text,
             CleaningReport.from_dict(manifest["report"]),
+            item_features,
+            Features.load(folder, "user-features", remedy),
         )

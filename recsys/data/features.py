@@ -133,6 +133,28 @@ class Features(Mapping[str, Column]):
             return features
 
 
+class Texts(Mapping[str, np.ndarray]):
+    """Every column of ``features`` written out, made when it is first asked for: (R,) object arrays of ``str``."""
+
+    def __init__(self, features: Features) -> None:
+        self.features = features
+        self._made: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._made:
+            self._made[name] = self.features.columns[name].strings()
+        return self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.features
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.features)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
 def _load(folder: Path, stem: str, kind: str, whole: bool, remedy: str) -> Column:
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r}")

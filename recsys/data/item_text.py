@@ -1,7 +1,8 @@
-"""Item tables: titles, texts, categories and numbers of items, aligned with the item rows of a vocabulary.
+"""Tables of items and users: texts, categories, numbers and lists, aligned with the rows of a vocabulary.
 
-Legend: N items. Every column ends as an object array of ``str`` of N + 1 entries, entry 0 for padding; lists are joined
-with ", ", numbers written out, what is missing is "".
+Legend: N items. Every column ends as a typed column (:mod:`recsys.data.column`) with a row for each row of the
+vocabulary: N + 1 of items, row 0 for padding. Written out (:func:`align`), lists are joined with ", ", what is missing
+is "".
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import glob
 import gzip
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from recsys.data.features import Features
+from recsys.data.typed import as_text, checked_kinds, features_of, notes_of
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
 from recsys.readers.atomic import scan_atomic_text
@@ -28,6 +31,7 @@ from recsys.readers.formats import TextOptions, detect_format, find_files, find_
 from recsys.readers.frames import Frame
 from recsys.readers.log import hash_files
 
+_USER_NAMES = ("user", "user_id", "userId", "id", "uid")
 _ID_NAMES = ("item", "item_id", "movieId", "movie_id", "id", "itemId", "asin", "sku")
 _TITLE_NAMES = ("title", "movie_title", "name")
 _ID = "__item"  # the id, apart from a text column of any name
@@ -36,7 +40,10 @@ _LATIN = ("latin-1", "latin1", "iso-8859-1")
 
 @dataclass(frozen=True)
 class ItemFile:
-    """Where an item table is and how to read it; :meth:`read` does."""
+    """Where an item table is and how to read it; :func:`align_features` does.
+
+    ``owner`` "user" makes it a table of users: ``item`` is then the column of the user id.
+    """
 
     path: Path | Frame
     item: str | int | None = None
@@ -47,6 +54,9 @@ class ItemFile:
     options: TextOptions = TextOptions()  # noqa: RUF009 - frozen, so it can be shared
     encoding: str = "utf-8"
     via: tuple[Path, str, str] | None = None
+    kinds: tuple[tuple[str, str], ...] = ()
+    list_separator: str | None = None
+    owner: str = "item"
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -73,40 +83,35 @@ class ItemFile:
 
     def describe(self) -> dict[str, Any]:
         """The settings that change what is read, without the path: part of the cache key."""
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("path", "options", "via")}
+        apart = ("path", "options", "via", "owner")
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
+        for name in ("kinds", "list_separator"):  # a table that names none keeps its hash
+            if not settings[name]:
+                del settings[name]
         return {**settings, "options": vars(self.options), "via": None if self.via is None else self.via[1:]}
 
-    def read(self) -> tuple[pl.DataFrame, list[str]]:
+    def read(self, column: Callable[[str, pl.DataType], pl.Expr] | None = None) -> tuple[pl.DataFrame, list[str]]:
         """The table, column ``__item`` (Int64 or String), then one String column per text; and remarks on lost rows.
+
+        Args:
+            column: makes of a column and its type what is kept of it (default: text).
 
         Raises:
             DataError: the file cannot be read so, or a column is missing.
         """
+        column = as_text if column is None else column
         try:
             frame = self._open()
         except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
             reason = str(error).splitlines()[0][:300]
             raise DataError(
-                f"{self._where} cannot be read as an item table: {reason}. Check format and encoding"
+                f"{self._where} cannot be read as an {self.owner} table: {reason}. Check format and encoding"
             ) from error
-        names = frame.columns
-        key = self.item if self.item is not None else _first(_ID_NAMES, names)
-        if key is None:
-            raise DataError(
-                f"{self.path.name} has no column known as an item id; pass item=<one of {', '.join(names)}>"
-            )
-        key = find_column(key, names, "item", self.path.name)
-        wanted = [name for name in names if name != key] if self.text is None else list(self.text)
-        texts = {find_column(name, names, "text", self.path.name): None for name in wanted}
-        columns = {name: _as_text(name, frame.schema[name]) for name in texts}
-        title = self.title if self.title is not None else _first(_TITLE_NAMES, list(texts))
-        if title is not None:
-            title = find_column(title, names, "title", self.path.name)
-            columns["title"] = _as_text(title, frame.schema[title])
+        key, columns = self._columns(frame, column)
         try:
             ids = _ids(frame[key]).alias(_ID)
             remarks = _blanks(frame[key], ids, self.path.name)
-            table = frame.select(ids, *(column.alias(name) for name, column in columns.items()))
+            table = frame.select(ids, *(one.alias(name) for name, one in columns.items()))
         except pl.exceptions.PolarsError as error:
             reason = str(error).splitlines()[0][:300]
             raise DataError(
@@ -117,6 +122,30 @@ class ItemFile:
             return table, remarks
         table, told = _renamed(table, *self.via)
         return table, remarks + told
+
+    def _columns(
+        self, frame: pl.DataFrame, column: Callable[[str, pl.DataType], pl.Expr]
+    ) -> tuple[str, dict[str, pl.Expr]]:
+        """The column of the id, and what is kept."""
+        names, where = frame.columns, self.path.name
+        key = self.item if self.item is not None else _first(_ID_NAMES if self.owner == "item" else _USER_NAMES, names)
+        if key is None:
+            an = "an item" if self.owner == "item" else "a user"
+            raise DataError(f"{where} has no column known as {an} id; pass {self.owner}=<one of {', '.join(names)}>")
+        key = find_column(key, names, self.owner, where)
+        kept: list[str | int] = [name for name in names if name != key]
+        if self.text is not None:
+            kept = [*self.text, *(name for name, _ in self.kinds if name not in self.text)]
+        columns = {
+            name: column(name, frame.schema[name]) for name in (find_column(n, names, "text", where) for n in kept)
+        }
+        title = self.title
+        if title is None and self.owner == "item":
+            title = _first(_TITLE_NAMES, list(columns))
+        if title is not None:
+            title = find_column(title, names, "title", where)
+            columns["title"] = as_text(title, frame.schema[title]) if title != "title" else columns[title]
+        return key, columns
 
     @property
     def _where(self) -> str:
@@ -195,12 +224,17 @@ def read_items(
     quote: str | None = '"',
     encoding: str = "utf-8",
     via: tuple[str | Path, str, str] | None = None,
+    kinds: Mapping[str, str] | None = None,
+    list_separator: str | None = None,
 ) -> ItemFile:
     """An item table, a file or a frame of Polars or pandas; checked to exist now, read when the data are prepared.
 
+    A column of numbers stays numbers, one of lists a list of categories, one of strings a text (all columns of CSV,
+    JSON and atomic files are strings); ``kinds`` says otherwise.
+
     Args:
         item: column of the id; None takes a usual name such as ``item_id``.
-        text: columns to keep; None keeps all.
+        text: columns to keep, beside those that ``kinds`` names; None keeps all.
         title: column also stored as ``title``; None takes a usual name such as ``movie_title``.
         names: names of the columns of a table without header.
         format: ``auto`` (by extension), ``csv``, ``parquet``, ``ndjson``, ``movielens``, ``atomic``, or ``json``, one
@@ -208,15 +242,16 @@ def read_items(
         encoding: ``utf-8`` or ``latin-1``; MovieLens files are always the latter.
         via: file, from, to: a table whose column ``from`` holds the ids of the item table and whose column ``to``
             those of the events.
+        kinds: column -> ``"text"``, ``"category"`` (one of a set of values), ``"number"``, or ``"list"`` (several
+            categories), such as ``{"price": "number", "genres": "list"}``.
+        list_separator: between the values of a list that is written as text; "|" by default.
 
     Raises:
         DataError: the file is missing.
+        ValueError: a kind is none of the four.
     """
-    found = find_sources(path)
-    if len(found) != 1:
-        raise DataError(f"an item table is one file, {str(path)!r} stands for {len(found)}")
     return ItemFile(
-        found[0],
+        _one_table(path, "an item table"),
         item,
         None if text is None else tuple(text),
         title,
@@ -225,7 +260,56 @@ def read_items(
         TextOptions(separator, header and names is None, quote),
         encoding,
         None if via is None else (find_files(via[0])[0], via[1], via[2]),
+        tuple(checked_kinds(kinds).items()),
+        list_separator,
     )
+
+
+def read_users(
+    path: Any,
+    *,
+    user: str | int | None = None,
+    columns: Sequence[str | int] | None = None,
+    kinds: Mapping[str, str] | None = None,
+    list_separator: str | None = None,
+    names: Sequence[str] | None = None,
+    format: str = "auto",
+    separator: str | None = None,
+    header: bool = True,
+    quote: str | None = '"',
+    encoding: str = "utf-8",
+) -> ItemFile:
+    """A table of users (age, country, ...), for ``Dataset.scan(..., users=)``; see :func:`read_items`.
+
+    Args:
+        user: column of the id; None takes a usual name such as ``user_id``.
+        columns: columns to keep, beside those that ``kinds`` names; None keeps all.
+
+    Raises:
+        DataError: the file is missing.
+        ValueError: a kind is none of the four.
+    """
+    return ItemFile(
+        _one_table(path, "a table of users"),
+        user,
+        None if columns is None else tuple(columns),
+        None,
+        None if names is None else tuple(names),
+        format,
+        TextOptions(separator, header and names is None, quote),
+        encoding,
+        None,
+        tuple(checked_kinds(kinds).items()),
+        list_separator,
+        "user",
+    )
+
+
+def _one_table(path: Any, what: str) -> Path | Frame:
+    found = find_sources(path)
+    if len(found) != 1:
+        raise DataError(f"{what} is one file, {str(path)!r} stands for {len(found)}")
+    return found[0]
 
 
 def align(file: ItemFile, items: Vocabulary) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -234,41 +318,71 @@ def align(file: ItemFile, items: Vocabulary) -> tuple[dict[str, np.ndarray], lis
     Raises:
         DataError: no item of the table occurs in the data, but would if ids were of the other type.
     """
-    where = file.path.name
     table, remarks = file.read()
+    found, at, told = _matched(file, table, items)
+    columns = {}
+    for name in found.columns[1:]:
+        texts = _objects([*found[name].to_list(), ""])
+        columns[name] = texts[at]
+    return columns, remarks + told
+
+
+def align_features(file: ItemFile, rows: Vocabulary) -> tuple[Features, list[str]]:
+    """Typed columns of a table by row of a vocabulary of items or users; and remarks on missing and repeated rows.
+
+    Raises:
+        DataError: no id of the table occurs in the data, a column of ``kinds`` is missing, or values are not of their
+            kind; the message shows some.
+    """
+    table, remarks = file.read(lambda name, dtype: pl.col(name))
+    found, at, told = _matched(file, table, rows)
+    kinds = checked_kinds(dict(file.kinds), found.columns[1:], file.path.name)
+    features = features_of(found.drop(_ID), kinds, file.path.name, file.list_separator).take(at)
+    return features, remarks + told + notes_of(features, file.owner, kinds)
+
+
+def _matched(file: ItemFile, table: pl.DataFrame, rows: Vocabulary) -> tuple[pl.DataFrame, np.ndarray, list[str]]:
+    """The rows of a table that are in the vocabulary, each once; for each row from 0 on which of them it is, -1 for
+    none; and remarks."""
+    where, what, remarks = file.path.name, file.owner, list[str]()
     known_ids = table.drop_nulls(_ID)
     if len(known_ids) < len(table):
-        remarks.append(f"{where}: {len(table) - len(known_ids):,} rows without an item id")
-    table = known_ids
-    distinct = table.unique(_ID, keep="first", maintain_order=True)
-    if len(distinct) < len(table):
-        remarks.append(f"{where}: {len(table) - len(distinct):,} repeated item ids, the first row of each kept")
-    ids = _keys(distinct[_ID], items.kind if file.untyped else None)
-    try:
-        rows = items.rows(ids)
-    except DataError as error:
-        raise DataError(f"{where} and the events disagree on the type of item ids: {error}") from error
-    known = rows >= 0
-    if not known.any():
-        raise DataError(
-            f"{where}: none of its {len(distinct):,} items, such as {distinct[_ID].head(3).to_list()}, occurs in "
-            f"the events, whose items are such as {items.raw(np.arange(1, min(3, len(items)) + 1)).tolist()}: name "
-            "another item= column"
-        )
-    absent = len(items) - int(known.sum())
-    if absent:
-        remarks.append(f"{where}: {absent:,} of {len(items):,} items have no row")
-    if unused := int((~known).sum()):
         remarks.append(
-            f"{where}: {unused:,} of {len(known):,} rows are of items that occur in no event, so they are not in the "
-            "catalogue; a model of texts or vectors can take them after training (model.add_items)"
+            f"{where}: {len(table) - len(known_ids):,} rows without an {what} id".replace("an user", "a user")
         )
-    columns = {}
-    for name in distinct.columns[1:]:
-        values = np.full(len(items) + 1, "", dtype=object)
-        values[rows[known]] = _objects(distinct[name].to_list())[known]
-        columns[name] = values
-    return columns, remarks
+    distinct = known_ids.unique(_ID, keep="first", maintain_order=True)
+    if len(distinct) < len(known_ids):
+        count = len(known_ids) - len(distinct)
+        remarks.append(f"{where}: {count:,} repeated {what} ids, the first row of each kept")
+    ids = _keys(distinct[_ID], rows.kind if file.untyped else None)
+    try:
+        found = rows.rows(ids)
+    except DataError as error:
+        raise DataError(f"{where} and the events disagree on the type of {what} ids: {error}") from error
+    known = found >= 0
+    if not known.any():
+        some = rows.raw(np.arange(rows.first, rows.first + min(2, len(rows)))).tolist()
+        raise DataError(
+            f"{where}: none of its {len(distinct):,} {what}s, such as {distinct[_ID].head(3).to_list()}, occurs in "
+            f"the events, whose {what}s are such as {some}: name another {what}= column"
+        )
+    if absent := len(rows) - int(known.sum()):
+        remarks.append(f"{where}: {absent:,} of {len(rows):,} {what}s have no row")
+    if unused := int((~known).sum()):
+        remarks.append(_unused(file, unused, len(known)))
+    at = np.full(rows.first + len(rows), -1, np.int64)
+    at[found[known]] = np.arange(int(known.sum()))
+    return distinct.filter(pl.Series(known)), at, remarks
+
+
+def _unused(file: ItemFile, unused: int, count: int) -> str:
+    told = f"{file.path.name}: {unused:,} of {count:,} rows are of {file.owner}s that occur in no event"
+    if file.owner == "user":
+        return f"{told}, so they are left out"
+    return (
+        f"{told}, so they are not in the catalogue; a model of texts or vectors can take them after training "
+        "(model.add_items)"
+    )
 
 
 def _first(candidates: Sequence[str], names: Sequence[str]) -> str | None:
@@ -312,17 +426,6 @@ def _blanks(given: pl.Series, ids: pl.Series, where: str) -> list[str]:
         return []
     count = int((given.cast(pl.String).str.len_bytes() != ids.str.len_bytes()).sum())
     return [f"{where}: {count:,} item ids had blanks around them, which were taken off"] if count else []
-
-
-def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:
-    column = pl.col(name)
-    if isinstance(dtype, (pl.List, pl.Array)):
-        if isinstance(dtype.inner, (pl.List, pl.Array, pl.Struct)):
-            column = column.cast(pl.List(pl.List(pl.String))).list.eval(pl.element().list.join(", "))
-        return column.cast(pl.List(pl.String)).list.join(", ", ignore_nulls=True).fill_null("")
-    if isinstance(dtype, pl.Struct):
-        return column.struct.json_encode().fill_null("")
-    return column.cast(pl.String).fill_null("")
 
 
 def _bytes(path: Path) -> bytes:

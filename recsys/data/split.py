@@ -8,6 +8,7 @@ validation at ``valid_stop[u]``; the rest is test. Nothing is copied, so the eve
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -18,6 +19,7 @@ import numpy as np
 
 from recsys.data.batch import Batch
 from recsys.data.cut import Cut
+from recsys.data.features import Features, Texts
 from recsys.data.findings import Audit
 from recsys.data.gather import available, check_needs, gather
 from recsys.data.prepared import Prepared, blocks, spread
@@ -275,8 +277,19 @@ class Split:
     protocol: dict[str, Any]  # JSON: how the split was made; printed with every number
     data_hash: str = ""
     name: str = ""
-    item_text: dict[str, np.ndarray] | None = None  # column -> object array aligned with item rows, entry 0 is ""
+    item_text: Mapping[str, np.ndarray] | None = None  # column -> object array aligned with item rows, entry 0 is ""
     audit: Audit | None = None
+    item_features: Features | None = None  # typed columns by item row, row 0 for padding
+    user_features: Features | None = None  # typed columns by user row
+
+    def __post_init__(self) -> None:
+        sizes = {"item_features": self.num_items + 1, "user_features": self.num_users}
+        for name, rows in sizes.items():
+            features = getattr(self, name)
+            if features is not None and features.rows != rows:
+                raise DataError(f"{name} has {features.rows:,} rows, and {rows:,} are expected")
+        if self.item_text is None and self.item_features is not None:
+            object.__setattr__(self, "item_text", Texts(self.item_features))
 
     @classmethod
     def of(cls, prepared: Prepared, splitter: Splitter, items: Vocabulary, users: Vocabulary, **more: Any) -> Split:
@@ -322,6 +335,11 @@ class Split:
         """Users with test events; their history is everything before, validation events included."""
         return self._held_out("test", self.valid_stop, self.prepared.offsets[1:])
 
+    @property
+    def texts_are_features(self) -> bool:
+        """Whether ``item_text`` is ``item_features`` written out, and no table of its own."""
+        return isinstance(self.item_text, Texts) and self.item_text.features is self.item_features
+
     def save(self, folder: str | Path) -> None:
         """Write the split to ``folder``, which is then all a training machine needs."""
 
@@ -330,7 +348,10 @@ class Split:
             write_array(partial / "stops.npy", np.stack([self.train_stop, self.valid_stop]))
             self.items.save(partial, "items")
             self.users.save(partial, "users")
-            if self.item_text is not None:
+            for name in ("item_features", "user_features"):
+                if getattr(self, name) is not None:
+                    getattr(self, name).save(partial, name)
+            if self.item_text is not None and not self.texts_are_features:
                 columns = {name: [_text(value) for value in column] for name, column in self.item_text.items()}
                 (partial / "item_text.json").write_text(json.dumps(columns), encoding="utf-8")
             audit = None if self.audit is None else self.audit.to_dict()
@@ -378,6 +399,8 @@ class Split:
                 name=str(manifest["name"]),
                 item_text=_read_text(folder / "item_text.json", len(items)),
                 audit=manifest["audit"] and Audit.from_dict(manifest["audit"]),
+                item_features=Features.load(folder, "item_features", remedy),
+                user_features=Features.load(folder, "user_features", remedy),
             )  # fmt: skip
 
     def _held_out(self, name: str, start: np.ndarray, stop: np.ndarray) -> HeldOut:

@@ -149,7 +149,7 @@ class Recommender(Ranker):
                 bind(part, context)
             for place, part in enumerate(unused(self)):
                 torch.manual_seed(derive_seed(context.seed, "init", "unused", place))
-                bind(part, replace(context, training=None, item_text=None))
+                bind(part, replace(context, training=None, item_text=None, item_features=None, user_features=None))
         self._unlearned = self._sums()
 
     @property

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from recsys.storage.files import fresh, is_folder, remove, write_text
 from recsys.storage.reading import read_json
 
 if TYPE_CHECKING:
+    from recsys.data.features import Features
     from recsys.data.split import Split
     from recsys.recommenders.base import Ranker
 
@@ -94,7 +96,8 @@ def split_bytes(split: Split) -> int:
     """About how much a saved split takes on disk."""
     prepared = split.prepared
     arrays = (prepared.items, prepared.offsets, prepared.times, prepared.weights, split.train_stop, split.valid_stop)
-    texts = sum(len(str(text)) for column in (split.item_text or {}).values() for text in column)
+    texts = sum(len(str(text)) for column in _own_texts(split).values() for text in column)
+    texts += sum(one.num_bytes for one in _features(split) if one is not None)
     ids = 24 * (split.num_users + split.num_items)
     return sum(array.nbytes for array in arrays if array is not None) + ids + texts
 
@@ -103,10 +106,21 @@ def _name(split: Split) -> str:
     """What the split is called in the cache; another name for anything that would come back otherwise."""
     facts = [split.cut.digest, split.protocol, split.data_hash, split.name, split.audit is None]
     digest = hashlib.sha256(json.dumps(facts, default=str).encode())
-    for column, texts in (split.item_text or {}).items():
+    for features in _features(split):
+        digest.update(b"" if features is None else features.digest.encode())
+    for column, texts in _own_texts(split).items():
         digest.update(json.dumps([column, [None if text is None else str(text) for text in texts]]).encode())
     plain = re.sub(r"[^\w.-]+", "-", split.name, flags=re.ASCII).lstrip(".")[:60] or "data"
     return f"{plain}-{digest.hexdigest()[:16]}"
+
+
+def _own_texts(split: Split) -> Mapping[str, Any]:
+    """Texts that are no typed columns written out."""
+    return {} if split.item_text is None or split.texts_are_features else split.item_text
+
+
+def _features(split: Split) -> list[Features | None]:
+    return [split.item_features, split.user_features]
 
 
 def _keep(split: Split, place: Path) -> None:

@@ -180,7 +180,10 @@ class _Request:
 
     def context(self) -> Context:
         split = self.split
-        return Context(split.num_items, split.items, split.train, split.item_text, self.settings.seed, split.users)
+        return Context(
+            split.num_items, split.items, split.train, split.item_text, self.settings.seed, split.users,
+            split.item_features, split.user_features,
+        )  # fmt: skip
 
     def identity(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Everything that decides the numbers, as it looks after a round through JSON."""

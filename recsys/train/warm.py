@@ -132,7 +132,7 @@ def _carried(
     model: Any, before: dict[str, Tensor], context: Context, items: _Moved, people: _Moved | None
 ) -> dict[str, Tensor]:
     """The tensors of the model, bound to the new data, with what it had learned in its place."""
-    empty = replace(context, training=None, item_text=None)
+    empty = replace(context, training=None, item_text=None, item_features=None, user_features=None)
     shapes = {name: value.shape for name, value in _bound(model, _larger(empty)).items()}
     blank = {name: value.clone() for name, value in _bound(model, empty).items()}
     fresh = _bound(model, context)
