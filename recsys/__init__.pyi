@@ -49,13 +49,14 @@ from .objectives.coupled import Coupled as Coupled
 from .objectives.gbce import GBCE as GBCE
 from .objectives.sampled import SampledSoftmax as SampledSoftmax
 from .objectives.softmax import FullSoftmax as FullSoftmax
-from .recommenders.base import History as History
 from .recommenders.composed import Recommender as Recommender
 from .recommenders.ease import EASE as EASE
+from .recommenders.history import History as History
 from .recommenders.itemknn import ItemKNN as ItemKNN
 from .recommenders.markov import Markov as Markov
 from .recommenders.popularity import Popularity as Popularity
 from .recommenders.relmf import RelMF as RelMF
+from .recommenders.top import TopK as TopK
 from .runs.read import load_run as load_run
 from .serve.bundle import Bundle as Bundle
 from .serve.bundle import export as export

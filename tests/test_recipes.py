@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import recsys as rs
-from recsys.recommenders.base import History
+from recsys.recommenders.history import History
 from recsys.runs.recipe import find_recipe, load_recipe, recipe_names
 from recsys.train.update import Updater
 

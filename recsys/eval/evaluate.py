@@ -26,7 +26,7 @@ from recsys.eval.scoring import scorer_of
 from recsys.eval.segments import popularity_thresholds
 from recsys.progress import Progress
 from recsys.randomness import numpy_generator
-from recsys.recommenders.base import evaluating
+from recsys.recommenders.modes import evaluating
 
 if TYPE_CHECKING:
     from recsys.data.split import HeldOut

@@ -28,7 +28,7 @@ from recsys.eval.ranks import TOKEN_BYTES, parse_memory
 from recsys.eval.report import EXCLUDE
 from recsys.eval.scoring import scorer_of
 from recsys.randomness import derive_seed, numpy_generator
-from recsys.recommenders.base import evaluating
+from recsys.recommenders.modes import evaluating
 
 if TYPE_CHECKING:
     from recsys.data.split import HeldOut

@@ -28,7 +28,7 @@ from recsys.eval.report import Report, align, number
 from recsys.eval.scoring import Scorer
 from recsys.eval.statistics import RESAMPLED_USERS, RESAMPLES, bootstrap_interval
 from recsys.randomness import numpy_generator
-from recsys.recommenders.base import evaluating
+from recsys.recommenders.modes import evaluating
 from recsys.weighting.propensity import effective_size
 
 if TYPE_CHECKING:

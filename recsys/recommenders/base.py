@@ -1,18 +1,12 @@
-"""What every recommender answers, learned or counted: ``scores``, ``recommend``; raw ids in, raw ids out.
+"""What every recommender answers, learned or counted: ``recommend``, and mostly ``scores``; raw ids in, raw ids out.
 
 Legend: B histories, N items (rows 1..N), K cut-off.
 """
 
 from __future__ import annotations
 
-import threading
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import chain
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,105 +16,65 @@ from recsys.data.batch import PAD, Batch
 from recsys.data.cut import Cut
 from recsys.data.prepared import padded_blocks
 from recsys.data.vocabulary import Vocabulary
-from recsys.errors import DataWarning, printable
 from recsys.protocols import Context
 from recsys.ranking.products import refuse_nonfinite
 from recsys.ranking.shown import EXCLUDE, Shown, checked_k
 from recsys.ranking.ties import best
-from recsys.recommenders.times import moments, warn_of_far_times
+from recsys.recommenders.history import History, as_histories, collate, in_milliseconds, is_ready
+from recsys.recommenders.modes import evaluating
+from recsys.recommenders.times import warn_of_far_times
+from recsys.recommenders.top import TopK, top_of, warn_of
 from recsys.storage.tensors import once_each, shared
 
-if TYPE_CHECKING:
-    import polars as pl
-
-    from recsys.data.cut import Cut
-
 SCORE_BUDGET = 256 * 2**20  # bytes of one block of scores and padded histories in recommend and scores
-SHOWN = 10  # histories whose recommendations are printed
 TOKEN_BYTES = 64  # of one place of the padded view, while a batch is made of it
 
 
-@dataclass(frozen=True)
-class History:
-    """One user's raw item ids, oldest first, with what else a model may ask for.
+@runtime_checkable
+class Recommends(Protocol):
+    """Lists for raw histories: all that serving and evaluation need. See :meth:`Ranker.recommend` for the arguments.
 
-    ``times`` (one per item) and ``query_time`` are numbers since 1970, dates or ISO text. The unit of numbers is
-    ``time_unit`` ("s", "ms", "us", "ns"); if that is None it is told by magnitude, over all histories of a call.
+    An own class may answer with one list of raw ids per history instead of a :class:`TopK`. A history is a
+    :class:`History`, which reads as the list of its items.
     """
 
-    items: Sequence[Any]
-    times: Sequence[Any] | np.ndarray | None = None
-    user: Any = None
-    query_time: Any = None
-    time_unit: str | None = None
+    def recommend(
+        self, histories: Sequence[Any], k: int = 10, exclude: str = "history", allow: Any = None, deny: Any = None
+    ) -> TopK: ...
 
 
-@dataclass(frozen=True)
-class TopK:
-    """Recommendations for B histories, readable as a data frame too (:meth:`to_frame`, or ``polars.DataFrame(top)``).
+@runtime_checkable
+class Scores(Protocol):
+    """Scores of all items: ranks are then exact, to any depth. What evaluation asks for is :meth:`score_safely`."""
 
-    K is what was asked for, or the size of the catalogue. Rows are 0, scores -inf, where fewer items were left.
-    """
+    max_length: int | None
+    needs: frozenset[str]
 
-    rows: np.ndarray  # (B, K) int64
-    scores: np.ndarray  # (B, K) float32
-    unknown: np.ndarray  # (B,) int64: history items the catalogue does not hold, skipped
-    fallback: np.ndarray  # (B,) bool: nothing known in the history, ranked by popularity
-    vocabulary: Vocabulary
-    users: Sequence[Any] | None = None  # (B,) ``History.user`` where every history has one
+    def score(self, batch: Batch) -> Tensor:
+        """(B, N) scores of all items, column j for item row j + 1; histories in ``batch`` are not empty."""
 
-    def __len__(self) -> int:
-        return self.rows.shape[0]
+    def score_safely(self, batch: Batch) -> Tensor:
+        """(B, N) float32: the same for any history, in the rows of the model."""
 
-    @property
-    def items(self) -> list[list[Any]]:
-        """Raw item ids, best first, one list per history."""
-        found = self.rows != PAD
-        raw = iter(self.vocabulary.raw(self.rows[found]).tolist())
-        return [[next(raw) for _ in range(count)] for count in found.sum(1).tolist()]
-
-    def to_frame(self) -> pl.DataFrame:
-        """A Polars frame with a row per recommendation: ``history`` (its position, or ``user`` where all histories have
-        one), ``rank`` from 1, ``item``, ``score``."""
-        import polars as pl
-
-        found = self.rows != PAD
-        owner, rank = found.nonzero()
-        kind = pl.Int64 if self.vocabulary.kind == "int" else pl.String
-        return pl.DataFrame(
-            [
-                pl.Series("history", owner) if self.users is None else pl.Series("user", self.users).gather(owner),
-                pl.Series("rank", rank + 1, dtype=pl.Int32),
-                pl.Series("item", self.vocabulary.raw(self.rows[found]).tolist(), dtype=kind),
-                pl.Series("score", self.scores[found], dtype=pl.Float32),
-            ]
-        )
-
-    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
-        """The Arrow interface, by which pandas, pyarrow, DuckDB and others read :meth:`to_frame`."""
-        return self.to_frame().__arrow_c_stream__(requested_schema)
-
-    def __str__(self) -> str:
-        lines = []
-        for at, items in enumerate(replace(self, rows=self.rows[:SHOWN]).items):
-            shown = ", ".join(
-                f"{printable(item)} {score:.4g}" for item, score in zip(items, self.scores[at], strict=False)
-            )
-            notes = ["by popularity"] if self.fallback[at] else []
-            notes += [f"{self.unknown[at]:,} unknown in the history"] if self.unknown[at] else []
-            told = f" ({'; '.join(notes)})" if notes else ""
-            lines.append(f"{at}: {shown or 'nothing is left to recommend'}{told}")
-        if len(self) > SHOWN:
-            lines.append(f"... and {len(self) - SHOWN:,} more histories")
-        return "\n".join(lines)
+    def scores(self, histories: Sequence[Any]) -> np.ndarray:
+        """(B, N) float32: the same for raw histories."""
 
 
 class Ranker(nn.Module):
     """Shared by all recommenders: raw histories to batches, exclusion, top-k, fallback, saved tensors.
 
-    A subclass implements :meth:`score`. ``max_length`` is the longest history it reads (None: all of it), ``needs``
-    the optional batch fields, ``saved`` whether class, arguments and tensors are all of it, so that it can be loaded.
+    A subclass that can score all items has ``score(batch)``: (B, N) scores, column j for item row j + 1, in a tensor
+    that the caller may write to, for histories that are not empty. It is then one that :class:`Scores`, and
+    :meth:`recommend` gives its best items. One that only makes lists (it generates them) has a ``recommend`` of its own
+    instead.
+
+    ``max_length`` is the longest history it reads (None: all of it), ``needs`` the optional batch fields, ``saved``
+    whether class, arguments and tensors are all of it, so that it can be loaded.
     """
+
+    if TYPE_CHECKING:
+
+        def score(self, batch: Batch) -> Tensor: ...
 
     popularity: Tensor
     max_length: int | None = None
@@ -144,15 +98,17 @@ class Ranker(nn.Module):
         counts = np.zeros(context.num_items + 1) if context.training is None else context.training.item_counts()
         self.popularity = torch.from_numpy(np.array(counts, dtype=np.float32))
 
-    def score(self, batch: Batch) -> Tensor:
-        """(B, N) scores of all items, column j for item row j + 1, in a tensor the caller may write to.
-
-        Histories in ``batch`` are not empty.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not score all items; use recommend")
-
     def score_safely(self, batch: Batch) -> Tensor:
-        """:meth:`score` in float32, with training popularity where a history is empty."""
+        """``score`` in float32, with training popularity where a history is empty.
+
+        Raises:
+            NotImplementedError: this class has no ``score``.
+        """
+        if not isinstance(self, Scores):
+            raise NotImplementedError(
+                f"{type(self).__name__} has no score(batch), so it cannot give scores of all items: ask it to "
+                "recommend, or give the class a score, or a recommend of its own"
+            )
         known = (batch.lengths > 0).nonzero().squeeze(1)
         if len(known) == len(batch):
             return self.score(batch).float()
@@ -267,7 +223,7 @@ class Ranker(nn.Module):
         """Each as a :class:`History`, with times in milliseconds if the model reads them."""
         self._check(1, "none")
         found = as_histories(histories)
-        if not self.needs & {"times", "query_time"} or all(_is_ready(one) for one in found):
+        if not self.needs & {"times", "query_time"} or all(is_ready(one) for one in found):
             return found
         found = in_milliseconds(found)
         cut = getattr(self, "cut", None)
@@ -283,169 +239,3 @@ class Ranker(nn.Module):
         lengths = lengths if self.max_length is None else np.minimum(lengths, self.max_length)
         for rows in padded_blocks(lengths, SCORE_BUDGET, 4 * max(self.num_items, 1), TOKEN_BYTES):
             yield collate(histories[rows], self.vocabulary, self.max_length, self.needs, self.popularity.device)
-
-
-def top_of(
-    found: list[tuple[np.ndarray, ...]], width: int, vocabulary: Vocabulary | None, histories: Sequence[History]
-) -> TopK:
-    """Blocks of (scores, rows, unknown, fallback) as one :class:`TopK`."""
-    assert vocabulary is not None
-    if not found:
-        found = [
-            (np.zeros((0, width), np.float32), np.zeros((0, width), np.int64), np.zeros(0, np.int64), np.zeros(0, bool))
-        ]
-    scores, rows, unknown, fallback = (np.concatenate(column) for column in zip(*found, strict=True))
-    users = [one.user for one in histories]
-    named = bool(users) and all(user is not None for user in users)
-    return TopK(rows, scores, unknown, fallback, vocabulary, users if named else None)
-
-
-def warn_of(shown: Shown, top: TopK, stacklevel: int) -> None:
-    """Say which ids of ``allow`` and ``deny`` are unknown, and how many histories are ranked by popularity."""
-    notes = shown.notes("catalogue")
-    if top.fallback.any():
-        count = int(top.fallback.sum())
-        notes.append(f"{count:,} of {len(top):,} histories hold no known item and are ranked by popularity")
-    for note in notes:
-        warnings.warn(note, DataWarning, stacklevel=stacklevel)
-
-
-_CHANGING = threading.Lock()
-_AT_WORK: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = WeakKeyDictionary()  # users, modules in training
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode; the modules that were in training mode are so again when the last thread has left.
-
-    A model that is no module has no modes.
-    """
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    with _CHANGING:
-        users, training = _AT_WORK.get(model, (0, []))
-        if not users:
-            training = [module for module in model.modules() if module.training]
-            for module in training:
-                module.training = False
-        _AT_WORK[model] = users + 1, training
-    try:
-        yield
-    finally:
-        with _CHANGING:
-            users, training = _AT_WORK[model]
-            _AT_WORK[model] = users - 1, training if users > 1 else []
-            if users == 1:
-                for module in training:
-                    module.training = True
-
-
-def as_histories(histories: Sequence[Any]) -> list[History]:
-    """Each as a :class:`History`.
-
-    Raises:
-        TypeError: one is an id or nothing, where a list of ids is expected.
-    """
-    if isinstance(histories, (str, bytes)) or not hasattr(histories, "__iter__"):
-        raise TypeError(f"a history is a list of raw ids, and a list of them is expected; found {histories!r}")
-    found = [one if isinstance(one, History) else History(one) for one in histories]
-    for one in found:
-        if isinstance(one.items, (str, bytes)) or not hasattr(one.items, "__len__"):
-            raise TypeError(
-                f"a history is a list of raw ids, oldest first, and {one.items!r} is none: pass a list of histories, "
-                'such as [["50", "172"]] for one user'
-            )
-    return found
-
-
-def in_milliseconds(histories: Sequence[History]) -> list[History]:
-    """The same histories with times and query times as int64 milliseconds.
-
-    Raises:
-        ValueError: a time cannot be read, or numbers without a unit mix units.
-    """
-    at = [i for i, one in enumerate(histories) if one.times is not None]
-    asked = [i for i, one in enumerate(histories) if one.query_time is not None]
-    lists = [*(histories[i].times for i in at), *([histories[i].query_time] for i in asked)]
-    read = moments(lists, [histories[i].time_unit for i in (*at, *asked)])
-    found = [replace(one, time_unit="ms") for one in histories]
-    for i, times in zip(at, read, strict=False):
-        found[i] = replace(found[i], times=times)
-    for i, times in zip(asked, read[len(at) :], strict=True):
-        found[i] = replace(found[i], query_time=int(times[0]))
-    return found
-
-
-def collate(
-    histories: Sequence[History],
-    vocabulary: Vocabulary,
-    max_length: int | None,
-    needs: frozenset[str] = frozenset(),
-    device: torch.device | str = "cpu",
-) -> tuple[Batch, np.ndarray]:
-    """A batch of raw histories (their last ``max_length`` known items) and the number of unknown items of each.
-
-    Times are taken for milliseconds here; :func:`in_milliseconds` makes them so.
-
-    Raises:
-        ValueError: ``times`` are needed and a history does not have one per item.
-    """
-    counts = np.asarray([len(one.items) for one in histories], np.int64)
-    rows = vocabulary.rows(list(chain.from_iterable(one.items for one in histories)))
-    user = np.repeat(np.arange(len(histories)), counts)
-    known = rows > 0
-    lengths = np.bincount(user[known], minlength=len(histories))
-    batch = Batch(
-        rows=torch.arange(len(histories), device=device),
-        users=torch.full((len(histories),), -1, device=device),
-        ids=_padded(rows[known], lengths, max_length, device),
-        lengths=torch.as_tensor(np.minimum(lengths, max_length or lengths.max(initial=0)), device=device),
-    )
-    if "times" in needs:
-        times = _times(histories, counts)[known]
-        batch = batch.replace(times=_padded(times, lengths, max_length, device))
-    if "query_time" in needs:
-        if any(one.query_time is None for one in histories):
-            raise ValueError("this model reads query_time: pass History(items, times, query_time=...) for every user")
-        batch = batch.replace(query_time=torch.tensor([one.query_time for one in histories], device=device))
-    return batch, counts - lengths
-
-
-def _times(histories: Sequence[History], counts: np.ndarray) -> np.ndarray:
-    for one, count in zip(histories, counts, strict=True):
-        if len(_own_times(one)) != count:
-            raise ValueError(
-                f"this model reads times: pass History(items, times) with one time (milliseconds) per item; "
-                f"found {None if one.times is None else len(one.times)} times for {count} items"
-            )
-    times = np.asarray(list(chain.from_iterable(_own_times(one) for one in histories)))
-    if times.dtype.kind not in "iuf" or not np.isfinite(times).all():
-        wrong = next(one for one in times.tolist() if not (isinstance(one, (int, float)) and np.isfinite(one)))
-        raise ValueError(f"times are whole numbers, milliseconds since 1970, and one is {wrong!r}")
-    return times.astype(np.int64)
-
-
-def _own_times(history: History) -> Sequence[Any] | np.ndarray:
-    return () if history.times is None else history.times
-
-
-def _is_ready(history: History) -> bool:
-    return (
-        history.time_unit == "ms"
-        and (history.times is None or (isinstance(history.times, np.ndarray) and history.times.dtype == np.int64))
-        and (history.query_time is None or type(history.query_time) is int)
-    )
-
-
-def _padded(values: np.ndarray, lengths: np.ndarray, max_length: int | None, device: torch.device | str) -> Tensor:
-    """Ragged values to (B, L), the last ``max_length`` of each row."""
-    kept = np.minimum(lengths, max_length or lengths.max(initial=0))
-    ends = np.cumsum(lengths)
-    width = max(int(kept.max(initial=0)), 1)
-    column = np.arange(width)
-    index = (ends - kept)[:, None] + column
-    inside = column < kept[:, None]
-    padded = np.zeros(index.shape, np.int64)
-    padded[inside] = values[index[inside]]
-    return torch.as_tensor(padded, device=device)

@@ -33,7 +33,9 @@ from recsys.protocols import (
 from recsys.randomness import derive_seed
 from recsys.ranking.products import check_metric, inverse_norms, products, refuse_nonfinite
 from recsys.ranking.ties import best
-from recsys.recommenders.base import SCORE_BUDGET, History, Ranker, evaluating
+from recsys.recommenders.base import SCORE_BUDGET, Ranker
+from recsys.recommenders.history import History
+from recsys.recommenders.modes import evaluating
 from recsys.targets.next_item import NextItem
 
 ENCODE_ROWS = 256  # histories encoded at a time when scoring

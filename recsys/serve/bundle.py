@@ -27,13 +27,15 @@ import torch
 import recsys
 from recsys.data.batch import PAD, Batch
 from recsys.data.cut import Cut
-from recsys.data.prepared import spread
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, UnknownItemError
 from recsys.ranking.products import refuse_nonfinite
 from recsys.ranking.shown import Shown
 from recsys.ranking.ties import best
-from recsys.recommenders.base import History, Ranker, TopK, evaluating, top_of, warn_of
+from recsys.recommenders.base import Ranker, Scores
+from recsys.recommenders.history import History, histories_of
+from recsys.recommenders.modes import evaluating
+from recsys.recommenders.top import TopK, top_of, warn_of
 from recsys.runs.read import load_model
 from recsys.storage.files import write_parquet
 from recsys.storage.folders import read_manifest, refuse_foreign, write_folder
@@ -294,6 +296,11 @@ class Bundle:
         return _write(self.model, self.index, folder or self.folder, text, *facts)
 
     @property
+    def cut(self) -> Cut | None:
+        """Which events the model learned from, as far as that is known."""
+        return self.model.cut
+
+    @property
     def vocabulary_of_model(self) -> Vocabulary:
         """The items that the model can read in a history."""
         assert self.model.vocabulary is not None
@@ -311,6 +318,8 @@ class Bundle:
         self, histories: Sequence[Any], k: int, exclude: str, allow: Any = None, deny: Any = None
     ) -> tuple[TopK, Shown]:
         """:meth:`recommend` without a word, and what might be shown."""
+        if self.index is None and not isinstance(self.model, Scores):  # one that makes lists
+            return self.model.recommend(histories, k, exclude, allow, deny), Shown()
         if self.index is None:
             return self.model._rank(histories, k, exclude, allow, deny)
         model, catalogue = self.model, self._catalogued()
@@ -423,7 +432,7 @@ def _index_of(model: Any, kind: str, split: Split | None) -> Index:
 
     vectors = np.ascontiguousarray(model.item_vectors(), np.float32)
     graph = kind == "hnsw" or (kind == "auto" and len(vectors) > EXACT_ITEMS)
-    histories = [] if split is None or not graph else _histories(split, model.needs)
+    histories = [] if split is None or not graph else _histories(split)
     queries = model.user_vectors(histories) if histories else None
     deny = [one.items for one in histories] if histories else None
     index = Index.build(vectors, model.vocabulary.ids, kind=kind, recall_queries=queries, recall_deny=deny)
@@ -431,22 +440,14 @@ def _index_of(model: Any, kind: str, split: Split | None) -> Index:
     return index
 
 
-def _histories(split: Split, needs: frozenset[str]) -> list[History]:
+def _histories(split: Split) -> list[History]:
     """Raw histories of some validation users (of test users if there are none) that are not empty."""
     part = split.valid if len(split.valid) else split.test
     lasting = np.flatnonzero(part.history_lengths > 0)
     chosen = lasting[
         np.unique(np.linspace(0, max(len(lasting) - 1, 0), min(len(lasting), RECALL_USERS)).astype(np.int64))
     ]
-    _, events = spread(part.history_start[chosen], part.target_start[chosen])
-    ends = np.cumsum(part.history_lengths[chosen])[:-1]
-    items = np.split(split.items.raw(part.prepared.items[events]), ends)
-    times, asked = part.prepared.times, part.query_time
-    moments: list[Any] = [None] * len(items) if times is None else np.split(np.asarray(times[events], np.int64), ends)
-    return [
-        History(own.tolist(), when, query_time=None if asked is None else int(asked[at]), time_unit="ms")
-        for own, when, at in zip(items, moments, chosen, strict=True)
-    ]
+    return histories_of(part, chosen)
 
 
 def _save_text(path: Path, item_text: Mapping[str, np.ndarray], vocabulary: Vocabulary) -> None:

@@ -24,7 +24,8 @@ from recsys.ranking.shown import Shown
 from recsys.readers.blanks import BLANKS
 from recsys.readers.columns import MILLISECONDS, detect_unit, plain_names, time_columns
 from recsys.readers.times import NANOSECONDS
-from recsys.recommenders.base import History, TopK
+from recsys.recommenders.history import History
+from recsys.recommenders.top import TopK
 from recsys.serve.bundle import Bundle
 from recsys.storage.files import Workplace, replace, write_parquet, writing
 

@@ -39,8 +39,9 @@ from recsys.protocols import (
     Step,
     Targets,
 )
-from recsys.recommenders.base import History, Ranker
+from recsys.recommenders.base import Ranker
 from recsys.recommenders.composed import Recommender
+from recsys.recommenders.history import History
 from recsys.storage.parts import build, describe
 from recsys.testing.assertions import (
     close,

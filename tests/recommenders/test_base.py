@@ -16,7 +16,8 @@ from recsys.data.batch import Batch
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataWarning
 from recsys.protocols import Context
-from recsys.recommenders.base import History, Ranker, collate
+from recsys.recommenders.base import Ranker
+from recsys.recommenders.history import History, collate
 
 ITEMS = np.array(["a", "b", "c", "d", "e"], dtype=object)
 
