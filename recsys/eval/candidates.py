@@ -25,7 +25,7 @@ from recsys.eval.listed import Listed, is_per_user
 if TYPE_CHECKING:
     from recsys.data.split import HeldOut
     from recsys.data.vocabulary import Vocabulary
-    from recsys.eval.scoring import Scorer
+    from recsys.eval.scoring import Matched
 
 
 class Columns(Protocol):
@@ -43,13 +43,17 @@ class Columns(Protocol):
         """(b, K) item rows at ``places`` (b, K), 0 for 0."""
         ...
 
+    def sizes(self, users: int) -> np.ndarray:
+        """(b,) how many candidates may be shown to each of the ``users`` of the batch."""
+        ...
+
 
 @dataclass(frozen=True)
 class Pool:
     """Candidates that all users share."""
 
     rows: np.ndarray  # (C,) int64 item rows of the part, ascending
-    scorer: Scorer
+    scorer: Matched
     what: str = ""  # "" for all items
     denied: np.ndarray | None = None  # (N+1,) bool: items that are never shown
     outside: int = 0  # targets of the part that are no candidates
@@ -91,6 +95,10 @@ class Pool:
             return places
         found: np.ndarray = np.append(0, self._ordered).astype(places.dtype)[places]
         return found
+
+    def sizes(self, users: int) -> np.ndarray:
+        """(b,) how many candidates may be shown to each of the ``users`` of the batch."""
+        return np.full(users, len(self.universe))
 
     def protocol(self) -> dict[str, Any]:
         """What a protocol says about them, with the hit rate that a random order has for one target."""
@@ -134,7 +142,7 @@ class Lists:
     """Candidates of each user: what is listed for them, and their targets."""
 
     listed: Listed
-    scorer: Scorer
+    scorer: Matched
     denied: np.ndarray | None
     universe: np.ndarray  # item rows that can stand in a list, ascending
     longest: int  # the most items that a list can hold
@@ -142,7 +150,7 @@ class Lists:
     outside: int = field(default=0, init=False)
 
     @classmethod
-    def of(cls, listed: Listed, scorer: Scorer, denied: np.ndarray | None, part: HeldOut, asked: np.ndarray) -> Lists:
+    def of(cls, listed: Listed, scorer: Matched, denied: np.ndarray | None, part: HeldOut, asked: np.ndarray) -> Lists:
         """For the users at ``asked`` of the part.
 
         Raises:
@@ -176,7 +184,7 @@ class Lists:
         rows, width = self.scorer.rows, self.scorer.num_items + 1
         user, item = np.concatenate([users, owner]), np.concatenate([items, target])
         keys = np.unique(user * width + (item if rows is None else rows[item]))
-        return _ListedColumns(keys, len(index), self)
+        return ListedColumns(keys, len(index), self)
 
     def protocol(self) -> dict[str, Any]:
         """What a protocol says about them."""
@@ -199,7 +207,7 @@ class Lists:
         return None if rows is None else np.argsort(rows)
 
 
-class _ListedColumns:
+class ListedColumns:
     """The candidates of a batch of users, as ragged rows that are padded to the longest."""
 
     def __init__(self, keys: np.ndarray, users: int, lists: Lists) -> None:
@@ -230,12 +238,23 @@ class _ListedColumns:
         padded = np.pad(self.rows, ((0, 0), (1, 0)))
         return self._of_the_part(np.take_along_axis(padded, places.astype(np.int64), axis=1)).astype(places.dtype)
 
+    def sizes(self, users: int) -> np.ndarray:
+        """(b,) how many candidates may be shown to each of the ``users`` of the batch."""
+        shown = self.rows > 0
+        if self.lists.denied is not None:
+            shown &= ~self.lists.denied[self._of_the_part(self.rows)]
+        return shown.sum(1)
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """All candidates: (position in the batch, row of the model), sorted by both."""
+        return np.divmod(self.keys, self.width)
+
     def _of_the_part(self, rows: np.ndarray) -> np.ndarray:
         back = self.lists.part_rows
         return rows if back is None else back[rows]
 
 
-def choose_candidates(candidates: Any, denied: np.ndarray | None, scorer: Scorer, asked: np.ndarray) -> Pool | Lists:
+def choose_candidates(candidates: Any, denied: np.ndarray | None, scorer: Matched, asked: np.ndarray) -> Pool | Lists:
     """The items to rank, of what :func:`recsys.eval.evaluate.evaluate` was given, for the users at ``asked``.
 
     Raises:
@@ -276,7 +295,7 @@ def choose_candidates(candidates: Any, denied: np.ndarray | None, scorer: Scorer
     return Pool(rows, scorer, what, denied, outside)
 
 
-def choose_denied(deny: Any, scorer: Scorer) -> tuple[np.ndarray | None, Listed | None]:
+def choose_denied(deny: Any, scorer: Matched) -> tuple[np.ndarray | None, Listed | None]:
     """What is never shown: to anybody as a mask (N+1,), or to each user; None for what was not given."""
     if deny is None:
         return None, None
@@ -297,7 +316,7 @@ def choose_denied(deny: Any, scorer: Scorer) -> tuple[np.ndarray | None, Listed 
     return (denied if listed is None and denied.any() else None), listed
 
 
-def vocabulary_of(scorer: Scorer, what: str) -> Vocabulary:
+def vocabulary_of(scorer: Matched, what: str) -> Vocabulary:
     """The raw ids behind the item rows of the part.
 
     Raises:
@@ -313,7 +332,7 @@ def vocabulary_of(scorer: Scorer, what: str) -> Vocabulary:
     return found
 
 
-def _rows(candidates: Sequence[Any] | np.ndarray, scorer: Scorer) -> np.ndarray:
+def _rows(candidates: Sequence[Any] | np.ndarray, scorer: Matched) -> np.ndarray:
     """(C,) distinct item rows of the part, ascending, of a mask or of raw ids."""
     num_items = scorer.num_items
     if isinstance(candidates, np.ndarray) and candidates.dtype == bool:

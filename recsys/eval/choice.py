@@ -38,6 +38,20 @@ class Choice:
         return max([*reading, *(k for _, _, k in self.aggregates)], default=0)
 
     @property
+    def depth(self) -> int:
+        """How deep the metrics look: the largest cut-off."""
+        return max([0, *(k for _, _, k in (*self.metrics, *self.aggregates))])
+
+    def require_cuts(self, model: str) -> None:
+        """Raise ValueError where a metric has no cut-off, which lists of a model cannot answer."""
+        whole = [column for column, metric, _ in self.metrics if not getattr(metric, "at_k", True)]
+        if whole:
+            raise ValueError(
+                f"{', '.join(whole)} needs the ranks of all items, and {model} only gives lists: ask for metrics with "
+                "a cut-off, such as 'mrr@10', or evaluate a model that scores all items"
+            )
+
+    @property
     def exposure_cuts(self) -> tuple[int, ...]:
         """The list lengths at which items are counted."""
         return tuple(sorted({k for _, _, k in self.aggregates}))

@@ -10,28 +10,26 @@ from typing import Any
 
 import numpy as np
 
-from recsys.eval.candidates import Lists, Pool
 from recsys.eval.choice import Choice
+from recsys.eval.exact import ExactRanking
+from recsys.eval.list_only import ListRanking
 from recsys.eval.listed import Listed
 from recsys.eval.metrics.ranked import Catalogue, Ranked
-from recsys.eval.ranks import Landed, Plan, rank_targets
-from recsys.eval.scoring import Scorer
+from recsys.eval.ranks import Asked, Landed
 
 
 @dataclass
 class Collector:
     """Ranks users batch by batch. All item rows are those of the part, unless said otherwise."""
 
-    scorer: Scorer
+    ranking: ExactRanking | ListRanking
     part: Any
     choice: Choice
     exclude: str
-    plan: Plan
-    pool: Pool | Lists
     denied: Listed | None = None
 
     def __post_init__(self) -> None:
-        self.num_items = self.scorer.num_items
+        self.pool, self.num_items = self.ranking.pool, self.ranking.scorer.num_items
         self.catalogue = Catalogue(np.asarray(self.part.item_counts))
         self.without_targets = self.fingerprint = 0
         self._shown = {k: np.zeros(self.num_items + 1, dtype=np.int64) for k in self.choice.exposure_cuts}
@@ -56,25 +54,11 @@ class Collector:
         known, length = self._history(index)
         wanted = owner * (self.num_items + 1) + target
         repeated = _contains(known, wanted)
-        columns = self.pool.columns(index, owner, target)
-        keys, hidden = self._hidden(known, wanted, index), None
-        if keys is not None:
-            user, item = np.divmod(keys, self.num_items + 1)
-            at = columns.place(user, item)
-            hidden = user[at > 0], at[at > 0]
-        scores, never = columns.take(self.scorer(index))
-        landed = rank_targets(
-            scores,
-            (owner, columns.place(owner, target)),
-            hidden,
-            self.plan.chunk,
-            self.choice.list_length,
-            self.part.users[index],
-            never,
-        )
-        lists = None if landed.lists is None else columns.items(landed.lists)
+        keys = self._hidden(known, wanted, index)
+        hidden = None if keys is None else np.divmod(keys, self.num_items + 1)
+        landed = self.ranking.rank(Asked(index, owner, target, hidden))
         self._parts.append(
-            self._measure(landed, owner, lists)
+            self._measure(landed, owner)
             | self._describe(index, owner, target, landed, repeated)
             | {"history_length": length, "candidates": landed.candidates}
         )
@@ -113,7 +97,8 @@ class Collector:
             hidden = denied if hidden is None else np.union1d(hidden, denied)
         return hidden
 
-    def _measure(self, landed: Landed, owner: np.ndarray, lists: np.ndarray | None) -> dict[str, np.ndarray]:
+    def _measure(self, landed: Landed, owner: np.ndarray) -> dict[str, np.ndarray]:
+        lists = landed.lists
         ranked = Ranked.from_pairs(
             owner, landed.above, landed.size, landed.candidates, landed.reached, lists=lists, catalogue=self.catalogue
         )
@@ -121,7 +106,10 @@ class Collector:
             assert lists is not None
             first = lists[:, :k]
             np.add.at(shown, first[first > 0], 1)
-        tied = ranked.sum(np.where(ranked.size > ranked.hits, ranked.hits, 0)).astype(np.int32)
+        if landed.tied is None:
+            tied = ranked.sum(np.where(ranked.size > ranked.hits, ranked.hits, 0)).astype(np.int32)
+        else:
+            tied = np.bincount(owner[landed.tied], minlength=len(ranked)).astype(np.int32)
         return {"tied_targets": tied} | {
             column: _one_per_user(column, metric(ranked, k), len(ranked)) for column, metric, k in self.choice.metrics
         }
@@ -133,14 +121,19 @@ class Collector:
         count = np.bincount(owner, minlength=users)
         seen = self.part.item_counts[target]
         self.fingerprint = (self.fingerprint + _fingerprint(rows[owner], target)) % 2**64
-        return {
+        never, more = ~landed.reached, {}
+        if landed.unlisted is not None and landed.lists is not None:
+            never &= ~landed.unlisted
+            more["unlisted_targets"] = np.bincount(owner[landed.unlisted], minlength=users).astype(np.int32)
+            more["list_length"] = (landed.lists > 0).sum(1).astype(np.int32)
+        return more | {
             "position": index,
             "user": rows,
             "num_targets": count.astype(np.int32),
             "target_popularity": np.bincount(owner, weights=seen, minlength=users) / count,
             "cold_targets": np.bincount(owner[seen == 0], minlength=users).astype(np.int32),
             "repeated_targets": np.bincount(owner[repeated], minlength=users).astype(np.int32),
-            "unreachable_targets": np.bincount(owner[~landed.reached], minlength=users).astype(np.int32),
+            "unreachable_targets": np.bincount(owner[never], minlength=users).astype(np.int32),
         }
 
 

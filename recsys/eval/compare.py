@@ -91,7 +91,7 @@ class Comparison:
         return (
             f"{' / '.join(self.names[1:])} minus {self.names[0]} on {meta['part']}: {meta['users']:,} users paired, "
             f"exclude={meta['exclude']}, protocol {meta['protocol'].get('name', meta['protocol'])}\n"
-            f"{align(self.table())}{parts}\n"
+            f"{align(self.table())}{parts}\n{_of_lists(meta)}"
             f"paired bootstrap intervals; two-sided sign-flip tests; Holm over {len(self.overall)} questions on all "
             f"users and {len(self.segments)} on segments"
         )
@@ -128,9 +128,9 @@ def compare(
         raise ValueError(f"compare needs two reports or more, found {len(reports)}")
     called = _names(reports, names)
     wanted = (metrics,) if isinstance(metrics, str) else tuple(metrics or _shared(reports))
-    for report in reports:
+    for report, name in zip(reports, called, strict=True):
         for metric in wanted:
-            report.per_user(metric)
+            _require_known(report, name, metric)
     tables = _paired(reports, called, wanted)
     everyone = np.arange(reports[0].users)
     overall = _family([(ALL, everyone)], tables, wanted, called, seed)
@@ -142,6 +142,8 @@ def compare(
             if len(members) > 1:  # a division that puts all users together asks nothing new
                 parts += [(f"{grouping.name}: {label}", index) for label, index in members]
     meta = {key: reports[0].meta[key] for key in TASK} | {"users": reports[0].users, "seed": seed}
+    if lists := {name: report.list_only for report, name in zip(reports, called, strict=True) if report.list_only}:
+        meta["list_only"] = lists
     return Comparison(overall, _family(parts, tables, wanted, called, seed), called, meta)
 
 
@@ -157,10 +159,23 @@ def _names(reports: Sequence[Report], names: Sequence[str] | None) -> tuple[str,
     return tuple(called)
 
 
+def _require_known(report: Report, name: str, metric: str) -> None:
+    """Raise ValueError unless the report has the metric, saying why one of lists cannot."""
+    cut = metric.partition("@")[2]
+    if report.list_only and metric not in report.metrics and not (cut.isdecimal() and int(cut) <= report.list_only):
+        raise ValueError(
+            f"{name} is list only, to {report.list_only}, so its {metric} is unknown: compare at k <= "
+            f"{report.list_only}, or evaluate it again with a larger k"
+        )
+    report.per_user(metric)
+
+
 def _shared(reports: Sequence[Report]) -> tuple[str, ...]:
     shared = tuple(name for name in reports[0].primary() if all(name in other.metrics for other in reports))
     if not shared:
-        raise ValueError(f"the reports share none of {list(reports[0].primary())}: name the metrics to compare")
+        short = min((one.list_only for one in reports if one.list_only), default=None)
+        hint = f" (one is list only, to {short})" if short else ""
+        raise ValueError(f"the reports share none of {list(reports[0].primary())}{hint}: name the metrics to compare")
     return shared
 
 
@@ -201,6 +216,11 @@ def _require_same_task(report: Report, first: Report, names: tuple[str, str]) ->
             DataWarning,
             stacklevel=4,
         )
+
+
+def _of_lists(meta: dict[str, Any]) -> str:
+    lists = ", ".join(f"{name} to {depth}" for name, depth in meta.get("list_only", {}).items())
+    return f"list only: {lists}; there, equal scores count in the order of the list\n" if lists else ""
 
 
 def _no_repeats(report: Report) -> bool:

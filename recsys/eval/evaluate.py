@@ -10,19 +10,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
 from recsys.errors import DataWarning
 from recsys.eval.aggregates import Aggregate
 from recsys.eval.candidates import choose_candidates, choose_denied
 from recsys.eval.choice import choose
 from recsys.eval.collect import Collector
+from recsys.eval.exact import ExactRanking
 from recsys.eval.leakage import check_leakage
+from recsys.eval.list_only import Lister, ListRanking
 from recsys.eval.metrics.ranked import Metric
-from recsys.eval.ranks import Plan
+from recsys.eval.ranks import Plan, parse_memory
 from recsys.eval.report import EXCLUDE, Report
+from recsys.eval.scoring import Scorer, only_lists, require_part
 from recsys.eval.scoring import device_of as device_of
-from recsys.eval.scoring import scorer_of
 from recsys.eval.segments import popularity_thresholds
 from recsys.progress import Progress
 from recsys.randomness import numpy_generator
@@ -31,14 +32,14 @@ from recsys.recommenders.modes import evaluating
 if TYPE_CHECKING:
     from recsys.data.split import HeldOut
     from recsys.data.vocabulary import Vocabulary
-    from recsys.recommenders.base import Ranker
+    from recsys.recommenders.base import Recommends, Scores
 
 CUTS = (1, 5, 10, 20)
 MANY_MISSES = 0.01  # share of the targets that a rule makes misses, above which a warning says so
 
 
 def evaluate(
-    model: Ranker,
+    model: Recommends | Scores | Any,
     part: HeldOut,
     k: int | Sequence[int] | None = None,
     metrics: Iterable[str | Metric | Aggregate] | None = None,
@@ -63,8 +64,15 @@ def evaluate(
     ``exclude`` and ``deny``: a target that it never shows, or that is scored -inf, is a miss. Model and part are
     matched by the raw ids of their items; where these stand in another order, rows are translated.
 
+    A model that recommends and does not score all items (a bundle, one that generates lists, a class of your own) is
+    asked for lists of K items, the largest cut-off: metrics to K are exact, ranks behind K are unknown, and the report
+    says "list only, to K". Equal scores then count in the order of the list. Its lists are checked.
+
     Args:
-        model: anything with ``score_safely(batch) -> (b, N)``, column j for item row j + 1.
+        model: anything with ``score_safely(batch) -> (b, N)``, column j for item row j + 1 (see
+            :class:`recsys.recommenders.base.Scores`), or with ``recommend(histories, k=, exclude=)`` (see
+            :class:`recsys.recommenders.base.Recommends`), which takes ``allow`` and ``deny`` too if candidates or
+            denied items are given here.
         part: ``split.valid`` or ``split.test``.
         k: cut-offs, none above the number of items (default: 1, 5, 10 and 20, as far as the catalogue goes). A user
             with fewer candidates than k has a shorter list, which precision still divides by k; the report counts
@@ -96,16 +104,19 @@ def evaluate(
             "allow". Where it cannot be told, the first two warn.
 
     Raises:
-        ValueError: a bad argument, a score that is NaN or +inf, scores of the wrong shape.
+        TypeError: ``model`` neither scores nor recommends, or without the arguments that are needed.
+        ValueError: a bad argument, a score that is NaN or +inf, scores of the wrong shape; a list that holds an item
+            twice or one that may not be shown, is too long, or whose scores rise; a metric without cut-off, of lists.
         DataError: the part has no users, is damaged or is over other items than the model; no candidate, an unknown
-            one, or no target among them.
+            one, or no target among them; a list with an item that the part does not know.
         LeakageError: the model was trained on targets of the part.
     """
     if exclude not in EXCLUDE:
         raise ValueError(f"exclude is one of {', '.join(map(repr, EXCLUDE))}; found {exclude!r}")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must lie in 0..world_size-1; found rank={rank} with world_size={world_size}")
-    scorer = scorer_of(model, part)
+    require_part(part)
+    scorer = Lister(model, part) if only_lists(model) else Scorer(model, part)
     check_leakage(model, part, leakage)
     asked = _asked(len(part), sample, seed)
     denied, denied_lists = choose_denied(deny, scorer)
@@ -114,35 +125,36 @@ def evaluate(
     own = {title: _labels(title, labels, len(part)) for title, labels in (segments or {}).items()}
     share = asked[rank::world_size]
     lengths = scorer.lengths(share)
-    plan = Plan.fit(memory, scorer.num_items, int(lengths.max(initial=0)), scorer.device)
-    run = Collector(scorer, part, choice, exclude, plan, pool, denied_lists)
-    bar = Progress(len(share), f"evaluate {part.name}", "users", enabled=progress and rank == 0)
-    with evaluating(model), torch.inference_mode(), bar:
-        for alike in (lengths > 0, lengths == 0):  # apart, for a mixed batch would hold its scores twice
-            index = share[alike]
-            for chosen in plan.batches(lengths[alike]):
-                run.add(index[chosen])
-                bar.advance(chosen.stop - chosen.start)
+    ranking: ExactRanking | ListRanking
+    if isinstance(scorer, Lister):
+        choice.require_cuts(type(model).__name__)
+        ranking = ListRanking(scorer, pool, parse_memory(memory), choice.depth, exclude, denied_lists)
+    else:
+        plan = Plan.fit(memory, scorer.num_items, int(lengths.max(initial=0)), scorer.device)
+        ranking = ExactRanking(scorer, pool, plan, choice.list_length)
+    run = Collector(ranking, part, choice, exclude, denied_lists)
+    _rank(run, share, lengths, Progress(len(share), f"evaluate {part.name}", "users", enabled=progress and rank == 0))
     columns = run.columns()
     users = users or getattr(part.split, "users", None)
     if users is not None:
         columns["user_id"] = np.asarray(users.raw(columns["user"]))
     columns |= {f"segment:{title}": labels[columns["position"]] for title, labels in own.items()}
-    meta = {
-        "model": name or type(model).__name__,
-        "exclude": exclude,
-        "users_total": len(part),
-        "users_without_targets": run.without_targets,
-        "shares": [[rank, world_size]],
-        "fingerprint": run.fingerprint,
-        "metrics": [column for column, _, _ in choice.metrics],
-        **_facts(model, part, run),
-    }
+    meta: dict[str, Any] = {"model": name or type(model).__name__, "exclude": exclude, "shares": [[rank, world_size]]}
     if len(asked) < len(part):
         meta["sample"] = {"users": len(asked), "seed": seed}
-    report = Report.make(meta, columns, run.exposure(), choice.aggregates)
+    report = Report.make(meta | _facts(model, part, run), columns, run.exposure(), choice.aggregates)
     _tell(report, len(share))
     return report
+
+
+def _rank(run: Collector, share: np.ndarray, lengths: np.ndarray, bar: Progress) -> None:
+    """Rank the users at ``share`` (n,) of the part, whose histories have ``lengths`` (n,) items."""
+    with evaluating(run.ranking.scorer.model), run.ranking.mode(), bar:
+        for alike in (lengths > 0, lengths == 0):  # apart, for a mixed batch would hold its scores twice
+            index = share[alike]
+            for chosen in run.ranking.batches(lengths[alike]):
+                run.add(index[chosen])
+                bar.advance(chosen.stop - chosen.start)
 
 
 def _facts(model: Any, part: HeldOut, run: Collector) -> dict[str, Any]:
@@ -150,13 +162,19 @@ def _facts(model: Any, part: HeldOut, run: Collector) -> dict[str, Any]:
     split, cut, lists = part.split, getattr(model, "cut", None), run.denied
     protocol = part.protocol | run.pool.protocol()
     facts = {
+        "users_total": len(part),
+        "users_without_targets": run.without_targets,
+        "fingerprint": run.fingerprint,
+        "metrics": [column for column, _, _ in run.choice.metrics],
         "part": part.name,
         "protocol": protocol,
         "data_hash": part.data_hash,
-        "num_items": run.scorer.num_items,
+        "num_items": run.num_items,
         "popularity_thresholds": list(popularity_thresholds(part.item_counts)),
         **run.pool.facts(),
     }
+    if run.ranking.depth is not None:
+        facts["list_only"] = run.ranking.depth
     if split is not None:
         facts |= {"catalogue": split.items.digest, "user_ids": split.users.digest}
     if cut is not None:

@@ -64,6 +64,17 @@ def parse_memory(memory: str | int) -> int:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A batch of users with targets, in item rows of the part. Pairs are sorted by position; users with more targets
+    come first."""
+
+    index: np.ndarray  # (b,) positions in the part
+    owner: np.ndarray  # (P,) position in the batch of each target
+    target: np.ndarray  # (P,) item row
+    hidden: tuple[np.ndarray, np.ndarray] | None  # (position in the batch, item row) of what is not recommended
+
+
+@dataclass(frozen=True)
 class Landed:
     """Where the targets of a batch landed. Pairs keep the order in which they were passed."""
 
@@ -72,6 +83,8 @@ class Landed:
     reached: np.ndarray  # (P,) bool: False for a target that no list can show, hidden or scored -inf
     candidates: np.ndarray  # (b,) what a list can show
     lists: np.ndarray | None  # (b, K) int32 item rows, 0 behind the end
+    unlisted: np.ndarray | None = None  # (P,) bool, of lists only: not in its list, and nothing forbids it
+    tied: np.ndarray | None = None  # (P,) bool, of lists only: has the score of a neighbour in its list
 
 
 def rank_targets(

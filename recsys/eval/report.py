@@ -29,12 +29,13 @@ EXCLUDE = {  # what may be taken out of the candidates, and what the report call
 }
 TASK = ("part", "protocol", "data_hash", "exclude", "num_items")  # what two reports must have in common
 IDS = ("catalogue", "user_ids", "ranked")  # and this, where both say it: hashes of raw ids and of candidates
-_SAME = ("model", *TASK, *IDS, "users_total", "metrics", "sample", "trained_on")
+_SAME = ("model", *TASK, *IDS, "users_total", "metrics", "sample", "list_only", "trained_on")
 
 
 _COLUMNS = ("user", "history_length", "target_popularity")  # what the parts of a report are made from
 _FACTS = ("model", *TASK, "fingerprint", "repeated_targets", "metrics")  # what comparisons read
 _KINDS = ("repeated", "unreachable", "cold", "tied")
+_OF_LISTS = ("unlisted",)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Report:
 
     Columns: ``position`` in the part, ``user`` row (and ``user_id`` where known), ``history_length``, ``num_targets``,
     ``candidates``, ``target_popularity`` (mean training count of the targets), how many targets are cold, repeat the
-    history, are unreachable (no list can show them) or were tied, and a column per metric, such as ``ndcg@10``.
+    history, are unreachable (no list can show them) or were tied, and a column per metric, such as ``ndcg@10``. Of a
+    model that only gives lists also ``list_length`` and ``unlisted_targets``.
     """
 
     meta: dict[str, Any]
@@ -76,7 +78,11 @@ class Report:
     ) -> Report:
         """A report with its counts and aggregates filled in."""
         counts = {f"{kind}_targets": int(columns[f"{kind}_targets"].sum()) for kind in _KINDS}
+        counts |= {
+            f"{kind}_targets": int(columns[f"{kind}_targets"].sum()) for kind in _OF_LISTS if meta.get("list_only")
+        }
         candidates = columns["candidates"]
+        lengths = columns.get("list_length", candidates)
         longest = max((int(name.partition("@")[2] or 0) for name in meta["metrics"]), default=0)
         derived = {
             "version": VERSION,
@@ -84,7 +90,7 @@ class Report:
             "targets": int(columns["num_targets"].sum()),
             **counts,
             "mean_candidates": float(candidates.mean()) if len(candidates) else 0.0,
-            "short_lists": int((candidates < longest).sum()),
+            "short_lists": int((lengths < longest).sum()),
         }
         aggregates = {name: float(rule(exposure[k], k)) for name, rule, k in rules}
         plain = json.loads(json.dumps({**meta, **derived}))  # as it will be after saving and loading
@@ -104,6 +110,12 @@ class Report:
     def users(self) -> int:
         """How many users were evaluated."""
         return len(self.columns["user"])
+
+    @property
+    def list_only(self) -> int | None:
+        """K, where the model gave lists of K items and no scores: what lies deeper is unknown. Else None."""
+        found: int | None = self.meta.get("list_only")
+        return found
 
     def per_user(self, metric: str) -> np.ndarray:
         """(n,) the metric of each user, in the order of the part."""
@@ -226,22 +238,26 @@ class Report:
 
     def header(self) -> str:
         """The protocol in two lines: what every number of the report depends on."""
-        meta = self.meta
+        meta, listed = self.meta, self.list_only
         ranking = "ranked among the candidates only" if "candidates" in meta["protocol"] else "full ranking"
+        if listed:
+            ranking = f"list only, to {listed}" + (", of the candidates" if "candidates" in meta["protocol"] else "")
         shares = "" if meta["shares"] == [[0, 1]] else f" (shares {meta['shares']} of the users)"
         drawn = meta.get("sample")
         drawn = f" (drawn: {drawn['users']:,} of {meta['users_total']:,}, seed {drawn['seed']})" if drawn else ""
         missed = " and are misses" if meta["exclude"] == "history" and meta["repeated_targets"] else ""
         others = meta.get("unreachable_targets", 0) - (meta["repeated_targets"] if missed else 0)
         notes = [
-            f"ties: {meta['tied_targets']:,} targets tied, counted by their expected value",
+            f"ties: {meta['tied_targets']:,} targets tied, counted by their expected value"
+            if not listed else f"ties: {meta['tied_targets']:,} targets tied, counted in the order of the list",
             f"{meta['repeated_targets']:,} targets repeat the history{missed}",
             f"{meta['cold_targets']:,} never seen in training",
             _note(others, "further targets can never be shown and are misses" if missed else
                   "targets can never be shown and are misses"),
+            _note(meta.get("unlisted_targets", 0), f"targets are not in the lists of {listed}, whose ranks are unknown"),
             _note(meta.get("targets_added", 0), "targets added to the candidates of their users"),
             _note(meta.get("unknown_candidates", 0), "listed candidates not in the catalogue"),
-            _note(meta["short_lists"], "users have fewer candidates than k"),
+            _note(meta["short_lists"], "users have a shorter list" if listed else "users have fewer candidates than k"),
             _note(meta["users_without_targets"], "without target left out"),
         ]  # fmt: skip
         return (

@@ -6,7 +6,7 @@ Legend: b users of a batch, N items (rows 1..N).
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from recsys.data.catalogue import row_map
 from recsys.errors import DataError
+from recsys.recommenders.base import Ranker, Recommends, Scores
 
 if TYPE_CHECKING:
     from recsys.data.batch import Batch
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
     from recsys.data.vocabulary import Vocabulary
 
 REMEDY = "evaluate on a split of the data it was trained on, or fit the model on this one"
+
+
+class Matched(Protocol):
+    """A model whose items are matched with those of a held-out part."""
+
+    model: Any
+    part: HeldOut | Split
+    num_items: int
+    rows: np.ndarray | None  # (N+1,) the model's row of each item row of the part; None: the same
+    device: torch.device
 
 
 class Scorer:
@@ -47,6 +58,11 @@ class Scorer:
         """(n,) how many items of their histories the model reads of the users at ``index`` (n,) of a held-out part."""
         lengths: np.ndarray = self.part.history_lengths[index]  # type: ignore[union-attr]
         return lengths if self.model.max_length is None else np.minimum(lengths, self.model.max_length)
+
+    def user_rows(self, index: np.ndarray) -> np.ndarray:
+        """(n,) the user rows of the users at ``index`` (n,) of a held-out part."""
+        rows: np.ndarray = self.part.users[index]  # type: ignore[union-attr,index]
+        return rows
 
     def __call__(self, index: np.ndarray) -> Tensor:
         """(b, N) scores for the users at ``index`` of a held-out part, column j for row j + 1 of the model."""
@@ -74,13 +90,23 @@ class Scorer:
 
 def scorer_of(model: Any, part: Any) -> Scorer:
     """The :class:`Scorer` of a model for one held-out part that has users; raises as it does."""
+    require_part(part)
+    return Scorer(model, part)
+
+
+def require_part(part: Any) -> None:
+    """Raise TypeError unless this is one held-out part, and DataError unless it is sound and has users."""
     if not hasattr(part, "item_counts"):
         raise TypeError(f"evaluate ranks one part, split.valid or split.test; found {type(part).__name__}")
     part.check()
-    scorer = Scorer(model, part)
     if not len(part):
         raise DataError(f"the part {part.name!r} has no users: split the data so that some events are held out")
-    return scorer
+
+
+def only_lists(model: Any) -> bool:
+    """Whether ``model`` recommends, and does not score all items."""
+    scores = isinstance(model, Scores) if isinstance(model, Ranker) else hasattr(model, "score_safely")
+    return not scores and isinstance(model, Recommends)
 
 
 def require_same_items(model: Any, split: Split) -> None:
@@ -105,10 +131,11 @@ def _same_users(cut: Cut | None, users: Vocabulary | None) -> bool:
 
 def _same_items(model: Any, items: Vocabulary | None, expected: int) -> tuple[int, np.ndarray | None]:
     """The number of items, and the model's row of each of ``items`` (None: the same)."""
-    if not hasattr(model, "score_safely"):
+    if only_lists(model) or not hasattr(model, "score_safely"):
         inner = getattr(model, "model", None)
         hint = ": pass its .model, whose ranks are exact" if hasattr(inner, "score_safely") else ""
-        raise TypeError(f"a model that scores all items is ranked, found {type(model).__name__}{hint}")
+        hint = hint or (", which only recommends: recsys.evaluate ranks its lists" if only_lists(model) else "")
+        raise TypeError(f"a model that scores all items is expected, found {type(model).__name__}{hint}")
     found = getattr(model, "num_items", expected)
     if not found:
         raise ValueError(f"{type(model).__name__} has not learnt anything yet: call fit(model, split) before evaluate")
