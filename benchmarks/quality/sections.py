@@ -77,16 +77,12 @@ class Section:
         return {pair: comparison for pair, comparison in paired.items() if comparison is not None}
 
     def __str__(self) -> str:
-        return self.text()
-
-    def text(self, measured: bool = False) -> str:
-        """The table with what belongs to it; only the rows that were run, if ``measured``."""
         if not self.found:
             return f"{self.title}: not run; `{self.command()}` makes it."
         chances = corrected(self.compared)
         heads = [self.kind, *(HEADS[key].format(minus=self.minus) for key in self.columns)]
         lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-        lines += [self.line(row, chances) for row in self.planned if row.name in self.found or not measured]
+        lines += [self.line(row, chances) for row in self.planned]
         parts = ["\n".join(lines), *self.further(chances), *self.editors(), self.origin()]
         return "\n\n".join([f"### {self.title}", *parts])
 

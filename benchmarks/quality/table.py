@@ -1,7 +1,7 @@
-"""The quality tables from the results, and paired tests between run folders.
+"""The recorded tables as text, and paired tests between run folders.
 
-python benchmarks/quality/table.py                          all tables to stdout
-python benchmarks/quality/table.py --write                  all tables into benchmarks/quality/README.md and README.md
+python benchmarks/quality/table.py                          the tables of quality to stdout
+python benchmarks/quality/table.py --write                  all tables into benchmarks/README.md, two into README.md
 python benchmarks/quality/table.py --compare RUN RUN ...    paired differences against the first
 """
 
@@ -12,12 +12,18 @@ import datetime
 import json
 from pathlib import Path
 
+from front import choices, numbers
 from sections import interval, sections
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 RESULTS = HERE / "results"
 SPEED = HERE.parent / "speed" / "results"
-BEGIN, END = "<!-- tables:begin -->", "<!-- tables:end -->"
+UNBIASED = HERE.parent / "unbiased" / "results"
+OWN = {  # headings of the tables that a script of their own wrote without one
+    "baselines-ml-100k": "Baselines on ml-100k",
+    "ml1m-softmax-bce": "Full softmax and binary cross-entropy on ml-1m, user by user",
+}
 
 
 def main() -> None:
@@ -39,14 +45,47 @@ def main() -> None:
             today = datetime.date.today().isoformat()
             (RESULTS / f"{chosen.save}.md").write_text(f"`{call}`, {today}:\n\n```\n{found}\n```\n")
     elif chosen.write:
-        tuned = [path.read_text().strip() for path in sorted(RESULTS.glob("*.md"))]
-        speed = [path.read_text().strip().replace("# ", "### ", 1) for path in sorted(SPEED.glob("*.md"))]
-        speed = [text.replace("\n## ", "\n#### ") for text in speed]
-        put(HERE / "README.md", "\n\n".join([quality(), *map(str, sections()), *tuned]))
-        begun = [section.text(measured=True) for section in sections() if section.found]
-        put(HERE.parents[1] / "README.md", "\n\n".join([quality(), *map(folded, [*begun, *speed])]))
+        for path, blocks in documents().items():
+            path.write_text(filled(path.read_text(), blocks))
     else:
         print("\n\n".join([quality(), *map(str, sections())]))
+
+
+def documents() -> dict[Path, dict[str, str]]:
+    """What stands between the markers of each document: path -> name of the markers -> text."""
+    return {
+        ROOT / "README.md": {"choices": choices(), "numbers": numbers()},
+        HERE.parent / "README.md": {"quality": of_quality(), "speed": of_speed(), "unbiased": of_unbiased()},
+    }
+
+
+def of_quality() -> str:
+    """Single results, the tables of encoders and auxiliaries, and those that a script of their own wrote."""
+    found = [folded(str(section)) for section in sections() if section.found]
+    missing = [str(section) for section in sections() if not section.found]
+    own = []
+    for path in sorted(RESULTS.glob("*.md")):
+        text = path.read_text().strip()
+        own.append(folded(text if text.startswith("#") else f"### {OWN.get(path.stem, path.stem)}\n\n{text}"))
+    listed = "\n".join(["Planned, and not run yet:", "", *(f"- {line}" for line in missing)]) if missing else ""
+    return "\n\n".join(filter(None, [quality(), *found, *own, listed]))
+
+
+def of_speed() -> str:
+    """The tables of speed and memory, as their scripts wrote them."""
+    texts = [path.read_text().strip().replace("\n## ", "\n#### ") for path in sorted(SPEED.glob("*.md"))]
+    return "\n\n".join(map(folded, texts))
+
+
+def of_unbiased() -> str:
+    """The tables of ranking under exposure bias, as their script wrote them."""
+    titles = {
+        "ml-100k": "Rel-MF on the semi-synthetic world of ml-100k, five draws of clicks",
+        "ml-100k-20-seeds": "Rel-MF on the semi-synthetic world of ml-100k, twenty draws of clicks",
+        "simulation-unbiased": "Rel-MF on simulated data with a uniform test set",
+    }
+    paths = sorted(UNBIASED.glob("*.md"), key=lambda path: path.stem)
+    return "\n\n".join(folded(f"### {titles.get(path.stem, path.stem)}\n\n{path.read_text()}") for path in paths)
 
 
 def quality() -> str:
@@ -62,11 +101,19 @@ def folded(text: str) -> str:
     return f"<details><summary>{head.lstrip('# ')}</summary>\n\n{body.strip()}\n\n</details>"
 
 
-def put(path: Path, text: str) -> None:
-    """Replace what stands between the markers of a file."""
-    before, _, rest = path.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+def filled(document: str, blocks: dict[str, str]) -> str:
+    """A document with other text between its markers ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``.
+
+    Raises:
+        ValueError: the document lacks a pair of markers.
+    """
+    for name, text in blocks.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if document.count(begin) != 1 or document.count(end) != 1:
+            raise ValueError(f"expected one line {begin} and one line {end} in the document: put them back in")
+        before, _, rest = document.partition(begin)
+        document = f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
+    return document
 
 
 def row(result: dict) -> str:

@@ -1,6 +1,6 @@
 """Training speed of SASRec with the full softmax: this library, RecTools, RePlay, RecBole and a plain torch loop.
 
-``python benchmarks/speed/train.py --data ml-1m ml-100k``. See ``benchmarks/README.md`` for what is held equal.
+``python benchmarks/speed/train.py --data ml-1m ml-100k``. See ``benchmarks/speed/README.md`` for what is held equal.
 """
 
 from __future__ import annotations
