@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from recsys.data.batch import Batch
+from recsys.data.batch import Batch, events_at
 
 
 def part(lengths: Any, share: float) -> Any:
@@ -68,22 +68,25 @@ def view_of(batch: Batch, **changes: Any) -> Batch:
 
 
 def take(batch: Batch, index: Tensor, lengths: Tensor) -> Batch:
-    """A view of the first ``lengths`` (B,) events at ``index`` (B, W), with their times and weights."""
+    """A view of the first ``lengths`` (B,) events at ``index`` (B, W), with their times, weights and features."""
     inside = torch.arange(index.shape[1], device=index.device) < lengths[:, None]
 
     def pick(values: Tensor | None) -> Tensor | None:
         return None if values is None else values.gather(1, index) * inside
 
-    moved = {name: pick(getattr(batch, name)) for name in ("ids", "times", "weights")}
+    moved: dict[str, Any] = {name: pick(getattr(batch, name)) for name in ("ids", "times", "weights")}
+    moved["features"] = {name: events_at(values, index, inside) for name, values in batch.features.items()}
     return view_of(batch, lengths=lengths, **moved)
 
 
 def pick_rows(batches: Sequence[Batch], choice: Tensor) -> Batch:
-    """Each history, with times and weights if all have them, from the batch that ``choice`` (B,) int64 names."""
+    """Each history, with what all batches have of it, from the batch that ``choice`` (B,) int64 names."""
     width = max(batch.ids.shape[1] for batch in batches)
 
     def pick(name: str) -> Tensor | None:
-        values = [getattr(batch, name) for batch in batches]
+        return choose([getattr(batch, name) for batch in batches])
+
+    def choose(values: list[Any]) -> Tensor | None:
         if any(value is None for value in values):
             return None
         picked = _widened(values[0], width)
@@ -92,8 +95,11 @@ def pick_rows(batches: Sequence[Batch], choice: Tensor) -> Batch:
             picked = torch.where(mine, _widened(value, width), picked)
         return picked
 
-    return batches[0].replace(**{name: pick(name) for name in ("ids", "lengths", "times", "weights")})
+    shared = [name for name in batches[0].features if all(name in batch.features for batch in batches)]
+    features = {name: choose([batch.features[name] for batch in batches]) for name in shared}
+    changes = {name: pick(name) for name in ("ids", "lengths", "times", "weights")}
+    return batches[0].replace(**changes, features=features)
 
 
 def _widened(values: Tensor, width: int) -> Tensor:
-    return values if values.dim() == 1 else pad(values, (0, width - values.shape[1]))
+    return values if values.dim() == 1 else pad(values, (*(0, 0) * (values.dim() - 2), 0, width - values.shape[1]))

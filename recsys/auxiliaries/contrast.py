@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recsys.data.batch import PAD, Batch
+from recsys.data.batch import PAD, Batch, events_at
 from recsys.nn.processes import from_all
 from recsys.protocols import Encoded, Step
 
@@ -158,7 +158,10 @@ def newest(view: Batch, width: int) -> Batch:
     skipped = (view.lengths - width).clamp(min=0)[:, None]
     index = skipped + torch.arange(width, device=skipped.device)
     times = None if view.times is None else view.times.gather(1, index)
-    return view.replace(ids=view.ids.gather(1, index), times=times, lengths=view.lengths.clamp(max=width))
+    lengths = view.lengths.clamp(max=width)
+    inside = torch.arange(width, device=index.device) < lengths[:, None]
+    features = {name: events_at(values, index, inside) for name, values in view.features.items()}
+    return view.replace(ids=view.ids.gather(1, index), times=times, lengths=lengths, features=features)
 
 
 def together(step: Step, views: Sequence[Batch], every: bool = False) -> Encoded:

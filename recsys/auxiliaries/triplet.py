@@ -33,7 +33,7 @@ from recsys.augmentations.reorder import Reorder
 from recsys.auxiliaries.contrast import check_contrast, check_labels, false_negatives, newest_target, nt_xent
 from recsys.auxiliaries.edit_report import edit_sections, editor_quality
 from recsys.auxiliaries.editor import Editor
-from recsys.data.batch import Batch
+from recsys.data.batch import Batch, blanked
 from recsys.errors import DataWarning
 from recsys.hooks import bind
 from recsys.nn.blocks import Block
@@ -300,4 +300,9 @@ def training_rows(batch: Batch, num_items: int, max_length: int) -> Batch:
     surplus = (lengths - max_length).clamp(min=0)
     place = torch.arange(min(ids.shape[1], max_length), device=ids.device)
     index = (place + surplus[:, None]).clamp(max=ids.shape[1] - 1)
-    return take(view_of(batch, ids=ids, times=times), index, lengths - surplus)
+    unknown = torch.arange(ids.shape[1], device=ids.device) == batch.lengths[:, None]  # behind the input
+    features = {
+        name: blanked(torch.cat([values, torch.zeros_like(values[:, :1])], 1), unknown)
+        for name, values in batch.features.items()
+    }
+    return take(view_of(batch, ids=ids, times=times, features=features), index, lengths - surplus)

@@ -224,7 +224,7 @@ class SequenceEnhancement(nn.Module):
         inside = torch.arange(width, device=batch.ids.device) < lengths[:, None]
         empty = batch.ids.new_zeros(len(batch), width)
         ids, times = (empty.masked_scatter(inside, values[keep]) for values in (batch.ids, batch.times))
-        return batch.replace(ids=ids, lengths=lengths, times=times, targets=None, weights=None, extra={})
+        return batch.replace(ids=ids, lengths=lengths, times=times, targets=None, weights=None, extra={}, features={})
 
     def weigh(self, epoch: int, kept: Tensor) -> Tensor:
         """w_u of histories of which ``kept`` (B,) items are left."""

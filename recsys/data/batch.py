@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 PAD = 0
+FEATURES = "features."  # before the name of an event column among the ``needs`` of a part
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Batch:
     times: Tensor | None = None  # (B, L) int64, milliseconds since the epoch
     query_time: Tensor | None = None  # (B,) int64, milliseconds since the epoch
     extra: dict[str, Tensor] = field(default_factory=dict)
+    features: dict[str, Tensor] = field(default_factory=dict)  # (B, L) int64 codes or float32, (B, L, K) of lists
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -152,18 +154,20 @@ class Batch:
         """The batch padded to ``width`` only, which no history may exceed."""
         names = ("ids", "targets", "weights", "importance", "times")
         cut = {name: getattr(self, name)[:, :width] for name in names if getattr(self, name) is not None}
-        return self.replace(**cut)
+        return self.replace(**cut, features={name: value[:, :width] for name, value in self.features.items()})
 
     @classmethod
     def join(cls, batches: Sequence[Batch]) -> Batch:
         """The histories of several batches under each other, so that one pass of an encoder reads them all.
 
-        Padded to the widest. Times come along where all batches have them; targets, weights and ``extra`` do not.
+        Padded to the widest. Times and features come along where all batches have them; targets, weights and ``extra``
+        do not.
         """
         width = max(batch.ids.shape[1] for batch in batches)
 
         def lay(values: list[Tensor]) -> Tensor:
-            return torch.cat([torch.nn.functional.pad(value, (0, width - value.shape[1])) for value in values])
+            longest = [max(sizes) for sizes in zip(*(value.shape[2:] for value in values), strict=True)]
+            return torch.cat([_widened(value, (width, *longest)) for value in values])
 
         times = [batch.times for batch in batches if batch.times is not None]
         asked = [batch.query_time for batch in batches if batch.query_time is not None]
@@ -174,6 +178,11 @@ class Batch:
             lengths=torch.cat([batch.lengths for batch in batches]),
             times=lay(times) if len(times) == len(batches) else None,
             query_time=torch.cat(asked) if len(asked) == len(batches) else None,
+            features={
+                name: lay([batch.features[name] for batch in batches])
+                for name in batches[0].features
+                if all(name in batch.features for batch in batches)
+            },
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
@@ -195,6 +204,29 @@ class Batch:
             return {key: pin(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
         return Batch(**{name: pin(getattr(self, name)) for name in _FIELDS})
+
+
+def events_at(values: Tensor, index: Tensor, inside: Tensor) -> Tensor:
+    """Values (B, L, ...) of the events at ``index`` (B, W), 0 where not ``inside`` (B, W): (B, W, ...)."""
+    row = torch.arange(len(values), device=values.device)[:, None]
+    return only(values[row, index], inside)
+
+
+def blanked(values: Tensor, where: Tensor) -> Tensor:
+    """Values (B, L, ...) of a feature with those missing at ``where`` (B, L)."""
+    missing = float("nan") if values.is_floating_point() else 0
+    return values.masked_fill(where.view(*where.shape, *[1] * (values.dim() - 2)), missing)
+
+
+def only(values: Tensor, inside: Tensor) -> Tensor:
+    """Values (B, L, ...), 0 where not ``inside`` (B, L), be they numbers or not."""
+    return values.masked_fill(~inside.view(*inside.shape, *[1] * (values.dim() - 2)), 0)
+
+
+def _widened(values: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Values (B, L, ...) with zeros behind them, so that they are (B, *sizes)."""
+    edges = [edge for have, size in zip(values.shape[:0:-1], sizes[::-1], strict=True) for edge in (0, size - have)]
+    return torch.nn.functional.pad(values, edges)
 
 
 _FIELDS = tuple(entry.name for entry in fields(Batch))

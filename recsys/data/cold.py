@@ -118,7 +118,9 @@ def _count_before(flag: np.ndarray, start: np.ndarray, lengths: np.ndarray) -> n
 def _taken(prepared: Prepared, kept: np.ndarray, offsets: np.ndarray) -> Prepared:
     optional = {name: getattr(prepared, name) for name in ("times", "weights", "nanoseconds")}
     chosen = {name: None if array is None else np.asarray(array)[kept] for name, array in optional.items()}
-    return Prepared(np.asarray(prepared.items)[kept], offsets, prepared.num_items, order=prepared.order, **chosen)
+    features = None if prepared.features is None else prepared.features.take(np.flatnonzero(kept))
+    items = np.asarray(prepared.items)[kept]
+    return Prepared(items, offsets, prepared.num_items, order=prepared.order, features=features, **chosen)
 
 
 def _finding(before: Split, split: Split, cold: np.ndarray) -> Finding:

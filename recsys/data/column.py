@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from recsys.data.prepared import spread
+from recsys.data.ranges import spread
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, printable
 from recsys.readers.blanks import stripped

@@ -23,6 +23,7 @@ from recsys.data.clean import CleaningReport, Plan, apply, drop_missing, note_re
 from recsys.data.features import Features, Texts
 from recsys.data.item_text import ItemFile, align_features, read_items, read_users
 from recsys.data.prepared import Prepared
+from recsys.data.typed import features_of, notes_of
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
 from recsys.progress import saying
@@ -92,6 +93,8 @@ class Dataset:
         splits: Mapping[str, Any] | None = None,
         items: Any = None,
         users: Any = None,
+        event_columns: Mapping[str, str] | None = None,
+        list_separator: str | None = None,
         name: str | None = None,
         expected: Mapping[str, int] | None = None,
     ) -> Dataset:
@@ -122,6 +125,9 @@ class Dataset:
                 split.
             items: item table, a path, a frame or :func:`~recsys.data.item_text.read_items`.
             users: likewise a table of users, or :func:`~recsys.data.item_text.read_users`.
+            event_columns: further columns that are kept with the events, each with its kind: ``category``, ``number``
+                or ``list`` (several categories), such as ``{"device": "category", "dwell": "number"}``.
+            list_separator: between the values of a list that is written as text; "|" by default.
             name: shown with every number; default: the file's.
             expected: users, items and events the files should hold; the audit compares.
 
@@ -143,6 +149,8 @@ class Dataset:
             ids=ids,
             time_unit=time_unit,
             time_format=time_format,
+            features=dict(event_columns or {}),
+            list_separator=list_separator,
         )
         item_file = items if items is None or isinstance(items, ItemFile) else read_items(items)
         if name is None:
@@ -314,7 +322,10 @@ class Dataset:
             events = apply(plan, events, report, order)
         report.notes = remarks + noted + report.notes
         now(f"laying out {len(events):,} events")
-        prepared, items, users = _finish(events, order)
+        features = self._event_features(events)
+        if features is not None:
+            report.notes += notes_of(features, "event", {})
+        prepared, items, users = _finish(events, order, features)
         found: list[Features | None] = []
         for file, rows in ((self.item_file, items), (self.user_file, users)):
             found.append(None)
@@ -323,6 +334,14 @@ class Dataset:
                 found[-1], missing = align_features(file, rows)
                 report.notes += missing
         return _loaded(prepared, items, users, report, *found)
+
+    def _event_features(self, events: Events) -> Features | None:
+        """The further columns of the events that are left, in their order."""
+        if events.columns is None or events.row is None:
+            return None
+        kept = events.columns[events.row]
+        where = self.source.files[0].name
+        return features_of(kept, self.source.features, where, self.source.list_separator)
 
     def _order(self, events: Events) -> tuple[str, list[str]]:
         if events.time is None:
@@ -372,7 +391,7 @@ def _loaded(
     return Loaded(prepared, items, users, text, report, item_features, user_features)
 
 
-def _finish(events: Events, order: str) -> tuple[Prepared, Vocabulary, Vocabulary]:
+def _finish(events: Events, order: str, features: Features | None = None) -> tuple[Prepared, Vocabulary, Vocabulary]:
     users, user_rows = compress(events.user, len(events.user_ids))
     items, item_rows = compress(events.item, len(events.item_ids))
     offsets = np.zeros(len(users) + 1, dtype=np.int64)
@@ -386,6 +405,7 @@ def _finish(events: Events, order: str) -> tuple[Prepared, Vocabulary, Vocabular
         parts=events.part,
         order=order,
         nanoseconds=events.nanoseconds,
+        features=features,
     )
     item_ids = Vocabulary(take_ids(events.item_ids, items), first=1)
     return prepared, item_ids, Vocabulary(take_ids(events.user_ids, users), first=0)

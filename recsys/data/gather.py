@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from recsys.data.batch import Batch
+from recsys.data.batch import FEATURES, Batch
+from recsys.data.column import Column
 from recsys.data.prepared import Prepared, spread
 from recsys.errors import DataError
 
@@ -28,7 +29,8 @@ def gather(
     """Events [start, stop) of each row, right-padded to the longest; a batch of nothing still has one column.
 
     All of ``rows, users, start, stop, asked`` are (B,); the time of event ``asked`` is the query's, 0 if -1, and
-    with "events" among the needs the event itself comes along as ``extra["events"]`` (B,).
+    with "events" among the needs the event itself comes along as ``extra["events"]`` (B,), with "features.device" the
+    column "device" of the events.
     """
     lengths = stop - start
     width = max(int(lengths.max(initial=0)), 1)
@@ -40,6 +42,14 @@ def gather(
         out[place] = values[index]
         return torch.from_numpy(out).view(len(lengths), width)
 
+    def lay_column(column: Column) -> torch.Tensor:
+        found = column.dense(index)
+        found = found if column.kind == "number" else found.astype(np.int64)
+        out = np.zeros((len(lengths) * width, *found.shape[1:]), found.dtype)
+        out[place] = found
+        return torch.from_numpy(out).view(len(lengths), width, *found.shape[1:])
+
+    asked_for = () if prepared.features is None else prepared.features.items()
     query_time = None
     if "query_time" in needs and prepared.times is not None:
         query_time = torch.from_numpy(np.where(asked < 0, 0, prepared.times[np.maximum(asked, 0)]))
@@ -52,15 +62,26 @@ def gather(
         weights=lay(prepared.weights, np.float32) if "weights" in needs and prepared.weights is not None else None,
         query_time=query_time,
         extra={"events": torch.from_numpy(np.array(asked, dtype=np.int64))} if "events" in needs else {},
+        features={name: lay_column(column) for name, column in asked_for if f"{FEATURES}{name}" in needs},
     )
 
 
 def check_needs(prepared: Prepared, needs: frozenset[str]) -> None:
     """Raise if a batch of these data cannot carry the fields that ``needs`` names."""
-    unknown = needs - ALWAYS - set(ON_DEMAND)
+    unknown = {name for name in needs - ALWAYS - set(ON_DEMAND) if not name.startswith(FEATURES)}
     if unknown:
-        raise ValueError(f"needs names {sorted(unknown)}; a batch can carry {', '.join(ON_DEMAND)}")
+        raise ValueError(
+            f"needs names {sorted(unknown)}; a batch can carry {', '.join(ON_DEMAND)}, and columns of events as "
+            f"{FEATURES}NAME"
+        )
     missing = needs - ALWAYS - available(prepared)
+    columns = sorted(name.removeprefix(FEATURES) for name in missing if name.startswith(FEATURES))
+    if columns:
+        known = () if prepared.features is None else prepared.features
+        raise DataError(
+            f"a part reads the event columns {', '.join(columns)}, and these data keep {', '.join(known) or 'none'}: "
+            f"name them when you scan the data, event_columns={{{columns[0]!r}: KIND}}, or use a part that does without"
+        )
     if missing:
         raise DataError(
             f"a part needs {', '.join(sorted(missing))}, which these data do not have: name the column when you scan "
@@ -71,4 +92,6 @@ def check_needs(prepared: Prepared, needs: frozenset[str]) -> None:
 def available(prepared: Prepared) -> frozenset[str]:
     """The optional batch fields that these data can give."""
     timed = () if prepared.times is None else ("times", "query_time")
-    return frozenset(("events", *timed) if prepared.weights is None else ("events", *timed, "weights"))
+    weighted = () if prepared.weights is None else ("weights",)
+    features = () if prepared.features is None else tuple(f"{FEATURES}{name}" for name in prepared.features)
+    return frozenset(("events", *timed, *weighted, *features))

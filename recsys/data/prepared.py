@@ -8,7 +8,6 @@ by memory-mapping: opening 50 million events costs no more memory than opening f
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from recsys.data.features import Features
+from recsys.data.ranges import blocks as blocks
+from recsys.data.ranges import padded_blocks as padded_blocks
+from recsys.data.ranges import spread as spread
 from recsys.errors import DataError
 from recsys.readers.times import moments
 from recsys.storage.arrays import read_array, write_array
@@ -25,6 +28,7 @@ from recsys.storage.reading import reading
 KIND = "recsys.prepared"
 FORMAT = 1
 ORDERS = ("time", "day", "file", "none")
+EVENT_COLUMNS = "columns"  # begins the names of the files of further columns
 _ARRAYS = {
     "items": "int32",
     "offsets": "int64",
@@ -54,6 +58,7 @@ class Prepared:
     order: str = "time"  # what "oldest first" rests on: "time", "day" (ties within a day), "file" or "none"
     folder: Path | None = field(default=None, compare=False, repr=False)  # where the arrays lie, if on disk
     nanoseconds: np.ndarray | None = None  # (E,) int32 within the millisecond of ``times``, where times are finer
+    features: Features | None = None  # further columns, a row per event
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
@@ -66,6 +71,8 @@ class Prepared:
                 raise DataError(f"{name} must be a one-dimensional {dtype} array, found {array.dtype} {array.shape}")
             if name != "offsets" and len(array) != len(self.items):
                 raise DataError(f"{name} has {len(array):,} entries for {len(self.items):,} events")
+        if self.features is not None and self.features.rows != len(self.items):
+            raise DataError(f"the columns have {self.features.rows:,} rows for {len(self.items):,} events")
         if len(self.offsets) == 0 or self.offsets[0] != 0 or self.offsets[-1] != len(self.items):
             raise DataError(f"offsets must run from 0 to the number of events, {len(self.items):,}")
 
@@ -74,7 +81,7 @@ class Prepared:
         if self.folder is not None:
             return Prepared.load, (self.folder,)
         values = (self.items, self.offsets, self.num_items, self.times, self.weights, self.parts)
-        return Prepared, (*values, self.order, None, self.nanoseconds)
+        return Prepared, (*values, self.order, None, self.nanoseconds, self.features)
 
     @property
     def num_users(self) -> int:
@@ -133,6 +140,8 @@ class Prepared:
                 array = getattr(self, name)
                 if array is not None:
                     write_array(partial / f"{name}.npy", array)
+            if self.features is not None:
+                self.features.save(partial, EVENT_COLUMNS)
             sizes = {"num_events": self.num_events, "num_users": self.num_users, "num_items": int(self.num_items)}
             return {**sizes, "order": self.order}
 
@@ -167,48 +176,9 @@ class Prepared:
                 order=manifest["order"],
                 folder=folder,
                 nanoseconds=arrays.get("nanoseconds"),
+                features=Features.load(folder, EVENT_COLUMNS, remedy),
             )
             if (prepared.num_events, prepared.num_users) != (manifest["num_events"], manifest["num_users"]):
                 raise ValueError("the manifest counts other events or users than the arrays hold")
             prepared.check(times=verify)
         return prepared
-
-
-def spread(start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Every index of the ranges [start, stop), with the range it belongs to: (owner (n,), index (n,)) int64.
-
-    >>> spread(np.array([5, 0]), np.array([7, 1]))
-    (array([0, 0, 1]), array([5, 6, 0]))
-    """
-    lengths = np.maximum(stop - start, 0)
-    owner = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
-    before = np.cumsum(lengths) - lengths
-    index = np.arange(len(owner), dtype=np.int64) + (start - before)[owner]
-    return owner, index
-
-
-def blocks(sizes: np.ndarray, budget: int = 1 << 22) -> Iterator[slice]:
-    """Consecutive slices of ranges whose sizes sum to about ``budget`` each, to work through much data in little."""
-    ends = np.cumsum(sizes)
-    first = 0
-    while first < len(ends):
-        done = ends[first - 1] if first else 0
-        last = max(int(np.searchsorted(ends, done + budget, side="right")), first + 1)
-        yield slice(first, last)
-        first = last
-
-
-def padded_blocks(lengths: np.ndarray, budget: int, per_row: int, per_token: int) -> Iterator[slice]:
-    """Consecutive slices of rows that cost ``per_row`` each and ``per_token`` for each place once they are padded to
-    the longest of the slice, within ``budget`` (one row at least): a long history shrinks its own slice only.
-
-    >>> list(padded_blocks(np.array([1, 1, 1, 9, 1]), budget=27, per_row=5, per_token=1))
-    [slice(0, 3, None), slice(3, 4, None), slice(4, 5, None)]
-    """
-    most, first = max(budget // max(per_row, 1), 1), 0
-    while first < len(lengths):
-        longest = np.maximum.accumulate(lengths[first : first + most].astype(np.int64))
-        cost = (per_row + per_token * longest) * np.arange(1, len(longest) + 1)
-        last = first + max(int(np.searchsorted(cost, budget, side="right")), 1)
-        yield slice(first, last)
-        first = last

@@ -80,7 +80,8 @@ class Training:
 
     @property
     def fields(self) -> frozenset[str]:
-        """The optional batch fields these data can give: "events", "times" and "query_time", "weights"."""
+        """The optional batch fields these data can give: "events", "times" and "query_time", "weights", and columns
+        of events as "features.NAME"."""
         return available(self._prepared)
 
     def check_needs(self, needs: frozenset[str]) -> None:

@@ -129,6 +129,20 @@ def number_columns(role: str, name: str, dtype: pl.DataType, where: str) -> list
     return _checked_cast(role, raw, pl.Float32())
 
 
+def feature_columns(
+    role: str, name: str, dtype: pl.DataType, kind: str, categories: pl.Categories, where: str
+) -> list[pl.Expr]:
+    """Expressions of a further column under ``role``: of numbers as :func:`number_columns`, of written categories
+    Categorical, and what else there is as it is."""
+    if kind == "number":
+        return number_columns(role, name, dtype, where)
+    raw = pl.col(name)
+    if kind == "category" and isinstance(dtype, (pl.String, pl.Categorical, pl.Enum)):
+        text = raw.cast(pl.String).str.strip_chars(BLANKS)
+        raw = pl.when(text != "").then(text).cast(pl.Categorical(categories))
+    return [raw.alias(role)]
+
+
 def time_columns(
     name: str, dtype: pl.DataType, sample: pl.Series, time_format: str | None, where: str
 ) -> tuple[list[pl.Expr], str | None]:

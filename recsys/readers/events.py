@@ -32,13 +32,15 @@ class Events:
     weight: np.ndarray | None = None  # (E,) float32
     part: np.ndarray | None = None  # (E,) int8
     nanoseconds: np.ndarray | None = None  # (E,) int32 within the millisecond of ``time``, where times are finer
+    row: np.ndarray | None = None  # (E,) uint32 where each event stands in ``columns``
+    columns: pl.DataFrame | None = None  # further columns of everything read; no step touches them
 
     def __len__(self) -> int:
         return len(self.user)
 
     def take(self, which: np.ndarray) -> Events:
         """The events a mask or an index array selects; ids and codes stay."""
-        names = ("user", "item", "time", "rating", "weight", "part", "nanoseconds")
+        names = ("user", "item", "time", "rating", "weight", "part", "nanoseconds", "row")
         return replace(self, **{name: getattr(self, name)[which] for name in names if getattr(self, name) is not None})
 
     def counts(self) -> tuple[int, int, int]:

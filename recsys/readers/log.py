@@ -16,14 +16,16 @@ import numpy as np
 import polars as pl
 
 from recsys.errors import DataError, DataWarning
-from recsys.readers.columns import ColumnMap, id_columns, number_columns, time_columns
+from recsys.readers.columns import ColumnMap, feature_columns, find_column, id_columns, number_columns, time_columns
 from recsys.readers.events import MISSING_TIME, Events, encode_ids, refuse_missing
 from recsys.readers.formats import TextOptions, detect_format, find_sources, open_table
 from recsys.readers.frames import Frame
 from recsys.readers.times import MILLISECONDS, moment, read_times, unset, unset_text
 
 _ROLES = ("user", "item", "time", "rating", "weight")
+FEATURE = "column "  # before the name of a further column, as a role
 PARTS = ("train", "valid", "test")
+FEATURE_KINDS = ("category", "number", "list")
 _IDS = ("auto", "int", "str")
 _LARGE = 1 << 26  # bytes; of a larger file the beginning is looked at before all of it is read
 _BEGINNING = 200_000  # rows
@@ -41,8 +43,17 @@ class Source:
     ids: str = "auto"
     time_unit: str | None = None
     time_format: str | None = None
+    features: Mapping[str, str] = field(default_factory=dict)  # further columns that are kept -> kind
+    list_separator: str | None = None  # of columns of the kind "list" that are text
 
     def __post_init__(self) -> None:
+        for name, kind in self.features.items():
+            if kind not in FEATURE_KINDS:
+                hint = ": texts of events are not kept, categories are" if kind == "text" else ""
+                raise ValueError(
+                    f"the kind of the event column {name!r} must be one of {', '.join(FEATURE_KINDS)}, found "
+                    f"{kind!r}{hint}"
+                )
         if self.ids not in _IDS:
             raise ValueError(f"ids must be one of {', '.join(_IDS)}, found {self.ids!r}")
         if self.time_unit is not None and self.time_unit not in MILLISECONDS:
@@ -77,6 +88,9 @@ class Source:
     def describe(self) -> dict[str, Any]:
         """The settings that change what is read, without paths: part of the cache key."""
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("files", "text")}
+        for name in ("features", "list_separator"):  # a source that names none keeps its hash
+            if not settings[name]:
+                del settings[name]
         return {**settings, "columns": dict(self.columns), "text": vars(self.text), "files": len(self.files)}
 
     def hashes(self) -> list[dict[str, Any]]:
@@ -87,7 +101,9 @@ class Source:
         table = open_table(frame, "frame", self.text)
         roles = ColumnMap(**{**vars(table.known), **self.columns})
         names = roles.resolve(table.frame.collect_schema().names(), frame.name)
-        return Frame(table.frame).digest(list(dict.fromkeys(names.values())))
+        schema = table.frame.collect_schema().names()
+        further = [find_column(name, schema, "event_columns", frame.name) for name in self.features]
+        return Frame(table.frame).digest(list(dict.fromkeys([*names.values(), *further])))
 
     def read(self, allow_missing: bool = True, unset_times: Sequence[Any] = ()) -> tuple[Events, list[str]]:
         """All events, in the order of the files, with remarks on what had to be guessed.
@@ -99,7 +115,8 @@ class Source:
         Raises:
             DataError: wrong separator, column or type, values that cannot be read, or no event at all.
         """
-        categories = {role: pl.Categories.random() for role in ("user", "item")}
+        coded = ("user", "item", *(f"{FEATURE}{name}" for name in self.features))
+        categories = {role: pl.Categories.random() for role in coded}
         try:
             opened = [self._open(at, categories) for at in range(len(self.files))]
             self._check_types(opened)
@@ -128,7 +145,7 @@ class Source:
     def _open(self, at: int, categories: dict[str, pl.Categories]) -> _Opened:
         file = self.files[at]
         format = self._format(file)
-        wanted = [name for name in self.columns.values() if isinstance(name, str)]
+        wanted = [name for name in (*self.columns.values(), *self.features) if isinstance(name, str)]
         table = open_table(file, format, self.text, wanted)
         schema = table.frame.collect_schema()
         roles = {**vars(table.known), **self.columns}
@@ -145,6 +162,10 @@ class Source:
         for role in ("rating", "weight"):
             if role in names:
                 columns += number_columns(role, names[role], schema[names[role]], file.name)
+        for name, kind in self.features.items():
+            role, found = f"{FEATURE}{name}", find_column(name, schema.names(), "event_columns", file.name)
+            names[role] = found
+            columns += feature_columns(role, found, schema[found], kind, categories[role], file.name)
         if self.parts is not None:
             columns.append(pl.lit(self.parts[at], dtype=pl.Int8).alias("part"))
         frame = table.frame.select(columns)
@@ -183,6 +204,7 @@ class Source:
             fractions = frame["fraction"] if "fraction" in frame.columns else None
             time, nanoseconds, told = self._times(frame["time"], fractions, opened[0].unit, unset_times)
             remarks += told
+        further = [name for name in frame.columns if name.startswith(FEATURE)]
         events = Events(
             user=codes["user"],
             item=codes["item"],
@@ -193,6 +215,10 @@ class Source:
             weight=_weights(frame["weight"]) if "weight" in frame.columns else None,
             part=frame["part"].to_numpy() if "part" in frame.columns else None,
             nanoseconds=nanoseconds,
+            row=np.arange(len(frame), dtype=np.uint32 if len(frame) < 2**32 else np.uint64) if further else None,
+            columns=frame.select(pl.col(name).alias(name.removeprefix(FEATURE)) for name in further)
+            if further
+            else None,
         )
         return events, remarks
 
@@ -257,7 +283,7 @@ def hash_files(files: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _check_readable(frame: pl.DataFrame, opened: list[_Opened]) -> None:
-    for role in _ROLES:
+    for role in opened[0].names:
         if f"bad_{role}" in frame.columns and frame[f"bad_{role}"].any():
             _check_unreadable(role, frame[f"bad_{role}"], opened)
 
@@ -273,6 +299,7 @@ def _check_unreadable(role: str, bad: pl.Series, opened: list[_Opened]) -> None:
     pairs = zip(values.filter(wrong).head(3), rows.filter(wrong).head(3), strict=True)
     shown = ", ".join(f"{value!r} (event {row + 1})" for value, row in pairs)
     advice = {"time": "pass time_format= or time_unit=, or repair these rows"}.get(role, "repair or drop these rows")
+    advice += ', or call it a "category"' if role.startswith(FEATURE) else ""
     wanted = {"time": "times", "user": "whole numbers", "item": "whole numbers"}.get(role, "numbers")
     raise DataError(f"{int(wrong.sum()):,} of {len(bad):,} values of {role} are no {wanted}, such as {shown}: {advice}")
 

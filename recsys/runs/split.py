@@ -120,7 +120,7 @@ def _own_texts(split: Split) -> Mapping[str, Any]:
 
 
 def _features(split: Split) -> list[Features | None]:
-    return [split.item_features, split.user_features]
+    return [split.item_features, split.user_features, split.prepared.features]
 
 
 def _keep(split: Split, place: Path) -> None:

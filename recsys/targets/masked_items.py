@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recsys.data.batch import Batch
+from recsys.data.batch import Batch, blanked
 
 
 class MaskedItems:
@@ -50,7 +50,7 @@ class MaskedItems:
         self.num_items = context.num_items
 
     def train(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
-        """The events with masks among them, and at the masks the items that stood there."""
+        """The events with masks among them (their features missing), and at the masks the items that stood there."""
         draws = torch.rand(batch.ids.shape, generator=generator, device=batch.ids.device)
         draws = draws.masked_fill(~batch.mask, 2.0)
         only_last = torch.rand(len(batch), 1, generator=generator, device=batch.ids.device) < self.last
@@ -61,6 +61,7 @@ class MaskedItems:
             ids=batch.ids.masked_fill(masked, self._mask),
             targets=batch.ids * masked,
             weights=None if batch.weights is None else batch.weights * masked,
+            features={name: blanked(values, masked) for name, values in batch.features.items()},
             extra=batch.extra if batch.times is None else {**batch.extra, "target_times": batch.times},
         )
 
@@ -76,6 +77,7 @@ class MaskedItems:
             lengths=lengths + 1,
             weights=None if batch.weights is None else _append(batch.weights, lengths, torch.ones_like(lengths)),
             times=times,
+            features={name: _append_missing(values, lengths) for name, values in batch.features.items()},
         )
 
     @property
@@ -83,6 +85,12 @@ class MaskedItems:
         if not self.num_items:
             raise ValueError("MaskedItems does not know the number of items yet: call bind(context) first")
         return self.num_items + 1
+
+
+def _append_missing(values: Tensor, lengths: Tensor) -> Tensor:
+    """(B, L, ...) of a feature, with nothing known behind each row's last event: (B, L + 1, ...)."""
+    longer = torch.cat([values, torch.zeros_like(values[:, :1])], 1)
+    return blanked(longer, torch.arange(longer.shape[1], device=lengths.device) == lengths[:, None])
 
 
 def _append(values: Tensor, lengths: Tensor, newest: Tensor) -> Tensor:

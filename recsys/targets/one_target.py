@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.data.batch import Batch
+from recsys.data.batch import Batch, only
 
 
 class OneTarget:
@@ -69,6 +69,9 @@ class OneTarget:
 
         ids = torch.nn.functional.pad(batch.ids, (0, 1))[:, : len(place)]
         changes: dict[str, Any] = {"ids": ids * keep, "lengths": inputs, "targets": shifted(batch.ids)}
+        if batch.features:
+            head = torch.arange(len(place), device=place.device).clamp(max=batch.ids.shape[1] - 1)
+            changes["features"] = {name: only(values[:, head], keep) for name, values in batch.features.items()}
         if batch.weights is not None:
             changes["weights"] = shifted(batch.weights)
         if "events" in extra:  # the event that is predicted, not the newest of the row

@@ -5,18 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recsys.data.batch import Batch
+from recsys.data.batch import Batch, only
 
 
 def shifted(batch: Batch, targets: Tensor, weights: Tensor | None) -> Batch:
     """The batch without each row's last event, with ``targets`` (B, L) and their weights."""
     lengths = (batch.lengths - 1).clamp(min=0)
+    inside = torch.arange(max(batch.ids.shape[1] - 1, 1), device=lengths.device) < lengths[:, None]
     return batch.replace(
         ids=head(batch.ids, lengths),
         lengths=lengths,
         targets=targets,
         weights=weights,
         times=None if batch.times is None else head(batch.times, lengths),
+        features={name: only(values[:, : inside.shape[1]], inside) for name, values in batch.features.items()},
         extra=batch.extra if batch.times is None else {**batch.extra, "target_times": tail(batch.times)},
     )
 
