@@ -43,6 +43,7 @@ from .llm.profiles import profiles as profiles
 from .negatives.in_batch import InBatchNegatives as InBatchNegatives
 from .negatives.uniform import UniformNegatives as UniformNegatives
 from .nn.backbone import Backbone as Backbone
+from .nn.features import FeatureInputs as FeatureInputs
 from .objectives.bce import BCE as BCE
 from .objectives.bpr import BPR as BPR
 from .objectives.coupled import Coupled as Coupled

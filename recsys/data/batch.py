@@ -6,7 +6,7 @@ Item row 0 is padding, here and nowhere else; items are rows 1..num_items.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import pairwise
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 PAD = 0
-FEATURES = "features."  # before the name of an event column among the ``needs`` of a part
+FEATURES = "features."  # before the name of a column of events among the ``needs`` of a part
+USER_FEATURES = "user_features."  # before that of a column of users
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Batch:
     query_time: Tensor | None = None  # (B,) int64, milliseconds since the epoch
     extra: dict[str, Tensor] = field(default_factory=dict)
     features: dict[str, Tensor] = field(default_factory=dict)  # (B, L) int64 codes or float32, (B, L, K) of lists
+    user_features: dict[str, Tensor] = field(default_factory=dict)  # (B,) or of lists (B, K)
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -166,8 +168,7 @@ class Batch:
         width = max(batch.ids.shape[1] for batch in batches)
 
         def lay(values: list[Tensor]) -> Tensor:
-            longest = [max(sizes) for sizes in zip(*(value.shape[2:] for value in values), strict=True)]
-            return torch.cat([_widened(value, (width, *longest)) for value in values])
+            return _under([_widened(value, (width, *value.shape[2:])) for value in values])
 
         times = [batch.times for batch in batches if batch.times is not None]
         asked = [batch.query_time for batch in batches if batch.query_time is not None]
@@ -178,11 +179,8 @@ class Batch:
             lengths=torch.cat([batch.lengths for batch in batches]),
             times=lay(times) if len(times) == len(batches) else None,
             query_time=torch.cat(asked) if len(asked) == len(batches) else None,
-            features={
-                name: lay([batch.features[name] for batch in batches])
-                for name in batches[0].features
-                if all(name in batch.features for batch in batches)
-            },
+            features=_shared([batch.features for batch in batches], lay),
+            user_features=_shared([batch.user_features for batch in batches], _under),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
@@ -221,6 +219,17 @@ def blanked(values: Tensor, where: Tensor) -> Tensor:
 def only(values: Tensor, inside: Tensor) -> Tensor:
     """Values (B, L, ...), 0 where not ``inside`` (B, L), be they numbers or not."""
     return values.masked_fill(~inside.view(*inside.shape, *[1] * (values.dim() - 2)), 0)
+
+
+def _shared(features: Sequence[dict[str, Tensor]], join: Callable[[list[Tensor]], Tensor]) -> dict[str, Tensor]:
+    """What all of them have, joined."""
+    names = [name for name in features[0] if all(name in one for one in features)]
+    return {name: join([one[name] for one in features]) for name in names}
+
+
+def _under(values: list[Tensor]) -> Tensor:
+    sizes = [max(size) for size in zip(*(value.shape[1:] for value in values), strict=True)]
+    return torch.cat([_widened(value, sizes) for value in values])
 
 
 def _widened(values: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -127,8 +127,9 @@ class Column:
         found.update(("" if self.categories is None else self.categories.digest).encode())
         return found.hexdigest()
 
-    def encode(self, values: Sequence[Any] | np.ndarray) -> tuple[Column, int]:
-        """New rows as a column of the same kind and categories, and how many of their categories are not among them.
+    def encode(self, values: Sequence[Any] | np.ndarray) -> tuple[Column, list[str]]:
+        """New rows as a column of the same kind and categories, and the categories in them that are not among these,
+        as often as they occur.
 
         Categories that this column does not have count as missing. For texts and numbers as :meth:`of`.
 
@@ -136,13 +137,12 @@ class Column:
             DataError: a value is not of this kind.
         """
         if self.categories is None:
-            return Column.of(self.kind, values), 0
+            return Column.of(self.kind, values), []
         rows = values.tolist() if isinstance(values, np.ndarray) else list(values)
         lists = [_names_of(row) for row in rows] if self.kind == "list" else [[category_name(row)] for row in rows]
         flat = [name for row in lists for name in row]
         codes = np.fromiter((self._codes.get(name, -1) for name in flat), np.int32, len(flat))
-        empty = np.fromiter((name == "" for name in flat), bool, len(flat))
-        unknown = int(np.count_nonzero((codes < 0) & ~empty))
+        unknown = [name for name, code in zip(flat, codes.tolist(), strict=True) if code < 0 and name]
         if self.kind == "category":
             return Column("category", np.maximum(codes, 0), categories=self.categories), unknown
         owner = np.repeat(np.arange(len(lists)), [len(row) for row in lists])[codes > 0]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recsys.data.batch import Batch
+from recsys.data.column import Column
 from recsys.data.cut import Cut
 from recsys.data.features import Features, Texts
 from recsys.data.findings import Audit
@@ -50,8 +51,11 @@ class Training:
     are private, because for a split that copies nothing they also hold the events that follow.
     """
 
-    def __init__(self, prepared: Prepared, start: np.ndarray, stop: np.ndarray) -> None:
+    def __init__(
+        self, prepared: Prepared, start: np.ndarray, stop: np.ndarray, user_features: Features | None = None
+    ) -> None:
         self._prepared = prepared
+        self.user_features = user_features
         self.start = _frozen(start)
         self.stop = _frozen(stop)
 
@@ -81,12 +85,28 @@ class Training:
     @property
     def fields(self) -> frozenset[str]:
         """The optional batch fields these data can give: "events", "times" and "query_time", "weights", and columns
-        of events as "features.NAME"."""
-        return available(self._prepared)
+        of events and users as "features.NAME" and "user_features.NAME"."""
+        return available(self._prepared, self.user_features)
 
     def check_needs(self, needs: frozenset[str]) -> None:
         """Raise DataError if a batch of these data cannot carry the optional fields that ``needs`` names."""
-        check_needs(self._prepared, needs)
+        check_needs(self._prepared, needs, self.user_features)
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Name -> kind of the columns of events that these data have."""
+        return {} if self._prepared.features is None else self._prepared.features.kinds
+
+    def column(self, name: str, users: np.ndarray | slice = slice(None)) -> Column:
+        """A column of the training events of some user rows, flat, as :meth:`events` lays them out.
+
+        Raises:
+            DataError: there is no such column.
+        """
+        features = self._prepared.features
+        if features is None:
+            raise DataError(f"these data keep no column {name!r} of events: scan them with event_columns=")
+        return features[name].take(spread(self.start[users], self.stop[users])[1])
 
     def item_counts(self) -> np.ndarray:
         """(N+1,) int64: how often each item row occurs in training; entry 0 is 0."""
@@ -133,7 +153,9 @@ class Training:
         start = start if length is None else np.maximum(start, stop - length)
         needs = needs | {"weights"} if self._prepared.weights is not None else needs
         asked = np.where(stop > start, stop - 1, -1)
-        return gather(self._prepared, users if rows is None else rows, users, start, stop, asked, needs)
+        return gather(
+            self._prepared, users if rows is None else rows, users, start, stop, asked, needs, self.user_features
+        )
 
     @cached_property
     def _counts(self) -> np.ndarray:
@@ -191,12 +213,13 @@ class HeldOut:
         Raises:
             DataError: ``needs`` names a field that these data do not have.
         """
-        check_needs(self.prepared, needs)
+        people = None if self.split is None else self.split.user_features
+        check_needs(self.prepared, needs, people)
         index = np.asarray(index, dtype=np.int64)
         stop = self.target_start[index]
         start = self.history_start[index]
         start = start if max_length is None else np.maximum(start, stop - max_length)
-        return gather(self.prepared, index, self.users[index], start, stop, stop, needs)
+        return gather(self.prepared, index, self.users[index], start, stop, stop, needs, people)
 
     def history(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The full histories of users ``index``, flat: (position within ``index``, item row), (pairs,) int64 each."""
@@ -324,7 +347,7 @@ class Split:
     @cached_property
     def train(self) -> Training:
         """The training events."""
-        return Training(self.prepared, self.prepared.offsets[:-1], self.train_stop)
+        return Training(self.prepared, self.prepared.offsets[:-1], self.train_stop, self.user_features)
 
     @cached_property
     def valid(self) -> HeldOut:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from torch import nn
 
 from recsys.nn.blocks import Block
+from recsys.nn.features import FeatureInputs
 from recsys.nn.transformer import Transformer
 
 
@@ -33,6 +34,7 @@ class BERT4Rec(Transformer):
         head: a dense layer, GELU and LayerNorm between the last block and the scores (section 3.5; the LayerNorm is in
             the authors' code only); RecBole has none and scores the last block's states.
         norm_eps: of every LayerNorm.
+        features: columns of events and users, see :class:`recsys.nn.features.FeatureInputs`.
         init: see :mod:`recsys.nn.initialise`.
 
     Raises:
@@ -55,6 +57,7 @@ class BERT4Rec(Transformer):
         head: bool = True,
         norm_eps: float = 1e-12,
         init: str = "normal",
+        features: FeatureInputs | None = None,
     ) -> None:
         if num_layers < 0:
             raise ValueError(f"num_layers must be at least 0, found {num_layers}")
@@ -83,6 +86,7 @@ class BERT4Rec(Transformer):
             before=nn.LayerNorm(dim, norm_eps),
             after=nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim, norm_eps)) if head else nn.Identity(),
             init=init,
+            features=features,
         )
         self.num_layers, self.num_heads, self.hidden, self.activation = num_layers, num_heads, hidden, activation
         self.attention_dropout, self.head, self.norm_eps = attention_dropout, head, norm_eps

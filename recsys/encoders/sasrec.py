@@ -16,6 +16,7 @@ from __future__ import annotations
 from torch import nn
 
 from recsys.nn.blocks import Block
+from recsys.nn.features import FeatureInputs
 from recsys.nn.transformer import Transformer
 
 
@@ -33,6 +34,7 @@ class SASRec(Transformer):
         input_norm: LayerNorm on the embeddings, as RecBole has it.
         final_norm: LayerNorm on the states, as everybody but RecBole has it.
         norm_eps: of every LayerNorm (default: 1e-8 as the authors have it; 1e-5 for ``ligr``).
+        features: columns of events and users, see :class:`recsys.nn.features.FeatureInputs`.
         init: see :mod:`recsys.nn.initialise`; the default is that of the SASRec+ code.
 
     Raises:
@@ -59,6 +61,7 @@ class SASRec(Transformer):
         final_norm: bool = True,
         norm_eps: float | None = None,
         init: str = "mixed",
+        features: FeatureInputs | None = None,
     ) -> None:
         if num_layers < 0:
             raise ValueError(f"num_layers must be at least 0, found {num_layers}")
@@ -89,6 +92,7 @@ class SASRec(Transformer):
             before=nn.LayerNorm(dim, eps) if input_norm else nn.Identity(),
             after=nn.LayerNorm(dim, eps) if final_norm else nn.Identity(),
             init=init,
+            features=features,
         )
         self.num_layers, self.num_heads, self.layout, self.hidden = num_layers, num_heads, layout, hidden
         self.activation, self.attention_dropout = activation, attention_dropout

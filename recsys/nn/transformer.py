@@ -14,6 +14,7 @@ from recsys.data.batch import Batch
 from recsys.nn.blocks import Block
 from recsys.nn.continuation import Memory, Past, places_of
 from recsys.nn.dropout import Dropout
+from recsys.nn.features import FeatureInputs
 from recsys.nn.initialise import check_scheme, initialise
 from recsys.protocols import Context, Encoded, ItemTable
 
@@ -28,6 +29,7 @@ class Transformer(nn.Module):
         positions: "recency" (newest item = 0), "absolute" (oldest item of the window = 0) or "none".
         before: on the sum of item and position vectors.
         after: on the states.
+        features: columns of events and users, added to the item vectors.
     """
 
     sees: str
@@ -43,6 +45,7 @@ class Transformer(nn.Module):
         before: nn.Module,
         after: nn.Module,
         init: str,
+        features: FeatureInputs | None = None,
     ) -> None:
         super().__init__()
         if positions not in POSITIONS:
@@ -56,10 +59,15 @@ class Transformer(nn.Module):
         self.drop = Dropout(dropout)
         self.blocks = nn.ModuleList(blocks)
         self.after = after
+        if features is not None and features.dim != dim:
+            raise ValueError(f"the features have dim={features.dim}, the encoder dim={dim}: give both the same")
+        self.features = features  # behind all others, so that their weights are drawn as without it
 
     def bind(self, context: Context) -> None:
         """Initialise all weights (from torch's generator, which the caller seeds)."""
         initialise(self, self.init)
+        if self.features is not None:
+            self.features.bind(context)
 
     def forward(self, batch: Batch, items: ItemTable) -> Encoded:
         """States of all real tokens; where the newest ones alone are asked for, the others are zero and cost less.
@@ -108,6 +116,8 @@ class Transformer(nn.Module):
                     "cut it to its newest items, or raise max_length"
                 )
             x = x + self.position_table(batch.ages if self.positions == "recency" else batch.positions)
+        if self.features is not None:
+            x = x + self.features(batch)
         return self.drop(self.before(x))
 
 

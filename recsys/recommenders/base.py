@@ -5,6 +5,7 @@ Legend: B histories, N items (rows 1..N), K cut-off.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -12,14 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recsys.data.batch import PAD, Batch
+from recsys.data.batch import FEATURES, PAD, USER_FEATURES, Batch
+from recsys.data.column import Column
 from recsys.data.cut import Cut
 from recsys.data.prepared import padded_blocks
 from recsys.data.vocabulary import Vocabulary
+from recsys.errors import DataWarning
+from recsys.hooks import having
 from recsys.protocols import Context
 from recsys.ranking.products import refuse_nonfinite
 from recsys.ranking.shown import EXCLUDE, Shown, checked_k
 from recsys.ranking.ties import best
+from recsys.recommenders.features import coded
 from recsys.recommenders.history import History, as_histories, collate, in_milliseconds, is_ready
 from recsys.recommenders.modes import evaluating
 from recsys.recommenders.times import warn_of_far_times
@@ -159,6 +164,10 @@ class Ranker(nn.Module):
         Raises:
             ValueError: names are missing or left over, or a parameter has another shape.
         """
+        for path, part in having(self, "make_room"):
+            part.make_room(
+                {name.removeprefix(f"{path}."): one for name, one in tensors.items() if name.startswith(path)}
+            )
         own = self.state_dict()
         missing, left = own.keys() - tensors.keys(), tensors.keys() - own.keys()
         if missing or left:
@@ -223,6 +232,8 @@ class Ranker(nn.Module):
         """Each as a :class:`History`, with times in milliseconds if the model reads them."""
         self._check(1, "none")
         found = as_histories(histories)
+        if any(need.startswith((FEATURES, USER_FEATURES)) for need in self.needs):
+            found = self._with_features(found, stacklevel + 1)
         if not self.needs & {"times", "query_time"} or all(is_ready(one) for one in found):
             return found
         found = in_milliseconds(found)
@@ -230,6 +241,19 @@ class Ranker(nn.Module):
         warn_of_far_times(
             [np.asarray(one.times) for one in found if one.times is not None], cut and cut.newest, stacklevel
         )
+        return found
+
+    def _with_features(self, histories: list[History], stacklevel: int) -> list[History]:
+        """The features of each history as its parts read them; a warning counts what is missing or unknown."""
+        events: dict[str, Column] = {}
+        users: dict[str, Column] = {}
+        for _, part in having(self, "request_columns"):
+            of_events, of_users = part.request_columns()
+            events.update(of_events)
+            users.update(of_users)
+        found, notes = coded(histories, events, users)
+        for note in notes:
+            warnings.warn(note, DataWarning, stacklevel=stacklevel)
         return found
 
     def _batches(self, histories: Sequence[Any]) -> Iterator[tuple[Batch, np.ndarray]]:

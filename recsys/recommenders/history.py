@@ -5,7 +5,7 @@ Legend: B histories, L longest of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.data.batch import Batch
+from recsys.data.batch import FEATURES, USER_FEATURES, Batch
 from recsys.data.prepared import spread
 from recsys.data.vocabulary import Vocabulary
 from recsys.recommenders.times import moments
@@ -28,7 +28,8 @@ class History:
     """One user's raw item ids, oldest first, with what else a model may ask for.
 
     ``times`` (one per item) and ``query_time`` are numbers since 1970, dates or ISO text. The unit of numbers is
-    ``time_unit`` ("s", "ms", "us", "ns"); if that is None it is told by magnitude, over all histories of a call. It
+    ``time_unit`` ("s", "ms", "us", "ns"); if that is None it is told by magnitude, over all histories of a call.
+    ``features`` are those that a model with ``FeatureInputs`` reads, such as ``{"device": ["tv", "phone"]}``. It
     reads as the list of its items does: ``len``, ``for``, ``history[-1]``.
     """
 
@@ -37,6 +38,7 @@ class History:
     user: Any = None
     query_time: Any = None
     time_unit: str | None = None
+    features: Mapping[str, Any] | None = None  # column of events -> a value per item; column of users -> one value
 
     def __len__(self) -> int:
         return len(self.items)
@@ -115,7 +117,8 @@ def collate(
 ) -> tuple[Batch, np.ndarray]:
     """A batch of raw histories (their last ``max_length`` known items) and the number of unknown items of each.
 
-    Times are taken for milliseconds here; :func:`in_milliseconds` makes them so.
+    Times are taken for milliseconds here; :func:`in_milliseconds` makes them so. Features are taken for codes and
+    numbers, as :func:`recsys.recommenders.features.coded` makes them.
 
     Raises:
         ValueError: ``times`` are needed and a history does not have one per item.
@@ -138,6 +141,12 @@ def collate(
         if any(one.query_time is None for one in histories):
             raise ValueError("this model reads query_time: pass History(items, times, query_time=...) for every user")
         batch = batch.replace(query_time=torch.tensor([one.query_time for one in histories], device=device))
+    for name in (need.removeprefix(FEATURES) for need in needs if need.startswith(FEATURES)):
+        values = np.concatenate([(one.features or {})[name] for one in histories])[known]
+        batch.features[name] = _padded(values, lengths, max_length, device)
+    for name in (need.removeprefix(USER_FEATURES) for need in needs if need.startswith(USER_FEATURES)):
+        told = np.stack([(one.features or {})[name] for one in histories])
+        batch.user_features[name] = torch.as_tensor(told, device=device)
     return batch, counts - lengths
 
 
@@ -176,6 +185,6 @@ def _padded(values: np.ndarray, lengths: np.ndarray, max_length: int | None, dev
     column = np.arange(width)
     index = (ends - kept)[:, None] + column
     inside = column < kept[:, None]
-    padded = np.zeros(index.shape, np.int64)
+    padded = np.zeros((*index.shape, *values.shape[1:]), values.dtype)
     padded[inside] = values[index[inside]]
     return torch.as_tensor(padded, device=device)

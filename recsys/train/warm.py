@@ -138,11 +138,12 @@ def _carried(
     fresh = _bound(model, context)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     moved = {MORE["item"]: items, MORE["user"]: people}
+    own = {f"{path}.{name}" for path, part in having(model, "carry") for name in getattr(part, "carried", ())}
     found: dict[str, Tensor] = {}
     for name, value in fresh.items():
         filled = name not in blank or blank[name].shape != value.shape or not torch.equal(blank[name], value)
-        if filled and name not in parameters:
-            found[name] = value  # read or counted from the new data
+        if name in own or (filled and name not in parameters):
+            found[name] = value  # read or counted from the new data, or put right by ``carry``
             continue
         if name not in before or name not in shapes or len(before[name].shape) != len(value.shape):
             raise _stuck(model, name, before.get(name), value)

@@ -133,7 +133,7 @@ def test_a_batch_carries_what_is_asked_for(path):
         DataError, match=r"reads the event columns place, and these data keep device, dwell, tags, code"
     ):
         split.train.check_needs(frozenset({"features.place"}))
-    with pytest.raises(ValueError, match=r"columns of events as features\.NAME"):
+    with pytest.raises(ValueError, match=r"columns of events and users as features\.NAME"):
         split.train.check_needs(frozenset({"device"}))
 
 

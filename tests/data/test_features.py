@@ -54,9 +54,9 @@ def test_rows_are_taken_and_laid_out() -> None:
 def test_new_rows_are_coded_by_the_same_categories_and_unknown_ones_counted() -> None:
     found = features()
     genre, unknown = found["genre"].encode(["Jazz", "Folk", None])
-    assert (genre.values.tolist(), unknown) == ([1, 0, 0], 1)
+    assert (genre.values.tolist(), unknown) == ([1, 0, 0], ["Folk"])
     tags, unknown = found["tags"].encode([["sale", "old"], None, ["old"]])
-    assert (tags.values.tolist(), tags.offsets.tolist(), unknown) == ([2], [0, 1, 1, 1], 2)
+    assert (tags.values.tolist(), tags.offsets.tolist(), unknown) == ([2], [0, 1, 1, 1], ["old", "old"])
 
 
 def test_saved_without_pickle_and_left_on_disk(tmp_path) -> None:
