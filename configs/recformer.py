@@ -23,7 +23,8 @@ from text_items import USERS
 
 import recsys as rs
 from recsys.auxiliaries.pretraining import RecformerPretraining
-from recsys.encoders.recformer import Recformer, RecformerItems
+from recsys.encoders.recformer import Recformer
+from recsys.items.recformer import RecformerItems
 from recsys.llm.tokens import ItemTokens
 from recsys.targets.one_target import OneTarget
 

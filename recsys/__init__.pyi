@@ -24,7 +24,6 @@ from .encoders.gru4rec import GRU4Rec as GRU4Rec
 from .encoders.mamba4rec import Mamba4Rec as Mamba4Rec
 from .encoders.rearec import ReaRec as ReaRec
 from .encoders.recformer import Recformer as Recformer
-from .encoders.recformer import RecformerItems as RecformerItems
 from .encoders.sasrec import SASRec as SASRec
 from .encoders.sigma import SIGMA as SIGMA
 from .encoders.slmrec import SLMRec as SLMRec
@@ -36,6 +35,8 @@ from .eval.evaluate import evaluate as evaluate
 from .index.search import Index as Index
 from .items.frozen import FrozenItems as FrozenItems
 from .items.ids import IdItems as IdItems
+from .items.local import LocalItems as LocalItems
+from .items.recformer import RecformerItems as RecformerItems
 from .items.sums import SumItems as SumItems
 from .items.text import TextItems as TextItems
 from .llm.embed import embed as embed

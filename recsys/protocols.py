@@ -18,7 +18,8 @@ how parts within parts are found) and may have any of these hooks, which :mod:`r
 
 An auxiliary or augmentation may say in ``longest`` how long the histories are that it makes (None: no longer than those
 it gets); the encoder must read that many, and, where ``as_ranked`` says that they are read as they are ranked, what the
-targets append to them. ``rows_behind`` is how many input-only rows behind the items a part writes or reads.
+targets append to them. ``rows_behind`` is how many input-only rows behind the items a part writes or reads (a mask, row
+N + 1; an end token, row N + 2): the recommender has the item table make room for them.
 
 An auxiliary of weight 0 is unused: it gets its shapes, as in a loaded model, and changes nothing for others.
 """
@@ -26,7 +27,7 @@ An auxiliary of weight 0 is unused: it gets its shapes, as in a loaded model, an
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -243,21 +244,50 @@ class Stepwise(Protocol):
 
 @runtime_checkable
 class ItemTable(Protocol):
-    """Item vectors: asked for by id, or in blocks; nobody asks for the whole matrix, so it can be sharded."""
+    """Item vectors, and what needs those of all items; nobody asks for the whole matrix, so it can be sharded.
+
+    A table that has its vectors in this process inherits :class:`recsys.items.local.LocalItems` and writes ``embed``
+    and ``output``; one that has a part of them answers the same verbs with a reduction over its processes. A table
+    whose vectors an encoder makes may have ``refresh(encoder, epoch)``, called before each epoch.
+    """
 
     dim: int
     num_items: int
+    extra: int  # input-only rows N + 1 .. N + extra (a mask, an end token)
+
+    def reserve(self, rows: int) -> None:
+        """Have room for ``rows`` input-only rows from the next ``bind`` on; a ValueError where there can be none."""
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input vectors (..., D) of item rows (...)."""
 
-    def blocks(self, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """(first row, (n, D) output vectors) in consecutive blocks that cover rows 1..N and nothing else."""
-
     def output(self, ids: Tensor) -> Tensor:
-        """Output vectors (..., D) of item rows (...): the same numbers that ``blocks`` gives for them."""
+        """Output vectors (..., D) of item rows (...), those that all verbs below mean."""
 
-    # A table whose vectors an encoder makes may have ``refresh(encoder, epoch)``, called before each epoch.
+    def scores(self, users: Tensor, metric: str = "dot", out: Tensor | None = None) -> Tensor:
+        """(B, N) scores of ``users`` (B, D) with all items, as inner products ("dot") or cosines ("cosine")."""
+
+    def topk(self, users: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Values and item rows, (B, K) each, of the K = min(k, N) largest inner products; equal ones by row."""
+
+    def log_sum_exp(self, hidden: Tensor) -> Tensor:
+        """(T,) log of the sum over all items of exp(score), of states ``hidden`` (T, D)."""
+
+    def cross_entropy(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        weights: Tensor | None = None,
+        more: Tensor | None = None,
+        chunk: int | None = None,
+    ) -> Tensor:
+        """Scalar sum over targets (T,) of weight times (log_sum_exp - score of the target), made in one pass.
+
+        ``more`` (M, D) are output vectors of classes that are no items, rows N + 1 .. N + M.
+        """
+
+    def divergence(self, hidden: Tensor, pairs: Tensor, stop_gradient: bool = True) -> Tensor:
+        """Scalar sum over targets of pairs[j, i] KL(p_j || p_i) between the softmaxes of their states (T, S, D)."""
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from recsys.data.batch import Batch
-from recsys.objectives.softmax import full_softmax
+from recsys.nn.softmax import cross_entropy
 from recsys.protocols import Encoded
 
 
@@ -26,5 +26,5 @@ def per_target(objective: Any, encoded: Encoded, batch: Batch, items: Any, seed:
 
 
 def cross_entropies(hidden: Tensor, targets: Tensor, *given: Any) -> Tensor:
-    """(T,) losses of :func:`full_softmax`; ``given`` are the first rows, the blocks and the chunk."""
-    return torch.stack([full_softmax(hidden, targets, weight, *given) for weight in torch.eye(len(targets))])
+    """(T,) losses of :func:`recsys.nn.softmax.cross_entropy`; ``given`` are the blocks and the chunk."""
+    return torch.stack([cross_entropy(hidden, targets, weight, *given) for weight in torch.eye(len(targets))])

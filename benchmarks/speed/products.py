@@ -59,7 +59,7 @@ def measure(targets: int, items: int, width: int, seconds: float) -> dict[str, A
     import torch
 
     from recsys.nn import products
-    from recsys.objectives.softmax import full_softmax
+    from recsys.nn.softmax import cross_entropy
 
     torch.manual_seed(0)
     hidden, table = torch.randn(targets, width, requires_grad=True), torch.randn(items, width, requires_grad=True)
@@ -68,7 +68,7 @@ def measure(targets: int, items: int, width: int, seconds: float) -> dict[str, A
     def call(wider: bool) -> float:
         products.onednn_is_wider = lambda: wider  # type: ignore[assignment]
         began = time.perf_counter()
-        torch.autograd.grad(full_softmax(hidden, wanted, None, (1,), (table,)) / targets, [hidden, table])
+        torch.autograd.grad(cross_entropy(hidden, wanted, None, (table,)) / targets, [hidden, table])
         return 1e3 * (time.perf_counter() - began)
 
     times = alternate(call, seconds)

@@ -22,7 +22,7 @@ class Mask(View):
 
     Args:
         share: .3 in CL4SRec, .7 in CoSeRec.
-        hide: "token" writes row N+1, which needs ``IdItems(extra=1)`` (CL4SRec); "drop" takes the items out. CoSeRec
+        hide: "token" writes row N+1, for which the item table makes room (CL4SRec); "drop" takes the items out. CoSeRec
             writes padding, which leaves holes that attention skips: here the items close up, so that those behind a
             hole get other positions than there.
         least: items that stay at least, where there are so many.

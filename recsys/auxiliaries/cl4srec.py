@@ -26,7 +26,7 @@ class CL4SRec(ViewContrast):
 
     Args:
         operations: what views are drawn from, two distinct ones a row (default: crop .6, mask .3, reorder .6). A mask
-            needs its row in the item table, ``IdItems(dim, extra=1)``.
+            has a row of its own in the item table.
         weight, temperature, pool, cosine, hide, keep: see :class:`ViewContrast`.
     """
 

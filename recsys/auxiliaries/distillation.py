@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.auxiliaries.teacher import CACHES, TeacherStates
-from recsys.objectives.softmax import full_softmax
 from recsys.protocols import Context, Encoded, Step
 from recsys.storage.layout import hash_run
 
@@ -180,9 +179,8 @@ class Distillation(nn.Module):
         heads = self.blocks - 1
         weights = states.new_ones(len(rows)) if weights is None else weights
         own = states.new_ones(len(rows)) if batch.weights is None else batch.flatten(batch.weights)[chosen]
-        firsts, blocks = zip(*step.items.blocks(), strict=True)
         many = weights.repeat_interleave(heads)
-        total = full_softmax(states, targets.repeat_interleave(heads), many, firsts, blocks)
+        total = step.items.cross_entropy(states, targets.repeat_interleave(heads), many)
         total = total / own.sum().clamp(min=1e-12)
         return total / heads if self.reduction == "mean" else total
 

@@ -33,14 +33,11 @@ from recsys.nn.blocks import Block
 from recsys.nn.continuation import Past, Place, places_of
 from recsys.nn.dropout import Dropout
 from recsys.nn.initialise import check_scheme, initialise
-from recsys.nn.products import product
-from recsys.objectives.softmax import full_softmax
 from recsys.protocols import Context, Encoded, Encoder, ItemTable
 
 Encode = Callable[[Batch], Encoded]
 
 DECISIONS = ("argmax", "released_noise", "gumbel")
-BLOCK, CHUNK = 2**12, 128  # items and anchors scored at a time when the best is looked for: 2 MB, which stays cached
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Editor(nn.Module):
     """Learns to undo corruption (:meth:`loss`) and edits histories (:meth:`edit`).
 
     Args:
-        dim: width D, the same as the item table's, which needs rows for the mask and the end token: ``extra=2``.
+        dim: width D, the same as the item table's, which gets rows for the mask and the end token.
         num_heads, dropout: of the generator's layer.
         hidden: width inside its feed-forward part (default: 4 D).
         max_inserted: most items inserted before one token.
@@ -134,10 +131,9 @@ class Editor(nn.Module):
         hidden, targets = self.predict(states, corrupted, items)
         if len(targets) == 0:
             return {"operations": operations, "insertions": operations.new_zeros(())}
-        firsts, blocks = zip(*items.blocks(), strict=True)
         classes = targets.clamp(max=items.num_items + 1)  # the end token is the class behind the items
         ends = end_vector(items, states.device)
-        insertions = full_softmax(hidden, classes, None, (*firsts, items.num_items + 1), (*blocks, ends))
+        insertions = items.cross_entropy(hidden, classes, more=ends)
         return {"operations": operations, "insertions": insertions / len(targets)}
 
     def predict(self, states: Tensor, corrupted: Corrupted, items: ItemTable) -> tuple[Tensor, Tensor]:
@@ -215,21 +211,11 @@ class Editor(nn.Module):
 
 @torch.no_grad()
 def best_rows(hidden: Tensor, items: ItemTable) -> Tensor:
-    """(P,) the item row, or the end token's, whose vector has the largest product with ``hidden`` (P, D).
-
-    The catalogue is read in blocks and the anchors in chunks, so memory grows with neither.
-    """
-    rows = torch.full((len(hidden),), end_token(items.num_items), device=hidden.device)
+    """(P,) the item row, or the end token's, whose vector has the largest product with ``hidden`` (P, D)."""
+    values, rows = items.topk(hidden, 1)
     with torch.autocast(hidden.device.type, enabled=False):  # the end token and the items in one precision
-        best = hidden @ end_vector(items, hidden.device).squeeze(0).to(hidden.dtype)
-        for first, vectors in items.blocks(BLOCK):
-            vectors = vectors.to(hidden.dtype)
-            products = (product if len(part) == CHUNK else torch.mm for part in hidden.split(CHUNK))
-            found = [multiply(part, vectors.T).max(1) for multiply, part in zip(products, hidden.split(CHUNK))]
-            values, index = torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
-            better = values > best
-            best, rows = torch.where(better, values, best), torch.where(better, index + first, rows)
-    return rows
+        ends = hidden @ end_vector(items, hidden.device).squeeze(0).to(hidden.dtype)
+    return torch.where(values[:, 0] > ends, rows[:, 0], end_token(items.num_items))
 
 
 def end_vector(items: ItemTable, device: torch.device) -> Tensor:
@@ -239,8 +225,11 @@ def end_vector(items: ItemTable, device: torch.device) -> Tensor:
         ValueError: the table has no such row.
     """
     row = end_token(items.num_items)
-    if getattr(items, "extra", 2) < 2:
-        raise ValueError(f"an editor needs an end token, row {row} of the item table: make it with IdItems(extra=2)")
+    if items.extra < 2:
+        raise ValueError(
+            f"an editor needs an end token, row {row} of the item table: a Recommender asks for it; without one, call "
+            "items.reserve(2) before bind"
+        )
     return items.output(torch.tensor([row], device=device))
 
 

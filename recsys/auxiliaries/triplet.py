@@ -58,7 +58,7 @@ class TripletContrast(nn.Module):
 
     Args:
         weight: of all terms.
-        editor: see there (default: ``Editor()``, none where ``second`` is "random"). The item table needs ``extra=2``.
+        editor: see there (default: ``Editor()``, none where ``second`` is "random").
         contrast: alpha; .1 in the released code.
         triplet: beta; .001 there, of a sum: with other batch sizes, or ``reduction="mean"``, the same beta weighs
             differently.

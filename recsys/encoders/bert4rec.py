@@ -1,6 +1,6 @@
 """BERT4Rec: a bidirectional Transformer over item embeddings (Sun et al. 2019, arXiv 1904.06690).
 
-Trained to fill in masked items (``MaskedItems`` targets, a table with ``extra=1``); at inference a mask token stands
+Trained to fill in masked items (``MaskedItems`` targets); at inference a mask token stands
 behind the history and its state is scored. What we do differently from the authors' code (FeiSun/BERT4Rec): positions
 count back from the newest token instead of from the oldest, so that the token to predict is always number 0 (an
 option); the scores have no bias per item, since a state and an item vector are all that an index holds; attention

@@ -24,7 +24,6 @@ Legend: B histories, L longest of the batch, T real tokens, Q wanted tokens, D w
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -197,7 +196,8 @@ class _Rereading:
         order = longer.lengths.argsort(stable=True)  # rows of similar length together: the encoder pads in groups
         longer = longer.select(order)
         _count(self.model, len(longer))
-        encoded = self.model.encoder(longer, _WithLatents(self.items, latents.flatten(0, 1)))
+        extended: Any = _WithLatents(self.items, latents.flatten(0, 1))
+        encoded = self.model.encoder(longer, extended)
         return torch.empty_like(latent).index_copy(0, order, encoded.tokens[longer.last].to(latent.dtype))
 
 
@@ -240,7 +240,7 @@ class _WithLatents:
     """An item table that also knows latent vectors (n, D), under the ids ``LATENT`` + 0..n-1; no scale on those."""
 
     def __init__(self, items: ItemTable, latents: Tensor) -> None:
-        self.items, self.latents, self.dim, self.num_items = items, latents, items.dim, items.num_items
+        self.items, self.latents = items, latents
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input vectors (..., D) of item rows and latents (...)."""
@@ -248,10 +248,5 @@ class _WithLatents:
         vectors = self.items.embed(ids.masked_fill(latent, 1))
         return vectors.index_put((latent,), self.latents[ids[latent] - LATENT].to(vectors.dtype))
 
-    def blocks(self, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """The items' own."""
-        return self.items.blocks(size)
-
-    def output(self, ids: Tensor) -> Tensor:
-        """The items' own."""
-        return self.items.output(ids)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.items, name)  # all else is the items' own

@@ -5,8 +5,9 @@ An item is a document of one item. Scores are cosines of the two; trained with `
 a matrix of all items that is a constant within an epoch (section 3.4). No item has an id: items that nobody bought yet
 are ranked like others.
 
-Two stages (algorithm 1 of the paper), by the names of ``Stage``: in "first", and any other, :class:`RecformerItems` is
-made anew before each epoch; in "second" it stays as it was in the best epoch; in "pretrain" nobody reads it.
+Two stages (algorithm 1 of the paper), by the names of ``Stage``: in "first", and any other, the matrix
+(:class:`recsys.items.recformer.RecformerItems`) is made anew before each epoch; in "second" it stays as it was in the
+best epoch; in "pretrain" nobody reads it.
 
 What we do differently from the authors' code (AaronHeee/RecFormer): what cannot reach ``<s>`` is not computed in the
 last layer, unless all states are asked for; padding has item position ``max_length`` and token type 3 everywhere; item
@@ -18,8 +19,7 @@ Legend: B histories, S tokens, D width, N items.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,10 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
-from recsys.errors import DataError
 from recsys.nn.documents import Documents, TokenRows, distinct_rows, documents, newest_first
 from recsys.nn.longformer import Longformer, pretrained_longformer
-from recsys.protocols import Change, Context, Encoded, Encoder, ItemTable
+from recsys.protocols import Context, Encoded, ItemTable
 
 EMPTY = ("zero", "start")
 POOLING = ("first", "mean")
@@ -51,7 +50,7 @@ class ItemSentences(TokenRows, Protocol):
 
 
 class Recformer(nn.Module):
-    """Histories to users by their items' text; needs ``LastItem`` or ``OneTarget``, and :class:`RecformerItems`.
+    """Histories to users by their items' text; needs ``LastItem`` or ``OneTarget``, and ``RecformerItems``.
 
     The numbers of the published model are ``dim=768, num_layers=12, num_heads=12, hidden=3072``;
     :meth:`from_pretrained` reads them from a checkpoint.
@@ -149,8 +148,9 @@ class Recformer(nn.Module):
         id of the mask token ("mask"). If ``batch.extra`` has "words" (B, S), these are read in place of the histories'
         own, and ``extra`` has the states of all tokens, "hidden" (B, S, D).
         """
-        if isinstance(items, RecformerItems) and not items.made and not torch.is_grad_enabled():
-            items.make(self)  # weights that were never trained here, for a ranking without fine-tuning
+        make = None if getattr(items, "made", True) else getattr(items, "make", None)
+        if make is not None and not torch.is_grad_enabled():
+            make(self)  # weights that were never trained here, for a ranking without fine-tuning
         found = documents(
             self.tokens, newest_first(batch, self.max_length), self.max_tokens, self.tokens, self.max_length
         )
@@ -213,94 +213,3 @@ class Recformer(nn.Module):
         if self.pooling == "first":
             return F.normalize(hidden[:, 0], dim=-1)
         return F.normalize((hidden * real[..., None]).sum(1), dim=-1)
-
-
-class RecformerItems(nn.Module):
-    """The item matrix that the encoder makes: a constant, saved with the model.
-
-    Args:
-        dim: width D, the encoder's.
-        frozen: names of stages in which it is not made anew.
-        idle: names of stages in which nobody reads it.
-        shard: items encoded at a time.
-    """
-
-    matrix: Tensor
-    epoch: Tensor
-    checksum: Tensor
-
-    def __init__(
-        self,
-        dim: int = 64,
-        frozen: Sequence[str] = ("second",),
-        idle: Sequence[str] = ("pretrain",),
-        shard: int = 256,
-    ) -> None:
-        super().__init__()
-        self.dim, self.frozen, self.idle, self.shard = dim, list(frozen), list(idle), shard
-        self.num_items, self.stage = 0, ""
-        self.register_buffer("matrix", torch.zeros(0, dim))
-        self.register_buffer("epoch", torch.tensor(-2))  # the epoch it was made for; -1 by hand, -2 never
-        self.register_buffer("checksum", torch.zeros(32, dtype=torch.uint8))
-
-    def bind(self, context: Context) -> None:
-        """Room for ``context.num_items`` vectors, to be made by :meth:`refresh`."""
-        self.num_items, self.stage = context.num_items, ""
-        self.matrix = torch.zeros(self.num_items, self.dim)
-        self.epoch, self.checksum = torch.tensor(-2), torch.zeros(32, dtype=torch.uint8)
-
-    def carry(self, before: dict[str, Tensor], change: Change) -> None:
-        """Make the matrix anew for other items; for the same ones it is that of no epoch of the run that begins."""
-        if self.made:
-            self.epoch.fill_(-1 if change.same else -2)
-
-    @property
-    def made(self) -> bool:
-        """Whether there are vectors."""
-        return int(self.epoch) > -2
-
-    def on_stage(self, name: str) -> None:
-        """Remember which stage runs."""
-        self.stage = name
-
-    def refresh(self, encoder: Encoder, epoch: int) -> None:
-        """Make the matrix for ``epoch``, unless it is that of this epoch already, or the stage keeps it."""
-        if self.stage in self.idle or int(self.epoch) == epoch or (self.stage in self.frozen and self.made):
-            return
-        self.make(encoder, epoch)
-
-    def make(self, encoder: Any, epoch: int = -1) -> None:
-        """Make the matrix of the encoder's weights as they are (to rank without fine-tuning, or after a change)."""
-        if not hasattr(encoder, "encode_catalogue"):
-            raise TypeError(f"RecformerItems are made by a Recformer; {type(encoder).__name__} has no encode_catalogue")
-        self.matrix.copy_(encoder.encode_catalogue(self.shard))
-        self.checksum.copy_(_digest(self.matrix))
-        self.epoch.fill_(epoch)
-
-    def check_split(self, split: Any) -> None:
-        """Raise DataError if the rows are not those that the encoder made, in their order."""
-        if not torch.equal(self.checksum.cpu(), _digest(self.matrix)):
-            raise DataError("the item matrix is not the one that was saved (rows changed or shuffled): make it anew")
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """The same vectors (..., D), for encoders that read item vectors; Recformer reads tokens. Zeros at padding."""
-        return self.output(ids.clamp(min=1)) * (ids > 0)[..., None]
-
-    def output(self, ids: Tensor) -> Tensor:
-        """Vectors (..., D) of item rows (...)."""
-        return self._ready()[ids - 1]
-
-    def blocks(self, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """(first row, (n, D) vectors) in blocks of ``size`` rows (default: all at once)."""
-        for start in range(0, self.num_items, size or max(self.num_items, 1)):
-            yield start + 1, self._ready()[start : start + (size or self.num_items)]
-
-    def _ready(self) -> Tensor:
-        if not self.made:
-            raise ValueError("the item matrix is not made yet: fit the model, or call items.make(encoder)")
-        return self.matrix
-
-
-def _digest(matrix: Tensor) -> Tensor:
-    data = hashlib.sha256(matrix.detach().float().cpu().contiguous().numpy().tobytes()).digest()
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)

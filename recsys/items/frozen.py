@@ -5,7 +5,7 @@ Legend: N items (rows 1..N, 0 is padding), D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from recsys.data.vectors import KIND as VECTORS
 from recsys.data.vectors import Vectors
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
-from recsys.items.rows import blocks_of, no_row, rows_for
+from recsys.items.local import LocalItems
+from recsys.items.rows import no_row, rows_for
 from recsys.protocols import Context
 from recsys.storage.layout import KIND as RUN
 from recsys.storage.layout import VOCABULARY, WEIGHTS
@@ -27,7 +28,7 @@ from recsys.storage.tensors import read_tensors
 BUNDLE = "recsys.bundle"
 
 
-class FrozenItems(nn.Module):
+class FrozenItems(LocalItems):
     """Item vectors that are not trained, the same at the input and the output, found by raw id.
 
     They are saved with the model, so a loaded one does not need the folder.
@@ -38,7 +39,8 @@ class FrozenItems(nn.Module):
             ``Vectors.of(ids, model.item_vectors())``).
         dim: width D; read from the folder if None.
         scale: multiply input vectors by sqrt(D); the vectors of a SASRec were read like that when it was trained.
-        extra: input-only rows behind the items (a mask, an end token): learned, never scored.
+        extra: input-only rows behind the items (a mask, an end token) at least: learned, never scored. A recommender
+            asks for those that its parts need.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -46,6 +48,7 @@ class FrozenItems(nn.Module):
     """
 
     weight: Tensor
+    _learns_rows = True
 
     def __init__(self, run: str = "", dim: int | None = None, scale: bool = False, extra: int = 0) -> None:
         super().__init__()
@@ -70,6 +73,7 @@ class FrozenItems(nn.Module):
         self.weight = torch.zeros(1 + self.num_items, self.dim)
         if context.training is not None:
             self.weight = self._aligned(context)
+        self.rows = nn.Parameter(torch.empty(self.extra, self.dim)) if self.extra else None
         if self.rows is not None:
             nn.init.normal_(self.rows, std=0.02)
 
@@ -99,12 +103,10 @@ class FrozenItems(nn.Module):
             own = F.embedding((ids - self.num_items - 1).clamp(min=0), self.rows)
             return torch.where(behind[..., None], own, F.embedding(ids.masked_fill(behind, 0), self.weight))
         except IndexError as error:
-            raise no_row(ids, self.num_items, self.extra, "FrozenItems(run, extra=1)") from error
+            raise no_row(ids, self.num_items, self.extra) from error
 
-    def blocks(self, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """(first row, (n, D) output vectors) in blocks of ``size`` rows (default: all at once)."""
-        for rows in blocks_of(self.num_items, size):
-            yield rows.start, self.weight[rows]
+    def _vectors(self, rows: slice) -> Tensor:
+        return self.weight[rows]
 
     def add_items(self, ids: Sequence[Any], vectors: Vectors | None = None) -> None:
         """Rows for further items behind those there are, from ``vectors``, or from the own folder.

@@ -5,18 +5,17 @@ Legend: N items (rows 1..N; row 0 is padding and is neither looked up nor scored
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recsys.items.rows import blocks_of, no_row
+from recsys.items.local import LocalItems
+from recsys.items.rows import no_row
 from recsys.nn.initialise import check_scheme, initialise_table
 from recsys.protocols import Context
 
 
-class IdItems(nn.Module):
+class IdItems(LocalItems):
     """A learned vector per item, tied: the same table is read at the input and scored at the output.
 
     With ``tied=False`` a second table is scored, and with it recommended, exported, indexed and compared; what is read
@@ -28,9 +27,12 @@ class IdItems(nn.Module):
         scale: multiply *input* vectors by sqrt(D), as the SASRec authors and most ports do; RecBole and gSASRec do
             not, and that is a different model.
         init: see :mod:`recsys.nn.initialise`; of both tables.
-        extra: input-only rows behind the items (a mask token, an end token); never scored among the items.
+        extra: input-only rows behind the items (a mask token, an end token) at least; never scored among the items. A
+            recommender asks for those that its parts need.
         tied: one table for both, or two.
     """
+
+    _learns_rows = True
 
     def __init__(
         self, dim: int = 64, scale: bool = True, init: str = "normal", extra: int = 0, tied: bool = True
@@ -63,7 +65,7 @@ class IdItems(nn.Module):
         try:
             vectors = F.embedding(ids, self.weight)
         except IndexError as error:
-            raise no_row(ids, self.num_items, self.extra, "IdItems(dim, extra=1)") from error
+            raise no_row(ids, self.num_items, self.extra) from error
         return vectors * self.dim**0.5 if self.scale else vectors
 
     def output(self, ids: Tensor) -> Tensor:
@@ -76,8 +78,5 @@ class IdItems(nn.Module):
         own = F.embedding(ids.masked_fill(~behind, 0), self.weight)
         return torch.where(behind[..., None], own, F.embedding(ids.masked_fill(behind, 0), self.output_weight))
 
-    def blocks(self, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """(first row, (n, D) output vectors) in blocks of ``size`` rows (default: all at once)."""
-        table = self.weight if self.output_weight is None else self.output_weight
-        for rows in blocks_of(self.num_items, size):
-            yield rows.start, table[rows]
+    def _vectors(self, rows: slice) -> Tensor:
+        return (self.weight if self.output_weight is None else self.output_weight)[rows]

@@ -1,8 +1,8 @@
-"""What item tables share: their rows in blocks, and the error for a row that they do not have."""
+"""What item tables share: the errors for rows that they do not have."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,18 +12,12 @@ from recsys.data.vectors import Vectors
 from recsys.errors import DataError
 
 
-def blocks_of(num_items: int, size: int | None) -> Iterator[slice]:
-    """The item rows 1..N in consecutive slices of ``size`` (default: all at once)."""
-    step = size or max(num_items, 1)
-    for first in range(1, num_items + 1, step):
-        yield slice(first, min(first + step, num_items + 1))
-
-
-def no_row(ids: Tensor, num_items: int, extra: int, remedy: str) -> ValueError:
-    """The error for rows ``ids`` beyond a table; ``remedy`` is the table with room for one more."""
+def no_row(ids: Tensor, num_items: int, extra: int) -> ValueError:
+    """The error for rows ``ids`` beyond a table."""
     return ValueError(
-        f"rows up to {int(ids.max())} are asked for, but the table has {num_items} items and {extra} rows behind them: "
-        f"targets that write a mask token need one such row, {remedy}"
+        f"rows up to {int(ids.max())} are asked for, but the table has {num_items} items and {extra} rows behind them. "
+        "A Recommender makes room for the mask and end tokens of its parts; without one, call "
+        "items.reserve(1), or 2 for an end token, before bind"
     )
 
 

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from recsys.data.vectors import Vectors
 from recsys.hooks import PartList, bind
+from recsys.items.local import LocalItems, check_table, vectors_of
 from recsys.protocols import Context, Encoder, ItemTable
 
 
-class SumItems(nn.Module):
+class SumItems(LocalItems):
     """The sum of tables of one width, at the input and at the output.
 
-    Every table keeps its own ``scale``; give all the same, or what is read is not what is scored. Each has its own
-    input-only rows, which add up too.
+    Every table keeps its own ``scale``; give all the same, or what is read is not what is scored. Each has input-only
+    rows of its own, which add up too: as many as the table that was given the most.
 
     Args:
         tables: such as ``[IdItems(64), TextItems(64, vectors)]``.
 
     Raises:
-        ValueError: there is no table, or they differ in width or in input-only rows.
+        ValueError: there is no table, or they differ in width.
+        TypeError: one is no item table.
     """
 
     def __init__(self, tables: Sequence[ItemTable]) -> None:
@@ -31,14 +33,21 @@ class SumItems(nn.Module):
             raise ValueError(
                 "SumItems needs at least one table, such as SumItems([IdItems(64), TextItems(64, vectors)])"
             )
-        for name in ("dim", "extra"):
-            found = [getattr(table, name, 0) for table in tables]
-            if len(set(found)) > 1:
-                raise ValueError(f"the tables of a sum must have the same {name}, found {found}")
+        for table in tables:
+            check_table(table)
+        found = [table.dim for table in tables]
+        if len(set(found)) > 1:
+            raise ValueError(f"the tables of a sum must have the same dim, found {found}")
         self.tables = PartList(tables)
         self.dim: int = tables[0].dim
-        self.extra: int = getattr(tables[0], "extra", 0)
         self.num_items = 0
+        self.reserve(max(table.extra for table in tables))
+
+    def reserve(self, rows: int) -> None:
+        """Have room for ``rows`` input-only rows in every table."""
+        for table in self.tables:
+            table.reserve(rows)
+        self.extra = max(self.extra, rows)
 
     def bind(self, context: Context) -> None:
         """Bind each table, in order."""
@@ -73,11 +82,8 @@ class SumItems(nn.Module):
         """Output vectors (..., D) of item rows (...)."""
         return _sum([table.output(ids) for table in self.tables])
 
-    def blocks(self, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """(first row, (n, D) output vectors) in blocks of ``size`` rows (default: all at once)."""
-        step = size or max(self.num_items, 1)
-        for same in zip(*(table.blocks(step) for table in self.tables), strict=True):
-            yield same[0][0], _sum([vectors for _, vectors in same])
+    def _vectors(self, rows: slice) -> Tensor:
+        return _sum([vectors_of(table, rows) for table in self.tables])
 
 
 def _sum(vectors: list[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ Legend: N items (rows 1..N, 0 is padding), H width of the text vectors, D width.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from recsys.data.vectors import Vectors
 from recsys.errors import DataError
-from recsys.items.rows import blocks_of, no_row, rows_for
+from recsys.items.local import LocalItems
+from recsys.items.rows import no_row, rows_for
 from recsys.protocols import Change, Context
 
 PROJECTIONS = ("linear", "mlp")
@@ -34,12 +35,12 @@ STD = 0.02  # of a fresh table: that of IdItems(init="normal")
 GELU_RMS = 0.65  # root mean square of GELU(x), x ~ N(0, 1)
 
 
-class TextItems(nn.Module):
+class TextItems(LocalItems):
     """A vector per item, projected from its text vector, tied: one table for the input and the output.
 
     The text vectors are saved with the model, so a loaded model ranks without the folder they came from. In training
-    the catalogue is projected where an objective asks for :meth:`blocks`, once per call, and the items of the input
-    beside it, each once per batch. Without gradients in eval mode the projected table is kept for as long as the
+    the catalogue is projected where an objective asks for all items, once per call, and the items of the input beside
+    it, each once per batch. Without gradients in eval mode the projected table is kept for as long as the
     weights stay as they are.
 
     Args:
@@ -49,7 +50,8 @@ class TextItems(nn.Module):
         trainable: train the text vectors too; an item without one then learns its own.
         scale: multiply input vectors by sqrt(D), as ``IdItems`` does.
         normalize: subtract the mean of the catalogue's text vectors and scale each to length 1; else as they are.
-        extra: input-only rows behind the items (a mask, an end token): learned, never scored.
+        extra: input-only rows behind the items (a mask, an end token) at least: learned, never scored. A recommender
+            asks for those that its parts need.
         text_dim: width H; read from the folder if None.
         precision: "float32" or "float16", of the text vectors in memory and in the saved model.
 
@@ -60,6 +62,7 @@ class TextItems(nn.Module):
 
     text: Tensor
     known: Tensor
+    _learns_rows = True
 
     def __init__(
         self,
@@ -113,6 +116,7 @@ class TextItems(nn.Module):
         if self.hidden is not None:
             nn.init.normal_(self.hidden.weight, std=1.0)
         nn.init.normal_(self.last.weight, std=STD if self.hidden is None else STD / GELU_RMS / (2 * self.dim) ** 0.5)
+        self.rows = nn.Parameter(torch.empty(2 + self.extra, self.dim))
         nn.init.normal_(self.rows, std=STD)
         nn.init.zeros_(self.rows.data[0])
 
@@ -145,11 +149,9 @@ class TextItems(nn.Module):
         """Output vectors (..., D) of item rows (...)."""
         return self._of(ids)
 
-    def blocks(self, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """(first row, (n, D) output vectors) in blocks of ``size`` rows (default: all at once)."""
+    def _vectors(self, rows: slice) -> Tensor:
         table = self._table()
-        for rows in blocks_of(self.num_items, size):
-            yield rows.start, self._block(rows) if table is None else table[rows]
+        return self._block(rows) if table is None else table[rows]
 
     def add_items(self, ids: Sequence[Any], vectors: Vectors | None = None) -> None:
         """Rows for further items behind those there are; their text vectors are in ``vectors``, or in the own folder.
@@ -259,7 +261,7 @@ class TextItems(nn.Module):
         return self._kept.table
 
     def _no_row(self, ids: Tensor) -> ValueError:
-        return no_row(ids, self.num_items, self.extra, "TextItems(..., extra=1)")
+        return no_row(ids, self.num_items, self.extra)
 
 
 class _Kept:

@@ -18,6 +18,7 @@ from recsys.data.batch import PAD, Batch
 from recsys.data.vectors import Vectors
 from recsys.errors import UnknownItemError
 from recsys.hooks import PartList, bind, needs_of, parts_of, unused
+from recsys.items.local import check_table
 from recsys.protocols import (
     Augmentation,
     Auxiliary,
@@ -31,7 +32,7 @@ from recsys.protocols import (
     Weighting,
 )
 from recsys.randomness import derive_seed
-from recsys.ranking.products import check_metric, inverse_norms, products, refuse_nonfinite
+from recsys.ranking.products import check_metric, refuse_nonfinite
 from recsys.ranking.ties import best
 from recsys.recommenders.base import SCORE_BUDGET, Ranker
 from recsys.recommenders.history import History
@@ -39,6 +40,7 @@ from recsys.recommenders.modes import evaluating
 from recsys.targets.next_item import NextItem
 
 ENCODE_ROWS = 256  # histories encoded at a time when scoring
+EXPORT_ROWS = 2**16  # item vectors copied at a time
 
 
 class Recommender(Ranker):
@@ -80,6 +82,7 @@ class Recommender(Ranker):
         room = getattr(encoder, "longest", encoder.max_length)  # tokens it reads; targets may append some to a query
         self.max_length = min(encoder.max_length, room - getattr(self.targets, "appends", 0))
         self.needs = needs_of(encoder, self.targets)
+        check_table(items)
         if items.dim != encoder.dim:
             raise ValueError(f"the item table has dim={items.dim}, the encoder dim={encoder.dim}: give both the same")
         if encoder.sees == "all" and self.targets.sees == "past":
@@ -102,7 +105,7 @@ class Recommender(Ranker):
                     f"{type(part).__name__} makes histories of up to max_length={longest} items, and "
                     f"{type(encoder).__name__} reads {most}: give the part max_length={most} or less"
                 )
-        self._check_rows()
+        self._reserve()
         for part in augmentations:
             if not getattr(part, "keeps_events", True):
                 for name, _, other in self._weighted():
@@ -117,18 +120,22 @@ class Recommender(Ranker):
                     'give its Mask hide="drop"'
                 )
 
-    def _check_rows(self) -> None:
-        """Raise ValueError if a part writes or reads more rows behind the items than the table has."""
-        have = getattr(self.items, "extra", None)
-        if have is None:
-            return
+    def _reserve(self) -> None:
+        """Have the item table make room for the input-only rows that the parts write or read.
+
+        Raises:
+            ValueError: it has none to give.
+        """
         for path, part in parts_of(self, used=True):
             asked = getattr(part, "rows_behind", 0)
-            if asked > have:
-                raise ValueError(
-                    f"{type(part).__name__} ({path}) needs {asked} rows behind the items (mask, end token), and the "
-                    f"item table has {have}: make it with {type(self.items).__name__}(..., extra={asked})"
-                )
+            if asked:
+                try:
+                    self.items.reserve(asked)
+                except ValueError as error:
+                    raise ValueError(
+                        f"{type(part).__name__} ({path}) needs {asked} input-only rows behind the items (mask, end "
+                        f"token), and {error}"
+                    ) from error
 
     @property
     def train_needs(self) -> frozenset[str]:
@@ -141,6 +148,7 @@ class Recommender(Ranker):
         An auxiliary of weight 0 is bound as in a loaded model: it gets its shapes, and counts nothing.
         """
         super().bind(context)
+        self._reserve()  # again: a part of weight 0 may count by now
         named: list[tuple[str, Any]] = [("items", self.items), ("encoder", self.encoder)]
         named += [("objective", self.objective), ("targets", self.targets)]
         for parts in (self.auxiliaries, self.augmentations, self.weightings):
@@ -225,18 +233,15 @@ class Recommender(Ranker):
 
     def score(self, batch: Batch) -> Tensor:
         """(B, N) dot products of user states and item vectors."""
-        users = self.vectors(batch)
-        if torch.is_grad_enabled():
-            return torch.cat([products(users, vectors.float()) for _, vectors in self.items.blocks()], 1)
-        scores = torch.empty(len(batch), self.num_items, device=users.device)
-        for first, vectors in self.items.blocks():
-            products(users, vectors.float(), out=scores[:, first - 1 : first - 1 + len(vectors)])
-        return scores
+        return self.items.scores(self.vectors(batch))
 
     def item_vectors(self) -> np.ndarray:
         """(N, D) float32 output vectors of all items, row j for item row j + 1."""
+        found = np.empty((self.num_items, self.items.dim), np.float32)
         with evaluating(self), torch.inference_mode():
-            return np.concatenate([vectors.float().cpu().numpy() for _, vectors in self.items.blocks()])
+            for rows in torch.arange(1, self.num_items + 1, device=self.popularity.device).split(EXPORT_ROWS):
+                found[int(rows[0]) - 1 : int(rows[-1])] = self.items.output(rows).float().cpu().numpy()
+        return found
 
     def user_vectors(self, histories: Sequence[Any]) -> np.ndarray:
         """(B, D) float32 vectors of raw histories, zero where no item is known."""
@@ -336,14 +341,7 @@ class Recommender(Ranker):
 
     def _similarity(self, rows: Tensor, metric: str) -> Tensor:
         """(n, N) similarity of item rows (n,) and all items, -inf to themselves."""
-        queries = self.items.output(rows).float()
-        scores = torch.empty(len(rows), self.num_items, device=queries.device)
-        for first, vectors in self.items.blocks():
-            block = products(queries, vectors.float(), out=scores[:, first - 1 : first - 1 + len(vectors)])
-            if metric == "cosine":
-                block *= inverse_norms(vectors.float())
-        if metric == "cosine":
-            scores *= inverse_norms(queries)[:, None]
+        scores = self.items.scores(self.items.output(rows).float(), metric)
         refuse_nonfinite(scores)
         return scores.index_put_(
             (torch.arange(len(rows), device=scores.device), rows - 1), scores.new_tensor(-torch.inf)

@@ -23,7 +23,7 @@ from recsys.protocols import Change, Context, ItemTable
 from recsys.randomness import numpy_generator
 from recsys.statistics.cooccurrence import cooccurrence, interactions
 
-QUERIES, KEYS = 1024, 16_384  # item vectors compared at a time
+PRODUCTS = 2**24  # of item vectors, held at a time
 
 
 @runtime_checkable
@@ -81,7 +81,7 @@ class ItemCF(nn.Module):
 class EmbeddingSimilar(nn.Module):
     """The item with the largest dot product of output vectors, found anew at the first step of each epoch.
 
-    That takes 2 N² D operations, in blocks that hold ``QUERIES * KEYS`` numbers. The table is saved with the model, so
+    That takes 2 N² D operations, of which ``PRODUCTS`` are held at a time. The table is saved with the model, so
     that a run resumed within an epoch goes on with the one of that epoch's first step.
     """
 
@@ -110,7 +110,7 @@ class EmbeddingSimilar(nn.Module):
             return
         self._shown = epoch
         if int(self.epoch) != epoch:
-            self.neighbour, self.score = nearest(items)
+            self.neighbour, self.score = nearest(items, self.neighbour.device)
             self.epoch = torch.tensor(epoch, device=self.neighbour.device)
 
     def most_similar(self, ids: Tensor, generator: torch.Generator) -> Tensor:
@@ -177,29 +177,20 @@ class Hybrid(nn.Module):
 
 
 @torch.no_grad()
-def nearest(items: ItemTable) -> tuple[Tensor, Tensor]:
+def nearest(items: ItemTable, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Each item's best other item by dot product of output vectors: rows (N+1,) int64 and scores (N+1,) scaled to 0..1.
 
-    Never more than ``QUERIES * KEYS`` products at a time. Equal products: the lower row. A single item is its own.
+    About ``PRODUCTS`` products at a time. Equal products: the lower row. A single item is its own.
     """
     found, best, lowest = [], [], []
-    for first, queries in items.blocks(QUERIES):
-        with torch.autocast(queries.device.type, enabled=False):
-            rows = torch.arange(first, first + len(queries), device=queries.device)
-            high, place = torch.full_like(queries[:, 0].float(), -torch.inf), rows.clone()
-            for start, keys in items.blocks(KEYS):
-                products = queries.float() @ keys.float().T
-                if first < start + len(keys) and start < first + len(queries):
-                    own = rows[:, None] == torch.arange(start, start + len(keys), device=queries.device)
-                    lowest.append(products.masked_fill_(own, torch.inf).min())
-                    products.masked_fill_(own, -torch.inf)
-                else:
-                    lowest.append(products.min())
-                value, column = products.max(1)
-                place = torch.where(value > high, column + start, place)
-                high = torch.maximum(high, value)
-        found.append(place)
-        best.append(high)
+    for rows in torch.arange(1, items.num_items + 1, device=device).split(max(1, PRODUCTS // items.num_items)):
+        with torch.autocast(rows.device.type, enabled=False):
+            products = items.scores(items.output(rows).float())
+        own = (torch.arange(len(rows), device=device), rows - 1)
+        lowest.append(products.index_put_(own, products.new_tensor(torch.inf)).min())
+        value, column = products.index_put_(own, products.new_tensor(-torch.inf)).max(1)
+        found.append(torch.where(value > -torch.inf, column + 1, rows))
+        best.append(value)
     neighbour, score = torch.cat(found), torch.cat(best)
     low = torch.stack(lowest).min()
     scaled = (score - low) / (score.max() - low).clamp(min=torch.finfo(torch.float32).tiny)

@@ -41,6 +41,7 @@ _CLASSES = {
         "recsys.targets",
         {"NextItem": "next_item", "LastItem": "last_item", "OneTarget": "one_target", "MaskedItems": "masked_items"},
     ),
+    "recsys.encoders.recformer": ("recsys.items", {"RecformerItems": "recformer"}),
     "recsys.llm.slmrec": ("recsys.targets", {"LastOfUser": "last_item"}),
 }  # fmt: skip
 

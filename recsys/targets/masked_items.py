@@ -18,9 +18,9 @@ from recsys.data.batch import Batch, blanked
 class MaskedItems:
     """Some items are replaced by a mask token and predicted from all others (BERT4Rec, arXiv 1904.06690, section 3.6).
 
-    The mask token is row N + 1 of the item table, which needs ``IdItems(extra=1)``. All L + 1 events of a training row
-    are inputs, as a query is a history with one mask behind it. Unlike in the authors' data generator, masks are drawn
-    anew in every epoch, each token on its own (at least one per history) rather than a fixed number of them.
+    The mask token is row N + 1 of the item table, which the recommender has it make room for. All L + 1 events of a
+    training row are inputs, as a query is a history with one mask behind it. Unlike in the authors' data generator,
+    masks are drawn anew in every epoch, each token on its own (at least one per history) rather than a fixed number.
 
     Args:
         probability: share of the tokens that are masked; the authors took .2 for MovieLens, .4 for Steam and .6 for

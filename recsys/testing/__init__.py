@@ -5,7 +5,6 @@ from recsys.testing.conformance import NUM_ITEMS as NUM_ITEMS
 from recsys.testing.conformance import check_augmentation as check_augmentation
 from recsys.testing.conformance import check_auxiliary as check_auxiliary
 from recsys.testing.conformance import check_encoder as check_encoder
-from recsys.testing.conformance import check_items as check_items
 from recsys.testing.conformance import check_metric as check_metric
 from recsys.testing.conformance import check_objective as check_objective
 from recsys.testing.conformance import check_ranker as check_ranker
@@ -16,3 +15,4 @@ from recsys.testing.conformance import toy_split as toy_split
 from recsys.testing.data import check_negatives as check_negatives
 from recsys.testing.data import check_splitter as check_splitter
 from recsys.testing.data import check_weighting as check_weighting
+from recsys.testing.items import check_items as check_items

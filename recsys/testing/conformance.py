@@ -105,23 +105,6 @@ def toy_batch(
     )
 
 
-def check_items(items: ItemTable) -> None:
-    """An item table: shapes, blocks that cover rows 1..N once, the same numbers by id and by block, gradients."""
-    items = _bound(items)
-    same(items.num_items, NUM_ITEMS, "num_items after bind(context)")
-    rows = torch.arange(1, NUM_ITEMS + 1)
-    same(tuple(items.embed(rows.view(-1, 2)).shape), (NUM_ITEMS // 2, 2, items.dim), "shape of embed(ids)")
-    for size in (None, 1, 7, NUM_ITEMS + 5):
-        blocks = list(items.blocks(size))
-        starts = np.cumsum([1, *(len(vectors) for _, vectors in blocks)]).tolist()
-        same([first for first, _ in blocks], starts[:-1], f"first rows of blocks({size})")
-        same(starts[-1], NUM_ITEMS + 1, f"end of blocks({size})")
-        close(torch.cat([vectors for _, vectors in blocks]), items.output(rows), f"blocks({size}) and output(ids)")
-    if list(parameters(items)):
-        gradients(items, lambda: items.embed(rows).square().sum() + items.output(rows).square().sum())
-    round_trip(items, lambda part: part.output(rows), bind=_bound)
-
-
 def check_encoder(encoder: Encoder, items: ItemTable | None = None) -> None:
     """An encoder: shapes, nothing in place, padding and company change nothing, no look ahead, gradients, save/load.
 

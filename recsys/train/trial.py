@@ -111,17 +111,14 @@ class _Trial:
                     raise _wrong(items, f"{verb}(ids) of (1, {len(rows)}, {items.dim})", _shape(vectors))
             if not _foreign(items):
                 return
-            covered, scored = 1, items.output(rows)
-            for first, vectors in items.blocks():
-                if first != covered or vectors.shape[1:] != (items.dim,):
-                    raise _wrong(
-                        items, f"blocks() of (n, {items.dim}) from row {covered}", f"{first}, {_shape(vectors)}"
-                    )
-                if first == 1 and not torch.allclose(vectors[: len(rows)], scored[: len(vectors)], 1e-3, 1e-5):
-                    raise _wrong(items, "blocks() of the vectors that output(ids) gives", "others")
-                covered += len(vectors)
-            if covered != count + 1:
-                raise _wrong(items, f"blocks() that cover rows 1..{count}", f"rows up to {covered - 1}")
+            scored = items.output(rows)
+            found = items.scores(scored)
+            if found.shape != (len(rows), count):
+                raise _wrong(items, f"scores(users) of ({len(rows)}, {count})", _shape(found))
+            if not torch.allclose(found[:, : len(rows)], scored @ scored.T, 1e-3, 1e-5):
+                raise _wrong(items, "scores(users) that are products with the vectors of output(ids)", "others")
+            if items.log_sum_exp(scored).shape != (len(rows),):
+                raise _wrong(items, f"log_sum_exp(hidden) of ({len(rows)},)", _shape(items.log_sum_exp(scored)))
 
     def _augmented(self, part: Any, batch: Batch) -> Batch:
         with _blamed(part, batch), _untouched(part, batch):

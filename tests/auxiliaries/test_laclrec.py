@@ -402,10 +402,9 @@ def test_generation_is_the_greedy_one_step_by_step(taught: Recommender) -> None:
 
 
 def test_best_rows_equals_the_dense_argmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    from recsys.auxiliaries import editor as module
+    from recsys.items import local as module
 
-    monkeypatch.setattr(module, "BLOCK", 7)
-    monkeypatch.setattr(module, "CHUNK", 3)
+    monkeypatch.setattr(module, "PRODUCTS", 8 * N)
     items = IdItems(DIM, extra=2)
     items.bind(toy_context())
     hidden = torch.randn(50, DIM, generator=generator())
@@ -626,7 +625,7 @@ def test_bad_arguments(make: Any, match: str) -> None:
 def test_a_table_without_an_end_token_is_told() -> None:
     model = Recommender(IdItems(DIM), SASRec(DIM, max_length=LENGTH), FullSoftmax())
     model.bind(toy_context())
-    with pytest.raises(ValueError, match="extra"):
+    with pytest.raises(ValueError, match="reserve"):
         corrupted = corrupt(toy_batch((9, 9)), N, generator(), max_length=LENGTH)
         editor().loss(corrupted, model.encode, model.items)
     with pytest.raises(ValueError, match="dim"):

@@ -10,19 +10,19 @@ import torch.nn.functional as F
 from per_target import per_target
 from torch import Tensor
 
-from recsys.auxiliaries import reasoning
 from recsys.auxiliaries.reasoning import (
     ProgressiveSoftmax,
     StepContrast,
     StepDiversity,
-    divergence,
     one_per_history,
 )
 from recsys.data.batch import Batch
 from recsys.encoders.rearec import ReaRec
 from recsys.encoders.sasrec import SASRec
 from recsys.items.ids import IdItems
-from recsys.objectives import softmax
+from recsys.nn import divergence as kernel
+from recsys.nn import softmax
+from recsys.nn.divergence import divergence
 from recsys.objectives.softmax import FullSoftmax
 from recsys.protocols import Context, Encoded, Step
 from recsys.recommenders.composed import Recommender
@@ -55,7 +55,7 @@ def naive(steps: Tensor, table: Tensor, pairs: Tensor, stop_gradient: bool) -> T
 def test_check_09_fast_divergence_equals_the_naive_one(
     stop_gradient: bool, sizes: list[int], tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reasoning, "NUMBERS", 1)
+    monkeypatch.setattr(kernel, "NUMBERS", 1)
     steps, table = problem(tokens)
     pairs = torch.rand(3, 3)
     fast = divergence(steps, tuple(table.split(sizes)), pairs, stop_gradient)
@@ -179,8 +179,8 @@ def test_progressive_softmax_under_autocast_keeps_float32_losses_and_one_pass(
     steps, _ = steps_of(step)
     assert step.encoded is not None and step.items is not None
     passes: list[int] = []
-    run = softmax._pass
-    monkeypatch.setattr(softmax, "_pass", lambda *arguments: passes.append(1) or run(*arguments))
+    chunks = softmax._Work.chunks
+    monkeypatch.setattr(softmax._Work, "chunks", lambda self: (passes.append(1), chunks(self))[1])
     with torch.autocast("cpu", torch.bfloat16):
         total = ProgressiveSoftmax(0.7, 1.5)(step.encoded, batch, step.items, torch.Generator())
     assert total.dtype == torch.float32

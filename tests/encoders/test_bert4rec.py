@@ -110,9 +110,13 @@ def test_trains_on_prefixes_without_a_mask() -> None:
     assert fitted.history[-1]["loss"] < fitted.history[0]["loss"]
 
 
-def test_a_table_without_a_row_for_the_mask_is_an_error() -> None:
-    with pytest.raises(ValueError, match="extra=1"):
-        model_of(MaskedItems(), extra=0)
+def test_a_table_that_nobody_asked_for_a_mask_says_so() -> None:
+    assert model_of(MaskedItems(), extra=0).items.extra == 1
+    encoder, _ = bound(num_layers=1, max_length=8)
+    bare = IdItems(16, scale=False)
+    bare.bind(Context(30))
+    with pytest.raises(ValueError, match="reserve"):
+        encoder(toy_batch((3, 1)).replace(ids=torch.tensor([[4, 5, 31], [31, 0, 0]])), bare)
 
 
 def test_targets_that_stand_in_the_input_are_refused() -> None:

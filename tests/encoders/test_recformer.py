@@ -19,11 +19,12 @@ from recsys.data.batch import Batch
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
 from recsys.data.vocabulary import Vocabulary
-from recsys.encoders.recformer import Recformer, RecformerItems
+from recsys.encoders.recformer import Recformer
 from recsys.encoders.sasrec import SASRec
 from recsys.errors import DataError
 from recsys.eval.evaluate import evaluate
 from recsys.items.ids import IdItems
+from recsys.items.recformer import RecformerItems
 from recsys.llm.tokens import ItemTokens
 from recsys.negatives.uniform import UniformNegatives
 from recsys.nn.documents import Documents, documents, newest_first
@@ -648,7 +649,7 @@ def test_states_stand_at_the_newest_token_and_items_ask_to_be_made():
     assert torch.equal(found.user, part(batch([1, 2]), table).user)
     assert not table.made
     with pytest.raises(ValueError, match="make"):
-        list(table.blocks())
+        table.scores(torch.ones(1, DIM))
     with torch.inference_mode():
         part(batch([1, 2]), table)  # made on the way to a ranking
     assert table.made
@@ -721,7 +722,7 @@ def test_a_table_of_other_texts_is_refused_with_its_split():
 
 @pytest.mark.timeout(1800)
 def test_two_processes_compute_what_one_does(tmp_path):
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    path = os.pathsep.join(str(Path(__file__).parents[up]) for up in (0, 1, 2))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     for devices in (1, 2):
         command = [sys.executable, "-m", "two_recformers", str(devices), str(tmp_path / f"{devices}.json")]

@@ -156,9 +156,9 @@ def test_check_12_table_is_tied_and_scaled_at_the_input_only() -> None:
     _, items = pair(dim=16)
     row = torch.tensor([4])
     assert torch.equal(items.embed(row), items.output(row) * 4.0)
-    (first, block), *rest = items.blocks()
-    assert (first, len(rest), len(block)) == (1, 0, NUM_ITEMS)
-    assert block.data_ptr() == items.weight[1:].data_ptr()
+    torch.testing.assert_close(items.scores(torch.eye(16)), items.weight[1:].T)
+    items.weight.data[4] = 7.0  # no copy is scored
+    assert items.scores(torch.ones(1, 16))[0, 3] == 7.0 * 16
 
 
 def test_check_14_fused_attention_equals_explicit_softmax() -> None:

@@ -9,7 +9,7 @@ from per_target import cross_entropies
 
 from recsys.nn import products
 from recsys.nn.products import add_product, onednn_is_wider, product, transposed_zeros
-from recsys.objectives.softmax import full_softmax
+from recsys.nn.softmax import cross_entropy
 
 there = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
@@ -65,10 +65,9 @@ def test_the_softmax_in_chunks_equals_the_plain_one(sizes: list[int], asked: str
     for one in wanted:
         one.requires_grad_()
     targets, weights = torch.randint(1, 102, (37,)), torch.rand(37)
-    firsts = tuple(1 + sum(sizes[:i]) for i in range(len(sizes)))
-    total = full_softmax(hidden, targets, weights, firsts, tuple(table.split(sizes)), 16)
+    total = cross_entropy(hidden, targets, weights, table.split(sizes), 16)
     plain = F.cross_entropy(hidden @ table.T, targets - 1, reduction="none")
-    losses = cross_entropies(hidden, targets, firsts, tuple(table.split(sizes)), 16)
+    losses = cross_entropies(hidden, targets, table.split(sizes), 16)
     torch.testing.assert_close(losses, plain, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(total, (plain * weights).sum())
     ours = torch.autograd.grad(total, wanted)

@@ -78,6 +78,6 @@ def test_forward_pass_equals_recbole_for_its_weights() -> None:
     ids = torch.randint(1, NUM_ITEMS + 1, (5, LENGTH)) * (torch.arange(LENGTH) < lengths[:, None])
     user = encoder(Batch(torch.arange(5), torch.arange(5), ids, lengths), items).user
     torch.testing.assert_close(user, reference(ids, lengths), atol=1e-5, rtol=1e-5)
-    ((_, vectors),) = items.blocks()
+    vectors = items.output(torch.arange(1, items.num_items + 1))
     scores = reference.full_sort_predict({"item_list": ids, "length": lengths})
     torch.testing.assert_close(user @ vectors.T, scores[:, 1:], atol=1e-5, rtol=1e-5)

@@ -116,10 +116,12 @@ def test_a_part_that_makes_longer_histories_than_the_encoder_reads_is_refused() 
     model_of(augmentations=[Insert(0.2, ItemCF(), max_length=5)])
 
 
-def test_a_mask_without_a_row_of_its_own_is_an_error_under_any_encoder() -> None:
+def test_a_mask_gets_a_row_of_its_own_under_any_encoder() -> None:
     for encoder in (SASRec(8, max_length=5), GRU4Rec(8, 8, max_length=5)):
-        with pytest.raises(ValueError, match="extra=1"):
-            model_of(encoder=encoder, targets=MaskedItems())
+        model = model_of(encoder=encoder, targets=MaskedItems())
+        model.bind(toy_context())
+        assert model.items.extra == 1
+        assert np.isfinite(model.scores([["i1", "i2"]])).all()
 
 
 def test_a_mask_takes_the_place_of_an_item_where_the_encoder_has_no_room_for_it() -> None:

@@ -166,10 +166,9 @@ def test_what_needs_training_rows_says_so() -> None:
         Hybrid(ItemCF(), EmbeddingSimilar(), -1)
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(3, 5), (7, 4), (64, 64)])
-def test_nearest_vectors_equal_the_full_product(queries: int, keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "QUERIES", queries)
-    monkeypatch.setattr(module, "KEYS", keys)
+@pytest.mark.parametrize("held", [1, 70, 161, 4096])
+def test_nearest_vectors_equal_the_full_product(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PRODUCTS", held)
     vectors = torch.randn(23, 4, generator=torch.Generator().manual_seed(0))
     neighbour, score = nearest(table(vectors))
     products, own = vectors @ vectors.T, torch.eye(23, dtype=torch.bool)

@@ -197,9 +197,23 @@ class Loose(Popularity):
         return super().score(batch) + batch.ids.shape[1]
 
 class Gap(IdItems):
-    def blocks(self, size=None):
-        for first, vectors in super().blocks(size):
-            yield first, vectors[1:]
+    def scores(self, users, metric="dot", out=None):
+        found = super().scores(users, metric, out)
+        return found[:, 1:]
+
+class Late(IdItems):
+    def topk(self, users, k):
+        values, rows = super().topk(users, k)
+        return values, rows - 1
+
+class Flat(IdItems):
+    def log_sum_exp(self, hidden):
+        return super().log_sum_exp(hidden.detach()) + 0 * hidden.sum(1)
+
+class Heavy(IdItems):
+    def cross_entropy(self, hidden, targets, weights=None, more=None, chunk=None):
+        return super().cross_entropy(hidden, targets, None, more, chunk)
+
 """
 
 
@@ -298,7 +312,10 @@ def test_rankers_pass(make) -> None:
         (check_metric, "Mean", "alone"),
         (check_metric, "Integers", "float64"),
         (check_ranker, "Loose", "alone"),
-        (check_items, "Gap", "blocks"),
+        (check_items, "Gap", "scores"),
+        (check_items, "Late", "topk"),
+        (check_items, "Flat", "gradients of log_sum_exp"),
+        (check_items, "Heavy", "weights"),
     ],
 )
 def test_what_is_broken_is_named(check, name: str, word: str, broken: ModuleType) -> None:

@@ -12,6 +12,7 @@ from recsys.auxiliaries.duorec import DuoRec
 from recsys.auxiliaries.triplet import TripletContrast
 from recsys.encoders.sasrec import SASRec
 from recsys.items.ids import IdItems
+from recsys.items.recformer import RecformerItems
 from recsys.objectives.softmax import FullSoftmax
 from recsys.protocols import Encoded, Step
 from recsys.recommenders.composed import Recommender
@@ -135,13 +136,11 @@ WRONG = {
     "states of padding": (encoder(lambda e: Encoded(e.batch, e.states.flatten(0, 1))), "MyEncoder"),
     "user of another width": (encoder(lambda e: Encoded(e.batch, e.tokens, {"user": e.user[:, :2]})), "MyEncoder"),
     "no encoded": (encoder(lambda e: e.tokens), "MyEncoder"),
-    "blocks from row 0": (items(blocks=lambda self, size=None: iter([(0, self.weight)])), "MyItems"),
-    "blocks of some": (items(blocks=lambda self, size=None: iter([(1, self.weight[1:5])])), "MyItems"),
+    "scores from row 0": (items(scores=lambda self, users, **more: users @ self.weight.T), "MyItems"),
+    "scores of some": (items(scores=lambda self, users, **more: users @ self.weight[1:5].T), "MyItems"),
+    "one sum for all": (items(log_sum_exp=lambda self, hidden: (hidden @ self.weight[1:].T).exp().sum()), "MyItems"),
     "output of another shape": (items(output=lambda self, ids: self.weight[ids].sum(-1)), "MyItems"),
-    "blocks that are not the output": (
-        items(blocks=lambda self, size=None: iter([(1, self.weight[1:] * 2)])),
-        "MyItems",
-    ),
+    "scores of other vectors": (items(scores=lambda self, users, **more: users @ self.weight[1:].T * 2), "MyItems"),
     "loss without a gradient": (objective(lambda loss: loss.sum().detach()), "MyLoss"),
     "targets where there are none": (encoder(lambda e: Encoded(e.batch, e.tokens + e.batch.targets.sum())), "targets"),
     "batch in place": (encoder(lambda e: Encoded(shifted(e.batch), e.tokens)), "MyEncoder"),
@@ -203,14 +202,14 @@ def test_k10_the_shape_of_the_loss_is_looked_at_in_every_step():
 @pytest.mark.parametrize(
     "given",
     [
-        {"targets": MaskedItems()},
-        {"auxiliaries": [CL4SRec()]},
-        {"auxiliaries": [TripletContrast()], "items": IdItems(8, extra=1)},
+        {"targets": MaskedItems(), "items": RecformerItems(8)},
+        {"auxiliaries": [CL4SRec()], "items": RecformerItems(8)},
+        {"auxiliaries": [TripletContrast()], "items": RecformerItems(8)},
         {"auxiliaries": [DuoRec()], "augmentations": [Crop(0.6, least=2)]},
     ],
 )
 def test_what_does_not_fit_is_refused_when_the_parts_are_put_together(given):
-    with pytest.raises(ValueError, match=r"extra|DuoRec0"):
+    with pytest.raises(ValueError, match=r"RecformerItems|DuoRec0"):
         model_of({"encoder": SASRec(8, 1, 1, max_length=60), **given})
     fitting = {name: [] if name in ("auxiliaries", "augmentations") else part for name, part in given.items()}
     fitting["items"] = IdItems(8, extra=2)

@@ -18,6 +18,7 @@ from recsys.data.vectors import Vectors
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataWarning, LeakageError
 from recsys.items.ids import IdItems
+from recsys.items.local import LocalItems
 from recsys.items.sums import SumItems
 from recsys.items.text import TextItems
 from recsys.objectives.softmax import FullSoftmax
@@ -146,7 +147,7 @@ def test_k5_any_catalogue_keeps_the_vectors_of_its_known_items(small, ids):
         assert name not in before or np.array_equal(vector, before[name])
 
 
-class Untied(torch.nn.Module):
+class Untied(LocalItems):
     """A foreign table: other rows at the output (from item row 1 on), a bias per item, a vector per user."""
 
     def __init__(self, dim=8):
@@ -166,9 +167,6 @@ class Untied(torch.nn.Module):
 
     def output(self, ids):
         return self.outputs[(ids - 1).clamp(min=0)]
-
-    def blocks(self, size=None):
-        yield 1, self.outputs
 
 
 def test_tables_of_others_are_carried_over_without_a_word_from_them(small):
@@ -353,7 +351,8 @@ def test_a_catalogue_of_other_users_and_items_on_two_cycles():
 
 def test_an_encoder_that_reads_texts_keeps_its_tokenizer_and_makes_its_matrix_anew():
     pytest.importorskip("tokenizers")
-    from recsys.encoders.recformer import Recformer, RecformerItems
+    from recsys.encoders.recformer import Recformer
+    from recsys.items.recformer import RecformerItems
     from recsys.llm.tokens import ItemTokens
     from recsys.targets.last_item import LastItem
 
