@@ -67,4 +67,4 @@ def run(
         if method == "erl"
         else [StepContrast(contrast_weight, temperature)],
     )
-    return rs.Run(model, base.split, base.settings, evaluate=base.evaluate)
+    return rs.Run(model, base.split, base.training, evaluate=base.evaluate)

@@ -66,9 +66,11 @@ from .targets.last_item import LastItem as LastItem
 from .targets.masked_items import MaskedItems as MaskedItems
 from .targets.next_item import NextItem as NextItem
 from .targets.one_target import OneTarget as OneTarget
+from .train.callbacks import StopTraining as StopTraining
 from .train.fit import fit as fit
 from .train.run import Run as Run
 from .train.settings import Stage as Stage
+from .train.settings import Training as Training
 from .weighting.propensity import GivenPropensity as GivenPropensity
 from .weighting.propensity import InversePropensity as InversePropensity
 from .weighting.propensity import PopularityPropensity as PopularityPropensity

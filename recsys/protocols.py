@@ -8,6 +8,8 @@ how parts within parts are found) and may have any of these hooks, which :mod:`r
 - ``needs: frozenset[str]``, optional batch fields it reads;
 - ``bind(context)`` before training and before saved tensors are loaded; it binds the parts that it holds, too;
 - ``carry(before, change)`` behind ``bind``, where a learned model goes on: see :class:`Change`;
+- ``param_groups()`` when a stage begins, for parameters that are trained at a rate of their own: see
+  :class:`ParamGroup`;
 - ``on_stage(name)`` when a stage begins, again when it is resumed;
 - ``on_epoch(epoch)`` before each epoch, and again with the same number when a run is resumed within it: the part must
   then be what it was (keep what it counts in buffers, or what it makes for an epoch together with the epoch's number);
@@ -30,7 +32,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 import torch
@@ -75,6 +77,20 @@ class Change:
     same: bool  # the same events, cut and ids: everything is as it was
     items: np.ndarray  # (N+1,) int64: the former row of each item row, 0 for padding and for new items
     context: Context  # of the new data
+
+
+class ParamGroup(TypedDict, total=False):
+    """Some of a part's parameters, trained otherwise than the model's others: a plain dict.
+
+    ``param_groups()`` gives groups by name, such as ``{"adapters": {"parameters": ["*.lora_a", "*.lora_b"],
+    "learning_rate": 1e-4, "weight_decay": 0.0}}``. Parts that ask for the same of a group of one name share it. A stage
+    may set the rate of a group by its name; warm-up and decay multiply all rates.
+    """
+
+    parameters: Sequence[str]  # names within the part, their beginnings up to a dot, or patterns; absent: all of them
+    learning_rate: float  # absent: the one of the run or the stage
+    factor: float  # or so many times that one
+    weight_decay: float  # absent: the one of the run
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def measure(data: str, recipe: str, given: dict[str, Any], published: dict[str, 
     split = run.split
     model.bind(Context(split.num_items, split.items, split.train, split.item_text, 0, split.users))
     model.train()
-    settings = {name: run.settings[name] for name in ("windows", "batch_size") if name in run.settings}
+    settings = {"windows": run.training.windows, "batch_size": run.training.batch_size}
     needs, scheme = model.train_needs, getattr(model.targets, "scheme", "windows")
     batches = TrainBatches(split.train, scheme=scheme, max_length=model.max_length, needs=needs, **settings)
     model.on_epoch(0)

@@ -138,6 +138,9 @@ class Batch:
         """A copy with some fields exchanged; cached views are computed anew."""
         return replace(self, **changes)
 
+    def _values(self) -> list[tuple[str, Any]]:
+        return [(entry.name, getattr(self, entry.name)) for entry in fields(self)]
+
     def ask_all(self) -> Batch:
         """The batch whose ``wanted`` are all tokens, to read the states of all; its targets are lost."""
         return self.replace(targets=self.ids)
@@ -150,7 +153,7 @@ class Batch:
                 return value[index]
             return {key: pick(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
-        return Batch(**{name: pick(getattr(self, name)) for name in _FIELDS})
+        return self.replace(**{name: pick(value) for name, value in self._values()})
 
     def trim(self, width: int) -> Batch:
         """The batch padded to ``width`` only, which no history may exceed."""
@@ -191,7 +194,7 @@ class Batch:
                 return value.to(device, non_blocking=non_blocking)
             return {key: move(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
-        return Batch(**{name: move(getattr(self, name)) for name in _FIELDS})
+        return self.replace(**{name: move(value) for name, value in self._values()})
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (used by data loading when a GPU is there)."""
@@ -201,7 +204,7 @@ class Batch:
                 return value.pin_memory()
             return {key: pin(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
-        return Batch(**{name: pin(getattr(self, name)) for name in _FIELDS})
+        return self.replace(**{name: pin(value) for name, value in self._values()})
 
 
 def events_at(values: Tensor, index: Tensor, inside: Tensor) -> Tensor:
@@ -236,6 +239,3 @@ def _widened(values: Tensor, sizes: Sequence[int]) -> Tensor:
     """Values (B, L, ...) with zeros behind them, so that they are (B, *sizes)."""
     edges = [edge for have, size in zip(values.shape[:0:-1], sizes[::-1], strict=True) for edge in (0, size - have)]
     return torch.nn.functional.pad(values, edges)
-
-
-_FIELDS = tuple(entry.name for entry in fields(Batch))

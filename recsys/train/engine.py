@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recsys.train.settings import Settings
+from recsys.train.settings import Training
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 
-def start(settings: Settings) -> Fabric:
+def start(settings: Training) -> Fabric:
     """Lightning's Fabric for ``settings``, launched: from here on every process of the run is alive.
 
     Raises:

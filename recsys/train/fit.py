@@ -6,14 +6,13 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from recsys.data.cut import Cut
 from recsys.errors import DataWarning, LeakageError, closest
@@ -30,7 +29,10 @@ from recsys.storage.reading import reading
 from recsys.train.engine import start
 from recsys.train.loader import TrainBatches
 from recsys.train.loop import Loop
-from recsys.train.settings import Settings, Stage, default_metric
+from recsys.train.optimizer import Group, groups_of, told_groups
+from recsys.train.settings import Training, default_metric
+from recsys.train.signature import takes
+from recsys.train.source import begin_source
 from recsys.train.trial import try_parts
 from recsys.train.validation import Validation
 from recsys.train.warm import begin, merged, unharmed
@@ -51,108 +53,54 @@ class Fitted:
     best: dict[str, Any]  # metric, value, epoch (from 1) and stage of the weights kept; empty if nothing was trained
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked(Training):
+    """What :func:`fit` takes besides the model and the split: the knobs of :class:`Training`, and these."""
+
+    training: Training | None = field(default=None, kw_only=False)
+    folder: str | Path | None = None
+    name: str = ""
+    recipe: Path | None = None
+    arguments: dict[str, Any] | None = None
+
+
+@takes(Asked)
 def fit(
     model: Ranker,
     split: Split,
+    training: Training | None = None,
     *,
-    epochs: int = 100,
-    batch_size: int = 128,
-    tokens: int | None = None,
-    learning_rate: float = 1e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
-    weight_decay: float = 0.0,
-    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
-    warmup_steps: int = 0,
-    decay: str = "none",
-    clip_norm: float | None = None,
-    accumulate: int = 1,
-    precision: str = "auto",
-    compile: bool = False,
-    order: str = "random",
-    windows: str = "last",
-    stride: int | None = None,
-    workers: int = 0,
-    patience: int = 10,
-    metric: str | None = None,
-    max_steps: int | None = None,
-    init: str = "keep",
-    validate_every: int = 1,
-    exclude: str = "history",
-    valid_users: int | None = None,
-    seed: int = 0,
-    resume: str | bool = "auto",
-    checkpoint_every: int | None = None,
-    checkpoint_seconds: float = 60.0,
-    devices: int | str | Sequence[int] = 1,
-    accelerator: str = "auto",
-    strategy: Any = "auto",
-    num_nodes: int = 1,
-    loggers: Sequence[Any] = (),
-    progress: bool = True,
-    stages: Sequence[Stage] | None = None,
     folder: str | Path | None = None,
     name: str = "",
     recipe: Path | None = None,
     arguments: dict[str, Any] | None = None,
+    **knobs: Any,
 ) -> Fitted:
     """Train ``model`` on ``split.train``, choose its best epoch on ``split.valid``; the model is changed in place.
 
     A model that is counted rather than trained (it has ``learn``) is learned in one go and gets the same run folder.
+    ``fit(model, split, rs.Training(epochs=5))`` and ``fit(model, split, epochs=5)`` are the same: the knobs are the fields
+    of :class:`recsys.Training`; what is given by name goes before what ``training`` says.
 
     Args:
-        epochs: most epochs; ``patience`` validations without a better ``metric`` end training sooner. More epochs
-            may be asked for when a run is resumed, unless the learning rate decays.
-        batch_size: training rows per batch, over all devices.
-        tokens: instead of ``batch_size``, the most inputs per batch, over all devices.
-        weight_decay: decoupled from the gradient (AdamW); 0 is plain Adam.
-        optimizer: parameters -> torch optimizer, instead of Adam; it sets its own learning rates, for each group, and
-            may change them (what a schedule counts outside of the optimizer is not in checkpoints). ``warmup_steps``
-            and ``decay`` multiply the rates that it has at the time.
-        warmup_steps: updates of each stage over which the learning rate rises linearly to its value.
-        decay: "none", or how the learning rate falls to 0 over the epochs of each stage: "linear" or "cosine". Where
-            ``patience`` ends a stage sooner, its last rates were not reached.
-        clip_norm: longest gradient (norm over all parameters) that is applied as it is.
-        accumulate: batches per update; losses are weighted as if they were one batch.
-        precision: "auto" (bf16-mixed on a GPU that has it, else 32-true), "32-true", "bf16-mixed", "16-mixed".
-            Validation is always in float32.
-        compile: compile the encoder with torch; where that fails training goes on without, and says so.
-        order, windows, stride, workers: see :class:`recsys.train.loader.TrainBatches`.
-        metric: one per-user metric with its cut-off; the larger the better (default "ndcg@10", or at the number of
-            items where there are fewer).
-        max_steps: updates after which training ends, wherever it stands; its last weights are validated as usual.
-        init: what a model begins with that was trained or loaded: "keep" goes on from what it has learned, on other
-            users and items too (rows are found by raw id, see :class:`recsys.protocols.Change`); "fresh" starts from
-            new weights. One that has learned nothing starts from new weights in any case, a resumed run from its
-            checkpoint, and what is counted rather than trained is counted anew.
-        validate_every: epochs between validations; 0 never validates and keeps the last weights.
-        exclude: "history", "none" or "history-except-targets", as in :func:`recsys.evaluate`.
-        valid_users: validate on this many users, drawn once by ``seed``; None for all.
-        resume: "auto" goes on if ``folder`` holds an unfinished run of exactly this kind, True insists on it, False
-            replaces what is there. A resumed run ends with the numbers of one that never stopped. While one process
-            trains into a folder, another that is to do the same is refused at once.
-        checkpoint_every: updates between checkpoints, besides one every ``checkpoint_seconds`` and two per epoch.
-        devices, accelerator, strategy, num_nodes, loggers: passed to Lightning's Fabric; one copy of the model per
-            device ("ddp"). The folder must be visible to all of them.
-        stages: phases of training instead of ``epochs``; the best weights of all of them are kept, unless a stage
-            selects by another metric.
+        training: the knobs, made once for several runs.
         folder: the run folder; None keeps nothing on disk. The split is kept in the cache (``RECSYS_CACHE``), so that
             ``recsys evaluate`` and ``export`` find it.
         name, recipe, arguments: what the run folder remembers of where the run came from.
 
     Raises:
-        ValueError, TypeError: a knob makes no sense, a GPU is asked for where there is none, or ``folder`` holds
-            another run.
+        ValueError, TypeError: a knob makes no sense or does not exist, a GPU is asked for where there is none, or
+            ``folder`` holds another run.
         LeakageError: ``init="keep"``, and the model has learned from events that it would be validated on (where that
             cannot be told, it is a warning).
         FloatingPointError: a loss became NaN or infinite; the last good checkpoint stays.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint and the best weights are written (and loaded into ``model``).
     """
-    given = dict(locals())
     if not hasattr(split, "train"):
         raise TypeError(f"fit needs a split, such as data.split(rs.LeaveLast()); found {type(split).__name__}")
-    given["metric"] = metric or default_metric(split.num_items)
-    settings = Settings(**{entry.name: given[entry.name] for entry in fields(Settings)})
-    run = _Request(model, split, settings, None if folder is None else RunFolder(folder), name, recipe, arguments or {})
+    training = Training.of(training, "fit", **knobs)
+    training = replace(training, metric=training.metric or default_metric(split.num_items))
+    run = _Request(model, split, training, None if folder is None else RunFolder(folder), name, recipe, arguments or {})
     before = random_state()
     try:
         return _learn(run) if hasattr(model, "learn") else _train(run)
@@ -168,7 +116,7 @@ class _Request:
 
     model: Any
     split: Split
-    settings: Settings
+    settings: Training
     folder: RunFolder | None
     name: str
     recipe: Path | None
@@ -195,7 +143,13 @@ class _Request:
         return dict(json.loads(json.dumps(whole, default=str)))
 
     def begin(
-        self, identity: dict[str, Any], device: torch.device, processes: int, resumed: bool, trained: Cut
+        self,
+        identity: dict[str, Any],
+        device: torch.device,
+        processes: int,
+        resumed: bool,
+        trained: Cut,
+        groups: Sequence[Group] = (),
     ) -> None:
         """Prepare the run folder, on the one process that writes; ``trained`` is what is learned from."""
         if self.folder is None:
@@ -213,6 +167,7 @@ class _Request:
             "settings": self.settings.describe(),
             "arguments": self.arguments,
             "identity": identity,
+            "parameter_groups": {group.name: group.describe() for group in groups},
         }
         self.folder.begin(manifest, config, self.split, self.recipe, trained.stops)
         remember_split(self.split, self.folder.path)
@@ -222,6 +177,9 @@ def _train(run: _Request) -> Fitted:
     fabric = start(run.settings)
     if run.folder is not None and fabric.is_global_zero:
         run.folder.lock()
+    for stage in run.settings.plan:
+        if stage.data is not None:
+            begin_source(stage.data, run.context())
     identity = run.identity(
         {
             "settings": run.settings.identity(),
@@ -236,12 +194,14 @@ def _train(run: _Request) -> Fitted:
         batches = _batches(run, fabric)
         validation = Validation(run.split, run.settings, fabric.global_rank, fabric.world_size)
         if resumed is None:
-            try_parts(run.model, batches, run.settings.plan[0].name)
+            try_parts(run.model, batches, run.settings.plan)
+        groups, first = groups_of(run.model), run.settings.plan[0]
         fabric.barrier()  # all have read the folder before one changes it
         if fabric.is_global_zero:
-            run.begin(identity, fabric.device, fabric.world_size, resumed is not None, trained)
+            run.begin(identity, fabric.device, fabric.world_size, resumed is not None, trained, groups)
             if run.settings.progress:
-                print(f"{_told(batches)}\n{line}", file=sys.stderr, flush=True)
+                told = [*_told(batches, run.settings), told_groups(groups, run.settings, first), line]
+                print("\n".join(filter(None, told)), file=sys.stderr, flush=True)
         fabric.barrier()
         loop = Loop(run.model, batches, validation, run.settings, fabric, run.folder, resumed, identity)
     before.clear()
@@ -309,8 +269,6 @@ def _batches(run: _Request, fabric: Fabric) -> TrainBatches:
         windows=settings.windows,
         stride=settings.stride,
         seed=settings.seed,
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
         workers=settings.workers,
         needs=getattr(model, "train_needs", model.needs),
         pin=fabric.device.type == "cuda",
@@ -318,19 +276,25 @@ def _batches(run: _Request, fabric: Fabric) -> TrainBatches:
     )
 
 
-def _told(batches: TrainBatches) -> str:
+def _told(batches: TrainBatches, settings: Training) -> Iterator[str]:
     """What an epoch trains, and what it leaves out."""
+    for stage in settings.plan:
+        if stage.data is not None:
+            rows = f"{stage.data.num_targets:,} targets in {stage.data.num_rows:,} rows"
+            yield f"stage {stage.name!r}, each epoch: {rows} of {type(stage.data).__name__}"
+    if all(stage.data is not None for stage in settings.plan):
+        return
     text = f"each epoch: {batches.num_targets:,} positions in {batches.num_rows:,} rows"
     if batches.truncated:
         text += f'; {batches.truncated:,} events older than the last window are not read (windows="sliding" reads them)'
     if batches.short_users:
         text += f"; {batches.short_users:,} users have one event, which gives nothing to predict"
-    return text
+    yield text
 
 
 def _learn(run: _Request) -> Fitted:
     """Learn a model that is counted in one go, and validate it once."""
-    settings, metric = run.settings, run.settings.metric
+    settings, metric = run.settings, str(run.settings.metric)
     if run.folder is not None and leads():
         run.folder.lock()
     identity = run.identity({"settings": {name: getattr(settings, name) for name in ("seed", "metric", "exclude")}})

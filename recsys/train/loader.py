@@ -8,6 +8,7 @@ user is drawn anew in each epoch, from the whole history, the row is the window 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -93,7 +94,8 @@ class TrainBatches:
 
     The batch of a step is a function of seed, epoch and step alone; rank r of ``world_size`` takes every
     ``world_size``-th of its rows, starting with the r-th, so sizes are those of the batch over all ranks together. At
-    the end of an epoch a rank may get a batch without rows.
+    the end of an epoch a rank may get a batch without rows. It is a :class:`recsys.train.source.BatchSource`, so that
+    a stage may train on the rows of another split with the same items: ``Stage(data=TrainBatches(other.train, ...))``.
 
     Args:
         training: what may be learned from.
@@ -128,8 +130,6 @@ class TrainBatches:
         windows: str = "last",
         stride: int | None = None,
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
         workers: int = 0,
         needs: frozenset[str] = frozenset(),
         pin: bool = False,
@@ -143,12 +143,10 @@ class TrainBatches:
         for name, value in (("max_length", max_length), ("batch_size", batch_size), ("tokens", tokens)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, found {value}")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must lie in 0..{world_size - 1}, found {rank}")
         training.check_needs(needs)
         self.training, self.scheme, self.max_length = training, scheme, max_length
         self.batch_size, self.tokens, self.order, self.windows = batch_size, tokens, order, windows
-        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.seed, self.stride = seed, stride
         self.workers, self.needs, self.pin = workers, frozenset(needs), pin
         self.draw: Draw | None = None
         if scheme == "drawn" and windows == "last":
@@ -167,6 +165,8 @@ class TrainBatches:
                 f"a budget of {tokens} tokens is smaller than one history of {longest}: raise tokens, or lower "
                 f"max_length={max_length}"
             )
+
+    prepared = False  # the model sets targets in its batches
 
     @property
     def num_rows(self) -> int:
@@ -200,10 +200,26 @@ class TrainBatches:
             return -(-self.num_rows // self.batch_size)
         return len(self._plan(epoch)[2])
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This rank's batches of an epoch, from the one after ``start`` consumed batches on."""
+    def identity(self) -> dict[str, Any]:
+        """What decides the batches: the training events, by a hash, and how they are cut and ordered."""
+        digest = hashlib.sha256()
+        for begin in range(0, self.training.num_users, 1 << 16):
+            owner, items, times = self.training.events(slice(begin, begin + (1 << 16)))
+            for values in (owner, items) if times is None else (owner, items, times):
+                digest.update(np.ascontiguousarray(values).tobytes())
+        names = ("scheme", "max_length", "batch_size", "tokens", "order", "windows", "stride", "seed")
+        return {"events": digest.hexdigest(), **{name: getattr(self, name) for name in names}}
+
+    def epoch(self, epoch: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """A rank's batches of an epoch, from the one after ``start`` consumed batches on.
+
+        Raises:
+            ValueError: there is no such rank.
+        """
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must lie in 0..{world_size - 1}, found {rank}")
         cut, rows, bounds = self._plan(epoch)
-        shares = _Shares(rows, bounds[start:], self.rank, self.world_size)
+        shares = _Shares(rows, bounds[start:], rank, world_size)
         gather = _Gather(self.training, cut, self.needs)
         if self.workers == 0:
             for share in shares:

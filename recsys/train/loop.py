@@ -22,9 +22,12 @@ from recsys.runs.state import State
 from recsys.runs.write import RunFolder
 from recsys.storage.reading import reading
 from recsys.train.advice import Adviser
+from recsys.train.callbacks import Epoch, consult, frozen, name_of
 from recsys.train.interrupt import Interrupt
 from recsys.train.loader import TrainBatches
-from recsys.train.settings import Settings, Stage
+from recsys.train.optimizer import load_named_state, named_state
+from recsys.train.settings import Stage, Training
+from recsys.train.source import BatchSource, first_batch
 from recsys.train.update import Update, Updater
 from recsys.train.validation import Validation
 
@@ -45,7 +48,7 @@ class Loop:
         model: Any,
         batches: TrainBatches,
         validation: Validation,
-        settings: Settings,
+        settings: Training,
         fabric: Fabric,
         folder: RunFolder | None = None,
         resumed: Checkpoint | None = None,
@@ -58,7 +61,7 @@ class Loop:
         self.updater: Updater | None = None
         self._resumed = resumed
         self._best: dict[str, Tensor] | None = None  # only without a folder
-        self._updating = self._finished = False
+        self._updating = self._finished = self._due = False
         self._advise = Adviser(model, self._talks)
         self._saved = time.monotonic()
         self._saved_step = 0
@@ -104,7 +107,7 @@ class Loop:
             if state.phase == "train":
                 self._train_epoch(stage)
             self._end_epoch(stage)
-        if state.stage + 1 == len(self.settings.plan):
+        if state.stage + 1 == len(self.settings.plan) or self._stopped:
             self._finished = True
         else:
             state.next_stage()
@@ -116,32 +119,43 @@ class Loop:
         """
         if stage.start == "best" and self.state.best is not None:
             self._restore_best()
-        if (stage.select or self.settings.metric) != (previous.select or self.settings.metric):
+        if self.settings.metric_of(stage) != self.settings.metric_of(previous):
             self.state.best = None
 
     def _over(self, stage: Stage) -> bool:
         patience = stage.patience or self.settings.patience
         done = self.state.stage_epoch >= stage.epochs or self.state.stale >= patience
-        return self.state.phase == "train" and (done or self._spent)
+        return self.state.phase == "train" and (done or self._spent or self._stopped)
 
     @property
     def _spent(self) -> bool:
         """Whether the updates that ``max_steps`` allows are done."""
         return self.settings.max_steps is not None and self.state.step >= self.settings.max_steps
 
+    @property
+    def _stopped(self) -> bool:
+        """Whether one of the callbacks has stopped the run."""
+        last = self.state.history[-1] if self.state.history else {}
+        return "stopped" in last and last["stopped"]["by"] in map(name_of, self.settings.callbacks)
+
+    def _source(self, stage: Stage) -> BatchSource:
+        return self.batches if stage.data is None else stage.data
+
     def _train_epoch(self, stage: Stage) -> None:
-        state, size = self.state, self.settings.accumulate
+        state, size, source = self.state, self.settings.accumulate, self._source(stage)
         call(self.model, "on_epoch", state.epoch)
         self.model.train()
-        updates = -(-(self.batches.num_batches(state.epoch) - state.consumed) // size)
+        updates = -(-(source.num_batches(state.epoch) - state.consumed) // size)
         if self.settings.max_steps is not None:
             updates = min(updates, self.settings.max_steps - state.step)
         label = f"epoch {state.epoch + 1}/{self._epochs(stage)}"
         with Progress(updates, label, "updates", enabled=self._talks) as bar:
             clock = began = time.monotonic()
-            for batches in islice(_groups(self.batches.epoch(state.epoch, start=state.consumed), size), updates):
+            share = self.fabric.global_rank, self.fabric.world_size
+            for batches in islice(_groups(source.epoch(state.epoch, state.consumed, *share), size), updates):
                 waited = time.monotonic() - clock
-                self._save_if_due()
+                if self._due:
+                    self._save()
                 clock = time.monotonic()
                 update = self._update(batches)
                 state.seconds += waited + time.monotonic() - clock
@@ -154,7 +168,7 @@ class Loop:
         assert self.updater is not None
         state = self.state
         steps, weight = self.updater.prepare(batches, state.epoch, state.step)
-        weight, stop = self._agree(weight, self.interrupt.requested)
+        weight, stop, self._due = self._agree(weight, self.interrupt.requested, self._is_due())
         if stop:
             raise KeyboardInterrupt
         self._updating = True
@@ -170,12 +184,13 @@ class Loop:
     def _progress(self) -> float:
         """How much of the stage's epochs is over, from 0 up to but not including 1."""
         state = self.state
-        done = state.consumed / self.batches.num_batches(state.epoch)
-        return (state.stage_epoch + done) / self.settings.plan[state.stage].epochs
+        stage = self.settings.plan[state.stage]
+        done = state.consumed / self._source(stage).num_batches(state.epoch)
+        return (state.stage_epoch + done) / stage.epochs
 
     def _end_epoch(self, stage: Stage) -> None:
         """Validate, keep the weights if they are the best, write the record of the epoch and a checkpoint."""
-        state, metric = self.state, stage.select or self.settings.metric
+        state, metric = self.state, self.settings.metric_of(stage)
         self._save()
         last = state.stage_epoch + 1 >= stage.epochs or self._spent
         enabled = self.validation.enabled and stage.validate
@@ -183,7 +198,6 @@ class Loop:
         began = time.monotonic()
         self.interrupt.immediate = self.fabric.world_size == 1
         value = self.validation(self.model, metric) if due else None
-        self.interrupt.immediate = False
         record = state.record(metric, value, time.monotonic() - began)
         unranked = last and not stage.validate and self.validation.enabled  # what this stage trained is kept unseen
         if state.improves(value) or not self.validation.enabled or unranked:
@@ -192,6 +206,8 @@ class Loop:
             state.stale = 0
         elif due:
             state.stale += 1
+        self._consult(stage, record)
+        self.interrupt.immediate = False
         state.end_epoch(record)
         if self._leads and self.folder is not None:
             self.folder.write_metrics(state.history)
@@ -201,18 +217,34 @@ class Loop:
             note = "is the last one and is not validated: its last weights are those of the run"
             print(f"stage {stage.name!r} {note}", file=sys.stderr, flush=True)
 
+    def _consult(self, stage: Stage, record: dict[str, Any]) -> None:
+        """Let the callbacks see the epoch; the record says who stops the run."""
+        state = self.state
+        best = None if state.best is None else frozen(state.best)
+        seen = Epoch(state.epoch + 1, state.stage, stage.name, frozen(record), self.model, best)
+        stopped = consult(self.settings.callbacks, seen, self.fabric)
+        if stopped is not None:
+            record["stopped"] = stopped
+
     def _spare(self) -> Batch:
+        own = self.settings.plan[self.state.stage].data
+        if own is not None:
+            return first_batch(own)
         training = self.batches.training
         user = np.flatnonzero(training.lengths > 1)[:1]
         return training.gather(user, self.batches.max_length + 1, needs=self.batches.needs)
 
-    def _agree(self, weight: float, stop: bool) -> tuple[float, bool]:
-        """Sum of target weights over the processes, and whether any of them is asked to stop."""
+    def _agree(self, weight: float, stop: bool, due: bool) -> tuple[float, bool, bool]:
+        """Sum of target weights over the processes, whether any is asked to stop, whether the first one is to save.
+
+        The first process decides when to save: clocks differ, and all must meet in what a decision leads to.
+        """
         if self.fabric.world_size == 1:
-            return weight, stop
-        both = torch.tensor([weight, float(stop)], dtype=torch.float64, device=self.fabric.device)
-        total, asked = self.fabric.all_reduce(both, reduce_op="sum")
-        return float(total), bool(asked > 0)
+            return weight, stop, due
+        asked = [weight, float(stop), float(due and self._leads)]
+        values = torch.tensor(asked, dtype=torch.float64, device=self.fabric.device)
+        total, stops, saves = self.fabric.all_reduce(values, reduce_op="sum")
+        return float(total), bool(stops > 0), bool(saves > 0)
 
     # Weights and checkpoints.
 
@@ -231,31 +263,22 @@ class Loop:
         self.model.load_tensors(kept)
         self.model.to(self.fabric.device)
 
-    def _save_if_due(self) -> None:
+    def _is_due(self) -> bool:
+        """Whether a checkpoint is due behind the update that is about to be made."""
         every = self.settings.checkpoint_every
-        by_steps = every is not None and self.state.step - self._saved_step >= every
-        by_time = time.monotonic() - self._saved >= self.settings.checkpoint_seconds
-        if self._agreed(by_steps or by_time):
-            self._save()
-
-    def _agreed(self, due: bool) -> bool:
-        """What the first process decides: clocks differ, and all must meet in what a decision leads to."""
-        if self.fabric.world_size == 1:
-            return due
-        asked = torch.tensor([float(due and self._leads)], device=self.fabric.device)
-        found: Any = self.fabric.all_reduce(asked, reduce_op="sum")
-        return bool(found > 0)
+        by_steps = every is not None and self.state.step + 1 - self._saved_step >= every
+        return by_steps or time.monotonic() - self._saved >= self.settings.checkpoint_seconds
 
     def _save(self) -> None:
         self._check_finite()
-        self._saved, self._saved_step = time.monotonic(), self.state.step
+        self._saved, self._saved_step, self._due = time.monotonic(), self.state.step, False
         if self.folder is None or not self._leads or self.updater is None:
             return
         tensors: dict[str, dict[str, Tensor]] = {"model": self.model.tensors(), "optimizer": {}, "random": {}}
         state = {
             "identity": self.identity,
             "loop": asdict(self.state),
-            "optimizer": pack(self.updater.raw_optimizer.state_dict(), "optimizer", tensors["optimizer"]),
+            "optimizer": pack(named_state(self.updater.raw_optimizer, self.model), "optimizer", tensors["optimizer"]),
             "precision": pack(self.fabric.strategy.precision.state_dict(), "precision", tensors["optimizer"]),
             "random": pack(random_state(), "random", tensors["random"]),
         }
@@ -267,7 +290,8 @@ class Loop:
         assert self._resumed is not None and self.updater is not None
         state, tensors = self._resumed.state, self._resumed.tensors
         with reading("the checkpoint of this run", REMEDY):
-            self.updater.raw_optimizer.load_state_dict(unpack(state["optimizer"], tensors["optimizer"]))
+            kept = unpack(state["optimizer"], tensors["optimizer"])
+            load_named_state(self.updater.raw_optimizer, self.model, kept)
             self.fabric.strategy.precision.load_state_dict(unpack(state["precision"], tensors["optimizer"]))
             restore_random_state(unpack(state["random"], tensors["random"]))
 
@@ -317,9 +341,13 @@ class Loop:
         if self.settings.loggers:
             flat = {**record, **{f"loss/{name}": value for name, value in record["terms"].items()}}
             del flat["terms"]
+            flat.pop("stopped", None)
             self.fabric.log_dict(flat, step=record["epoch"])
         if self._talks:
             print(self.state.line(self._epochs(stage)), file=sys.stderr, flush=True)
+        if self._talks and "stopped" in record:
+            why = f": {record['stopped']['why']}" if "why" in record["stopped"] else ""
+            print(f"stopped by {record['stopped']['by']}{why}", file=sys.stderr, flush=True)
 
 
 def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:

@@ -27,6 +27,7 @@ from recsys.runs.write import BASELINES, METRICS, clear_baselines
 from recsys.storage.files import write_text
 from recsys.storage.parts import title
 from recsys.train.fit import Fitted, fit
+from recsys.train.settings import Training
 
 if TYPE_CHECKING:
     from recsys.data.split import Split
@@ -149,9 +150,9 @@ def renew(folder: Path, model: Any, split: Split, report: Report) -> Comparison 
 
 
 def _baseline(run: Run, baseline: Any) -> Report:
-    began, settings = time.monotonic(), run.settings
-    more = {"exclude": settings.get("exclude", "history"), "seed": settings.get("seed", 0)}
-    fit(baseline, run.split, validate_every=0, progress=False, init="fresh", **more)
+    began, asked = time.monotonic(), run.training
+    alike = Training(exclude=asked.exclude, seed=asked.seed, validate_every=0, progress=False, init="fresh")
+    fit(baseline, run.split, alike)
     report = evaluate(baseline, run.split.test, name=title(baseline), users=run.split.users, **run.evaluate)
     print(f"{report.name}: fitted and ranked in {time.monotonic() - began:.1f} s", file=sys.stderr)
     return report
@@ -166,7 +167,7 @@ def _asked(reports: list[Report], metric: str) -> str | None:
 
 
 def _chosen_by(run: Run, fitted: Fitted) -> str:
-    return str(run.settings.get("metric") or fitted.best.get("metric") or METRIC)
+    return str(run.training.metric or fitted.best.get("metric") or METRIC)
 
 
 def _metric(folder: Path) -> str:

@@ -3,47 +3,57 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recsys.errors import closest
 from recsys.recommenders.base import Ranker
 from recsys.train.fit import Fitted, fit
-from recsys.train.settings import Stage
+from recsys.train.settings import Stage, Training
 
 if TYPE_CHECKING:
     from recsys.data.split import Split
 
 
-@dataclass
 class Run:
-    """A model, the data it is trained on and the knobs of :func:`recsys.fit`: what a recipe returns.
+    """A model, the data it is trained on and how it is trained: what a recipe returns.
 
     Args:
-        settings: arguments for :func:`recsys.fit` by name.
+        training: a :class:`recsys.Training`, or its fields by name.
         baselines: recommenders to fit on the same split and compare with.
         evaluate: arguments for :func:`recsys.evaluate` on the test part, by name.
-        stages: phases of training, instead of ``settings["epochs"]``.
+        settings, stages: what recipes of 0.1 call ``training`` and ``training.stages``.
 
     Raises:
-        TypeError: ``settings`` or ``evaluate`` names an argument that does not exist.
+        TypeError: ``training`` names a knob, or ``evaluate`` an argument, that does not exist.
     """
 
-    model: Ranker
-    split: Split
-    settings: dict[str, Any] = field(default_factory=dict)
-    name: str = ""
-    baselines: Sequence[Ranker] = ()
-    evaluate: dict[str, Any] = field(default_factory=dict)
-    stages: Sequence[Stage] | None = None
+    def __init__(
+        self,
+        model: Ranker,
+        split: Split,
+        training: Training | Mapping[str, Any] | None = None,
+        name: str = "",
+        baselines: Sequence[Ranker] = (),
+        evaluate: Mapping[str, Any] | None = None,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        stages: Sequence[Stage] | None = None,
+    ) -> None:
+        from recsys.eval.evaluate import evaluate as rank
 
-    def __post_init__(self) -> None:
-        from recsys.eval.evaluate import evaluate
-
-        _check("settings", self.settings, fit, ("model", "split", "stages", "name", "recipe", "arguments"))
-        _check("evaluate", self.evaluate, evaluate, ("model", "part"))
+        if training is not None and settings is not None:
+            raise TypeError("settings is the former name of training: give one of the two")
+        given: dict[str, Any] = {} if stages is None else {"stages": stages}
+        self.model, self.split, self.name, self.baselines = model, split, name, baselines
+        self.training = Training.of(settings if training is None else training, **given)
+        self.evaluate = dict(evaluate or {})
+        known = set(inspect.signature(rank).parameters) - {"model", "part"}
+        for argument in self.evaluate:
+            if argument not in known:
+                near = closest(argument, known)
+                raise TypeError(f"evaluate holds {argument!r}, which recsys.evaluate does not take; {near}")
 
     def fit(
         self,
@@ -52,23 +62,12 @@ class Run:
         arguments: dict[str, Any] | None = None,
         **changes: Any,
     ) -> Fitted:
-        """Train the model; ``changes`` override ``settings``.
+        """Train the model; ``changes`` are knobs that go before those of ``training``.
 
         Args:
             folder: the run folder.
             recipe: the file this run came from, copied into the folder.
             arguments: the arguments the recipe was called with, kept in ``config.json``.
         """
-        _check("changes", changes, fit, ("model", "split", "stages", "name"))
-        chosen: dict[str, Any] = {**self.settings, **changes}
-        if folder is not None:
-            chosen["folder"] = folder
-        more: dict[str, Any] = {"name": self.name, "recipe": recipe, "arguments": arguments, "stages": self.stages}
-        return fit(self.model, self.split, **chosen, **more)
-
-
-def _check(what: str, given: dict[str, Any], function: Any, taken: Sequence[str]) -> None:
-    known = set(inspect.signature(function).parameters) - set(taken)
-    for name in given:
-        if name not in known:
-            raise TypeError(f"{what} holds {name!r}, which {function.__name__} does not take; {closest(name, known)}")
+        training = Training.of(self.training, **changes)
+        return fit(self.model, self.split, training, folder=folder, name=self.name, recipe=recipe, arguments=arguments)

@@ -1,9 +1,10 @@
-"""The knobs of :func:`recsys.fit`, checked before anything else happens, and the stages of a run."""
+"""The knobs of :func:`recsys.fit`, written once and checked before anything else happens, and the stages of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -13,13 +14,15 @@ from torch.optim import Optimizer
 from recsys.errors import closest
 from recsys.eval.choice import choose
 from recsys.eval.report import EXCLUDE
+from recsys.train.callbacks import Callback, name_of
+from recsys.train.source import BatchSource, check_source
 
 INITS = ("keep", "fresh")
 DECAYS = ("none", "linear", "cosine")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 # What may change between a run and its resumption without changing what is computed.
 _FREE = {"epochs", "stages", "patience", "workers", "resume", "checkpoint_every", "checkpoint_seconds", "loggers"}
-_FREE |= {"init", "progress", "devices", "accelerator", "strategy", "num_nodes", "compile", "precision"}
+_FREE |= {"callbacks", "init", "progress", "devices", "accelerator", "strategy", "num_nodes", "compile", "precision"}
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,15 @@ class Stage:
             the best weights are chosen anew.
         start: "best" starts from the best weights so far, "last" from where the stage before ended. Behind a stage
             without validation both are its last weights.
-        learning_rate: None for that of the run.
+        learning_rate: None for that of the run. A number is the rate of all parameters that have no rate of their own;
+            a named group with one keeps it. A mapping sets the rates of groups by name, "default" being the rest.
         patience: None for that of the run.
         name: what parts see as ``step.stage``.
         validate: False for a stage whose weights do not rank yet: nothing is validated, it does not end early, and
             its last weights are kept: the next stage goes on from them and chooses the best ones anew, or they are
             the result of the run if there is none.
+        data: where its batches come from, instead of the training rows of the split: see
+            :class:`recsys.train.source.BatchSource` (preference pairs, other rows, rollouts).
     """
 
     epochs: int
@@ -50,10 +56,11 @@ class Stage:
     freeze: Sequence[str] = ()
     select: str | None = None
     start: str = "best"
-    learning_rate: float | None = None
+    learning_rate: float | Mapping[str, float] | None = None
     patience: int | None = None
     name: str = "train"
     validate: bool = True
+    data: BatchSource | None = None
 
     def __post_init__(self) -> None:
         _whole("epochs", self.epochs, 0)
@@ -62,60 +69,110 @@ class Stage:
         for name in ("losses", "train", "freeze"):
             if isinstance(getattr(self, name), str):
                 raise TypeError(f"{name} is a list of names, found {getattr(self, name)!r}: put it in []")
+        rate = self.learning_rate
+        for name, value in rate.items() if isinstance(rate, Mapping) else [("", rate)] * (rate is not None):
+            _number(f"learning_rate[{name!r}]" if name else "learning_rate", value, above=0)
+        if self.data is not None:
+            check_source(self.data)
 
     def describe(self) -> dict[str, Any]:
-        """The stage as plain data."""
+        """The stage as plain data; ``data`` is there if the stage brings its own, by what identifies it."""
         plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        if plain.pop("data") is not None:
+            found = {"class": type(self.data).__qualname__, **(self.data.identity() if self.data is not None else {})}
+            plain["data"] = json.loads(json.dumps(found, default=str))
+        if isinstance(self.learning_rate, Mapping):
+            plain["learning_rate"] = dict(self.learning_rate)
         return {name: list(value) if isinstance(value, (tuple, list)) else value for name, value in plain.items()}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Every knob of :func:`recsys.fit` (documented there).
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a model is trained: every knob of :func:`recsys.fit`, each with its default.
+
+    ``fit(model, split, rs.Training(epochs=5))`` and ``fit(model, split, epochs=5)`` are the same.
+
+    Args:
+        epochs: most epochs; ``patience`` validations without a better ``metric`` end training sooner. More epochs
+            may be asked for when a run is resumed, unless the learning rate decays.
+        batch_size: training rows per batch, over all devices.
+        tokens: instead of ``batch_size``, the most inputs per batch, over all devices.
+        weight_decay: decoupled from the gradient (AdamW); 0 is plain Adam.
+        optimizer: parameters -> torch optimizer, instead of Adam; it sets its own learning rates, for each group, and
+            may change them (what a schedule counts outside of the optimizer is not in checkpoints). ``warmup_steps``
+            and ``decay`` multiply the rates that it has at the time.
+        warmup_steps: updates of each stage over which the learning rate rises linearly to its value.
+        decay: "none", or how the learning rate falls to 0 over the epochs of each stage: "linear" or "cosine". Where
+            ``patience`` ends a stage sooner, its last rates were not reached.
+        clip_norm: longest gradient (norm over all parameters) that is applied as it is.
+        accumulate: batches per update; losses are weighted as if they were one batch.
+        precision: "auto" (bf16-mixed on a GPU that has it, else 32-true), "32-true", "bf16-mixed", "16-mixed".
+            Validation is always in float32.
+        compile: compile the encoder with torch; where that fails training goes on without, and says so.
+        order, windows, stride, workers: see :class:`recsys.train.loader.TrainBatches`.
+        metric: one per-user metric with its cut-off; the larger the better (default "ndcg@10", or at the number of
+            items where there are fewer).
+        max_steps: updates after which training ends, wherever it stands; its last weights are validated as usual.
+        init: what a model begins with that was trained or loaded: "keep" goes on from what it has learned, on other
+            users and items too (rows are found by raw id, see :class:`recsys.protocols.Change`); "fresh" starts from
+            new weights. One that has learned nothing starts from new weights in any case, a resumed run from its
+            checkpoint, and what is counted rather than trained is counted anew.
+        validate_every: epochs between validations; 0 never validates and keeps the last weights.
+        exclude: "history", "none" or "history-except-targets", as in :func:`recsys.evaluate`.
+        valid_users: validate on this many users, drawn once by ``seed``; None for all.
+        resume: "auto" goes on if ``folder`` holds an unfinished run of exactly this kind, True insists on it, False
+            replaces what is there. A resumed run ends with the numbers of one that never stopped. While one process
+            trains into a folder, another that is to do the same is refused at once.
+        checkpoint_every: updates between checkpoints, besides one every ``checkpoint_seconds`` and two per epoch.
+        devices, accelerator, strategy, num_nodes, loggers: passed to Lightning's Fabric; one copy of the model per
+            device ("ddp"). The folder must be visible to all of them.
+        stages: phases of training instead of ``epochs``; the best weights of all of them are kept, unless a stage
+            selects by another metric.
+        callbacks: functions that are called behind each epoch, and may stop the run: see
+            :class:`recsys.train.callbacks.Epoch`.
 
     Raises:
         ValueError, TypeError: a knob has a value that cannot mean anything.
     """
 
-    epochs: int
-    batch_size: int
-    tokens: int | None
-    learning_rate: float
-    betas: tuple[float, float]
-    weight_decay: float
-    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None
-    warmup_steps: int
-    decay: str
-    clip_norm: float | None
-    accumulate: int
-    precision: str
-    compile: bool
-    order: str
-    windows: str
-    stride: int | None
-    workers: int
-    patience: int
-    metric: str
-    max_steps: int | None
-    init: str
-    validate_every: int
-    exclude: str
-    valid_users: int | None
-    seed: int
-    resume: str | bool
-    checkpoint_every: int | None
-    checkpoint_seconds: float
-    devices: int | str | Sequence[int]
-    accelerator: str
-    strategy: str | Any
-    num_nodes: int
-    loggers: Sequence[Any]
-    progress: bool
-    stages: Sequence[Stage] | None
+    epochs: int = 100
+    batch_size: int = 128
+    tokens: int | None = None
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    optimizer: Callable[[Iterable[Any]], Optimizer] | None = None
+    warmup_steps: int = 0
+    decay: str = "none"
+    clip_norm: float | None = None
+    accumulate: int = 1
+    precision: str = "auto"
+    compile: bool = False
+    order: str = "random"
+    windows: str = "last"
+    stride: int | None = None
+    workers: int = 0
+    patience: int = 10
+    metric: str | None = None
+    max_steps: int | None = None
+    init: str = "keep"
+    validate_every: int = 1
+    exclude: str = "history"
+    valid_users: int | None = None
+    seed: int = 0
+    resume: str | bool = "auto"
+    checkpoint_every: int | None = None
+    checkpoint_seconds: float = 60.0
+    devices: int | str | Sequence[int] = 1
+    accelerator: str = "auto"
+    strategy: str | Any = "auto"
+    num_nodes: int = 1
+    loggers: Sequence[Any] = ()
+    progress: bool = True
+    stages: Sequence[Stage] | None = None
+    callbacks: Sequence[Callback] = ()
 
     def __post_init__(self) -> None:
-        if self.metric is None:
-            object.__setattr__(self, "metric", default_metric(10))
         for name, least in (("epochs", 0), ("batch_size", 1), ("warmup_steps", 0), ("accumulate", 1), ("workers", 0)):
             _whole(name, getattr(self, name), least)
         for name, least in (("patience", 1), ("validate_every", 0), ("num_nodes", 1)):
@@ -139,17 +196,40 @@ class Settings:
         if self.resume not in ("auto", True, False):
             raise ValueError(f'resume is "auto", True or False, found {self.resume!r}')
         for stage in self.plan:
-            check_metric(stage.select or self.metric)
+            check_metric(self.metric_of(stage))
             if self.optimizer is not None and stage.learning_rate is not None:
                 raise ValueError(
                     f"the optimizer sets its own learning rate, so that of the stage {stage.name!r} has no effect: "
                     "leave one of the two out"
                 )
+        for one in self.callbacks:
+            if not callable(one):
+                raise TypeError(f"callbacks are functions of an Epoch, found {one!r}")
+
+    @classmethod
+    def of(cls, given: Training | Mapping[str, Any] | None, what: str = "training", **knobs: Any) -> Training:
+        """The training that ``given`` says, or its fields by name, with ``knobs`` in place of some.
+
+        Raises:
+            TypeError: a name is not a knob (the message has the nearest), or ``given`` is something else.
+        """
+        if not isinstance(given, (Training, Mapping, type(None))):
+            raise TypeError(f"{what} is a recsys.Training, or its fields by name; found {type(given).__name__}")
+        named = {**(given if isinstance(given, Mapping) else {}), **knobs}
+        known = [entry.name for entry in fields(cls)]
+        for name in named:
+            if name not in known:
+                raise TypeError(f"{what} has no knob {name!r}; {closest(str(name), known)}")
+        return replace(given, **named) if isinstance(given, Training) else cls(**named)
 
     @property
     def plan(self) -> tuple[Stage, ...]:
         """The stages of the run: those given, or one of ``epochs`` epochs."""
         return tuple(self.stages) if self.stages else (Stage(self.epochs),)
+
+    def metric_of(self, stage: Stage) -> str:
+        """What the epochs of ``stage`` are compared in."""
+        return stage.select or self.metric or default_metric(10)
 
     def describe(self) -> dict[str, Any]:
         """Every knob as plain data, for ``config.json``."""
@@ -158,10 +238,12 @@ class Settings:
             value = getattr(self, entry.name)
             if entry.name == "stages":
                 value = [stage.describe() for stage in value] if value else None
-            elif isinstance(value, (tuple, list)) and entry.name != "loggers":
-                value = list(value)
             elif entry.name == "loggers":
                 value = [type(logger).__name__ for logger in value]
+            elif entry.name == "callbacks":
+                value = [name_of(one) for one in value]
+            elif isinstance(value, (tuple, list)):
+                value = list(value)
             elif not isinstance(value, (str, int, float, bool, type(None))):
                 value = getattr(value, "__qualname__", type(value).__qualname__)
             plain[entry.name] = value
@@ -198,7 +280,7 @@ def one_of(name: str, value: Any, known: Sequence[str]) -> None:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}; {closest(str(value), known)}")
 
 
-def _describe_optimizer(make: Callable[[Iterable[nn.Parameter]], Optimizer] | None) -> Any:
+def _describe_optimizer(make: Callable[[Iterable[Any]], Optimizer] | None) -> Any:
     """Class and defaults of the caller's optimizer, as far as a trial on a small parameter shows them."""
     if make is None:
         return None

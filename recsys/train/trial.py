@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
@@ -25,13 +25,16 @@ from recsys.protocols import Encoded, Step
 from recsys.recommenders.composed import Recommender
 from recsys.runs.checkpoint import random_state, restore_random_state
 from recsys.train.loader import TrainBatches
+from recsys.train.settings import Stage
 
 ROWS = 8  # training histories that parts are tried on
 OPTIONAL = ("targets", "weights", "times", "query_time")  # fields of a batch that are not always there
 
 
-def try_parts(model: Any, batches: TrainBatches, stage: str) -> None:
+def try_parts(model: Any, batches: TrainBatches, plan: Sequence[Stage]) -> None:
     """Run every part of a bound model once, if one of them is of another package.
+
+    Losses that only stages with batches of their own ask for are left out: these rows are not theirs.
 
     Raises:
         ValueError: a part gives something else than its seam says; the message names its class.
@@ -45,14 +48,15 @@ def try_parts(model: Any, batches: TrainBatches, stage: str) -> None:
     def rows(more: int = 1) -> Batch:
         return training.gather(users, batches.max_length + more, needs=batches.needs)
 
+    wanted = [stage.losses for stage in plan if stage.data is None]
     before = random_state()
     try:
-        _Trial(_copied(model, training), rows()).run(rows(0))
+        _Trial(_copied(model, training), rows(), wanted).run(rows(0))
     except ValueError:  # some parts need their hooks first; they are called only then, as they may do more than that
         tried = _copied(model, training)
-        call(tried, "on_stage", stage)
+        call(tried, "on_stage", plan[0].name)
         call(tried, "on_epoch", 0)
-        _Trial(tried, rows()).run(rows(0))
+        _Trial(tried, rows(), wanted).run(rows(0))
     finally:
         restore_random_state(before)
 
@@ -60,8 +64,9 @@ def try_parts(model: Any, batches: TrainBatches, stage: str) -> None:
 class _Trial:
     """The seams in the order of a training step."""
 
-    def __init__(self, model: Recommender, rows: Batch) -> None:
+    def __init__(self, model: Recommender, rows: Batch, wanted: Sequence[Sequence[str] | None] = (None,)) -> None:
         model.eval()
+        self.wanted = wanted
         self.model, self.rows = model, rows.to(model.popularity.device)
         self.highest = model.num_items + getattr(model.items, "extra", 0)
         self.step = Step(self.rows, items=model.items, encode=self._encode, query=model.targets.query)
@@ -91,13 +96,17 @@ class _Trial:
             self._finite(part, "weights", weights)
         step = self.step = replace(step, batch=made)
         encoded = step.encoded
-        self._objective(encoded, made)
+        if self._asks_for("loss"):
+            self._objective(encoded, made)
         for name, twin, part in model._weighted():
             if not isinstance(getattr(part, "weight", None), (int, float, Tensor)):
                 raise _wrong(part, "an attribute weight, a number", repr(getattr(part, "weight", None)))
-            if _foreign(part):
+            if _foreign(part) and self._asks_for(name):
                 self._auxiliary(part, name, step.for_twin(twin))
         self._encode(model.targets.query(asked.to(self.rows.ids.device)))  # without targets, as validation does
+
+    def _asks_for(self, term: str) -> bool:
+        return any(replace(self.step, losses=losses).asks_for(term) for losses in self.wanted)
 
     def _items(self) -> None:
         items, count = self.model.items, self.model.num_items

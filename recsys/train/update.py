@@ -1,11 +1,10 @@
-"""One optimizer update over one or more batches: weights of targets, seeds, backward, clipping, step."""
+"""One optimizer update over one or more batches: weights of targets, seeds, backward, clipping, optimizer step."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,9 @@ from recsys.data.batch import Batch
 from recsys.errors import DataWarning, closest
 from recsys.protocols import Step
 from recsys.randomness import derive_seed
-from recsys.train.settings import Settings, Stage
+from recsys.train.optimizer import left, make_optimizer, scaled, train_only
+from recsys.train.settings import Stage, Training
+from recsys.train.source import is_prepared
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -38,7 +39,7 @@ class Updater:
     """
 
     def __init__(
-        self, model: Any, fabric: Fabric, settings: Settings, stage: Stage, spare: Callable[[], Batch]
+        self, model: Any, fabric: Fabric, settings: Training, stage: Stage, spare: Callable[[], Batch]
     ) -> None:
         self.fabric, self.settings, self.stage = fabric, settings, stage
         self.model, self.spare = model, spare
@@ -55,7 +56,7 @@ class Updater:
     def prepare(self, batches: Sequence[Batch], epoch: int, index: int) -> tuple[list[Step], float]:
         """The steps of one update (augmented, with targets) and the weight of all their targets on this process."""
         steps = [self._prepare(batch, epoch, index, micro, len(batches)) for micro, batch in enumerate(batches)]
-        return steps, sum(target_weight(step.batch) for step in steps)
+        return steps, sum(target_weight(step.batch) for step in steps if step.share)
 
     def __call__(self, steps: Sequence[Step], weight: float, progress: float = 0.0, done: int = 0) -> Update:
         """Update the model from prepared ``steps``; ``weight`` is that of their targets over all processes.
@@ -97,7 +98,7 @@ class Updater:
             share=0.0 if empty else 1.0 / of,
         )  # fmt: skip
         self._seed("prepare", epoch, index, micro)
-        if hasattr(self.model, "prepare"):
+        if hasattr(self.model, "prepare") and (self.stage.data is None or not is_prepared(self.stage.data)):
             batch = self.model.prepare(batch, step)
         if empty:
             batch = batch.replace(weights=torch.zeros(batch.ids.shape, device=batch.ids.device))
@@ -170,94 +171,12 @@ class _Losses(nn.Module):
         return chosen
 
 
-def left(decay: str, progress: float) -> float:
-    """What a decay leaves of the learning rate after a share of the stage.
-
-    >>> left("none", 0.5), left("linear", 0.25), left("cosine", 0.5)
-    (1.0, 0.75, 0.5)
-    """
-    if decay == "cosine":
-        return (1 + math.cos(math.pi * progress)) / 2
-    return 1.0 - progress if decay == "linear" else 1.0
-
-
-@contextmanager
-def scaled(optimizer: torch.optim.Optimizer, factor: float) -> Iterator[None]:
-    """All learning rates times ``factor`` for the step inside; the rates that the caller's own schedule set stay its.
-
-    They are back before hooks behind the step see them. What the optimizer itself makes of its rates in the step is
-    taken for a share of them.
-    """
-    if factor == 1.0:
-        yield
-        return
-    groups, rates = optimizer.param_groups, [group["lr"] for group in optimizer.param_groups]
-    lowered = [rate * factor for rate in rates]
-    waiting = True
-
-    def restore(*_: Any) -> None:
-        nonlocal waiting
-        if not waiting:
-            return
-        waiting = False
-        for group, rate, low in zip(groups, rates, lowered, strict=False):
-            group["lr"] = rate if group["lr"] == low or not factor else group["lr"] / factor
-
-    for group, low in zip(groups, lowered, strict=True):
-        group["lr"] = low
-    handle = optimizer.register_step_post_hook(restore)
-    hooks: Any = optimizer._optimizer_step_post_hooks
-    hooks.move_to_end(handle.id, last=False)
-    try:
-        yield
-    finally:
-        handle.remove()
-        restore()
-
-
 def target_weight(batch: Batch) -> float:
     """The sum of the weights of a prepared batch's targets (their number, if it has no weights)."""
     if batch.targets is None:
         return float(len(batch))
     chosen = batch.targets > 0
     return float(chosen.sum() if batch.weights is None else (batch.weights.double() * chosen).sum())
-
-
-def train_only(model: nn.Module, stage: Stage) -> None:
-    """Let only the parameters that ``stage`` trains ask for gradients.
-
-    Raises:
-        ValueError: a name leads to no part of the model, or nothing is left to train.
-    """
-    names = [name for name, _ in model.named_parameters()]
-    parts = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
-    for part in (*(stage.train or ()), *stage.freeze):
-        if part not in parts:
-            raise ValueError(f"the model has no part {part!r} with parameters; {closest(part, parts)}")
-    for name, parameter in model.named_parameters():
-        wanted = stage.train is None or _within(name, stage.train)
-        parameter.requires_grad_(wanted and not _within(name, stage.freeze))
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(f"nothing is left to train: train={stage.train}, freeze={list(stage.freeze)}")
-
-
-def make_optimizer(model: nn.Module, settings: Settings, stage: Stage) -> torch.optim.Optimizer:
-    """The optimizer of a stage: the caller's own, or Adam (AdamW if there is weight decay), fused where that exists."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if settings.optimizer is not None:
-        made = settings.optimizer(parameters)
-        if not isinstance(made, torch.optim.Optimizer):
-            raise TypeError(f"optimizer is a function from parameters to a torch optimizer; it gave {made!r}")
-        return made
-    fused = settings.precision != "16-mixed" and all(p.device.type in ("cpu", "cuda", "mps") for p in parameters)
-    kind = torch.optim.AdamW if settings.weight_decay else torch.optim.Adam
-    rate = stage.learning_rate or settings.learning_rate
-    first, second = settings.betas
-    return kind(parameters, lr=rate, betas=(first, second), weight_decay=settings.weight_decay, fused=fused)
-
-
-def _within(name: str, parts: Iterable[str]) -> bool:
-    return any(name == part or name.startswith(f"{part}.") for part in parts)
 
 
 def _compile(model: Any) -> None:

@@ -12,7 +12,7 @@ from recsys.eval.choice import choose
 from recsys.eval.evaluate import evaluate
 from recsys.eval.report import Report
 from recsys.randomness import numpy_generator
-from recsys.train.settings import Settings
+from recsys.train.settings import Training
 
 if TYPE_CHECKING:
     from recsys.data.split import Split
@@ -25,7 +25,7 @@ class Validation:
         ValueError: the cut-off of a metric is above the number of items.
     """
 
-    def __init__(self, split: Split, settings: Settings, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, split: Split, settings: Training, rank: int = 0, world_size: int = 1) -> None:
         self.part, self.settings = split.valid, settings
         self.rank, self.world_size = rank, world_size
         wanted = settings.valid_users
@@ -34,7 +34,7 @@ class Validation:
             self.part = self.part.subset(np.sort(draw))
         self.enabled = settings.validate_every > 0 and len(self.part) > 0
         if self.enabled:
-            choose({stage.select or settings.metric for stage in settings.plan}, 10, split.num_items)
+            choose({settings.metric_of(stage) for stage in settings.plan}, 10, split.num_items)
         elif settings.validate_every > 0:
             note = "no user has validation events: every epoch is trained, and the weights of the last one are kept"
             warnings.warn(note, DataWarning, stacklevel=3)

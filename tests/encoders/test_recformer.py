@@ -670,8 +670,8 @@ def test_the_recipe_trains_its_stages_and_takes_local_weights(monkeypatch, tmp_p
     monkeypatch.setattr(recsys, "load", lambda name: SimpleNamespace(split=lambda splitter, audit=True: split))
     recipe = load_recipe(find_recipe("recformer"))
     made = recipe(dim=DIM, vocab_size=300, epochs=1, second_epochs=1, pretrain_epochs=1, batch_size=8)
-    assert [stage.name for stage in made.stages] == ["pretrain", "first", "second"]
-    fitted = fit(made.model, split, stages=made.stages, progress=False, precision="bf16-mixed", **made.settings)
+    assert [stage.name for stage in made.training.stages] == ["pretrain", "first", "second"]
+    fitted = fit(made.model, split, made.training, progress=False, precision="bf16-mixed")
     assert len(fitted.history) == 3
     fast = PreTrainedTokenizerFast(
         tokenizer_object=made.model.encoder.tokens._tokenizer,

@@ -132,13 +132,9 @@ def test_a_sample_of_validation_users_is_the_same_every_time(split):
 
 
 def settings(**changes):
-    from inspect import signature
+    from recsys.train.settings import Training
 
-    from recsys.train.settings import Settings
-
-    known = Settings.__dataclass_fields__
-    plain = {name: p.default for name, p in signature(fit).parameters.items() if name in known}
-    return Settings(**{**plain, **changes})
+    return Training(**changes)
 
 
 def test_no_epochs_keep_the_initial_weights(split, tmp_path):

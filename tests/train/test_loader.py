@@ -203,11 +203,10 @@ def test_resuming_in_the_middle_of_an_epoch(draw, choice):
 def test_ranks_together_hold_the_batch_of_one(draw, choice, world_size):
     training = training_of(draw(4, users=40))
     whole = list(TrainBatches(training, max_length=5, **choice).epoch(0))
-    ranks = [
-        TrainBatches(training, max_length=5, rank=rank, world_size=world_size, **choice) for rank in range(world_size)
-    ]
+    ranks = [TrainBatches(training, max_length=5, **choice) for _ in range(world_size)]
     assert {batches.num_batches(0) for batches in ranks} == {len(whole)}
-    for step in zip(whole, *(batches.epoch(0) for batches in ranks), strict=True):
+    shares = (batches.epoch(0, rank=rank, world_size=world_size) for rank, batches in enumerate(ranks))
+    for step in zip(whole, *shares, strict=True):
         parts: dict[int, tuple[int, ...]] = {}
         for share in step[1:]:
             assert share.ids.shape[1] >= 1
@@ -220,8 +219,8 @@ def test_ranks_together_hold_the_batch_of_one(draw, choice, world_size):
 def test_a_rank_without_rows_gets_an_empty_batch(prepare):
     training = training_of(prepare([[1, 2, 3, 4]] * 5, times=[[1, 2, 3, 4]] * 5))
     needs = frozenset({"times", "query_time"})
-    batches = TrainBatches(training, batch_size=4, rank=1, world_size=2, needs=needs)
-    *_, last = batches.epoch(0)
+    batches = TrainBatches(training, batch_size=4, needs=needs)
+    *_, last = batches.epoch(0, rank=1, world_size=2)
     assert len(last) == 0
     prepared = NextItem().train(last)
     assert prepared.flat.numel() == prepared.positions.numel() == prepared.flatten(prepared.targets).numel() == 0
@@ -260,12 +259,16 @@ def test_what_is_left_out_is_counted(prepare):
         ({"batch_size": 2, "scheme": "cloze"}, "scheme"),
         ({"batch_size": 2, "stride": 3}, "stride"),
         ({"batch_size": 2, "windows": "sliding", "stride": 51}, "stride"),
-        ({"batch_size": 2, "rank": 2, "world_size": 2}, "rank"),
     ],
 )
 def test_bad_arguments(draw, arguments, word):
     with pytest.raises(ValueError, match=word):
         TrainBatches(training_of(draw(1)), **arguments)
+
+
+def test_a_rank_that_is_not_there_is_refused(draw):
+    with pytest.raises(ValueError, match="rank"):
+        next(TrainBatches(training_of(draw(1)), batch_size=2).epoch(0, rank=2, world_size=2))
 
 
 def test_data_that_cannot_be_trained_on(prepare):

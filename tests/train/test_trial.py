@@ -278,8 +278,8 @@ def test_one_process_decides_when_to_save():
 
     def decided(leads, due, others):
         fabric = SimpleNamespace(world_size=2, device="cpu", is_global_zero=leads)
-        fabric.all_reduce = lambda value, reduce_op: value + others
-        return Loop._agreed(SimpleNamespace(fabric=fabric, _leads=leads), due)
+        fabric.all_reduce = lambda value, reduce_op: value + torch.tensor([0.0, 0.0, others])
+        return Loop._agree(SimpleNamespace(fabric=fabric, _leads=leads), 1.0, False, due)[2]
 
     assert decided(True, True, 0) and not decided(True, False, 0)
     assert decided(False, False, 1) and not decided(False, True, 0)

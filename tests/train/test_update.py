@@ -5,8 +5,8 @@ import torch
 from cycles import cycles, outcome, tiny
 
 from recsys.train.fit import fit
+from recsys.train.optimizer import scaled
 from recsys.train.settings import Stage
-from recsys.train.update import scaled
 
 UPDATES = 9
 
