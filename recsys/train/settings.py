@@ -97,10 +97,14 @@ class Training:
             may be asked for when a run is resumed, unless the learning rate decays.
         batch_size: training rows per batch, over all devices.
         tokens: instead of ``batch_size``, the most inputs per batch, over all devices.
+        learning_rate: of all parameters, except where a part or a stage sets that of a named group
+            (:class:`recsys.protocols.ParamGroup`).
+        betas: of Adam: the shares of its means of gradients and of their squares that an update keeps.
         weight_decay: decoupled from the gradient (AdamW); 0 is plain Adam.
         optimizer: parameters -> torch optimizer, instead of Adam; it sets its own learning rates, for each group, and
             may change them (what a schedule counts outside of the optimizer is not in checkpoints). ``warmup_steps``
-            and ``decay`` multiply the rates that it has at the time.
+            and ``decay`` multiply the rates that it has at the time. Where parts ask for named groups it gets these
+            instead of parameters, as torch optimizers take them.
         warmup_steps: updates of each stage over which the learning rate rises linearly to its value.
         decay: "none", or how the learning rate falls to 0 over the epochs of each stage: "linear" or "cosine". Where
             ``patience`` ends a stage sooner, its last rates were not reached.
@@ -120,12 +124,14 @@ class Training:
         validate_every: epochs between validations; 0 never validates and keeps the last weights.
         exclude: "history", "none" or "history-except-targets", as in :func:`recsys.evaluate`.
         valid_users: validate on this many users, drawn once by ``seed``; None for all.
+        seed: of all that is drawn at random: first weights, order of rows, negatives, dropout, validation users.
         resume: "auto" goes on if ``folder`` holds an unfinished run of exactly this kind, True insists on it, False
             replaces what is there. A resumed run ends with the numbers of one that never stopped. While one process
             trains into a folder, another that is to do the same is refused at once.
         checkpoint_every: updates between checkpoints, besides one every ``checkpoint_seconds`` and two per epoch.
         devices, accelerator, strategy, num_nodes, loggers: passed to Lightning's Fabric; one copy of the model per
             device ("ddp"). The folder must be visible to all of them.
+        progress: say on stderr what is trained, with a bar, and a line behind each epoch.
         stages: phases of training instead of ``epochs``; the best weights of all of them are kept, unless a stage
             selects by another metric.
         callbacks: functions that are called behind each epoch, and may stop the run: see

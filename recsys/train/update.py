@@ -70,7 +70,7 @@ class Updater:
         """
         # Gradients are averaged over processes, so each divides by its share of the weight.
         total = max(weight, 1e-12) / self.fabric.world_size
-        steps = [replace(step, total_weight=total) for step in steps]
+        steps = [replace(step, total_weight=total, share=_share(step, total)) for step in steps]
         if self._untried:
             self._try_compiled(steps[0])
         self.optimizer.zero_grad(set_to_none=True)
@@ -183,6 +183,13 @@ def _compile(model: Any) -> None:
     if not isinstance(getattr(model, "encoder", None), nn.Module):
         raise ValueError(f"compile=True compiles model.encoder, and {type(model).__name__} has none: use compile=False")
     model.encoder.compile(dynamic=True)
+
+
+def _share(step: Step, total: float) -> float:
+    """The part of an update that a batch is. One without targets counts by its rows, however they are shared out."""
+    if step.batch.targets is not None or not step.share:
+        return step.share
+    return target_weight(step.batch) / total
 
 
 def _sum(terms: dict[str, Tensor]) -> Tensor:

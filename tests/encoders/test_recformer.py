@@ -684,7 +684,7 @@ def test_the_recipe_trains_its_stages_and_takes_local_weights(monkeypatch, tmp_p
     LongformerForMaskedLM(config).save_pretrained(tmp_path)
     fast.save_pretrained(tmp_path)
     local = recipe(pretrained=str(tmp_path), pretrain_epochs=0, train="last", max_tokens=100)
-    assert [stage.name for stage in local.stages] == ["first", "second"]
+    assert [stage.name for stage in local.training.stages] == ["first", "second"]
     local.model.bind(context(split))
     assert local.model.encoder.dim == local.model.items.dim == DIM
 

@@ -43,3 +43,16 @@ def test_all_processes_end_with_the_same_answer(runs):
     ranks = [json.loads((runs / "2" / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0][:2] == ranks[1][:2] and ranks[0][1]["epoch"] >= ranks[0][0]["epoch"]
     assert json.loads((runs / "2" / "manifest.json").read_text())["machine"]["processes"] == 2
+
+
+def test_a_stage_with_batches_of_its_own_and_a_callback_on_two_processes(runs):
+    (alone, weights), *ranks = (
+        json.loads((runs / name / f"rank-{rank}.json").read_text())[3] for name, rank in (("1", 0), ("2", 0), ("2", 1))
+    )
+    assert len(alone) == 2 and alone[-1]["stopped"] == {"by": "early"}
+    for history, found in ranks:
+        assert [line["targets"] for line in history] == [line["targets"] for line in alone] == [31.0, 31.0]
+        assert [line["step"] for line in history] == [6, 12] and history[-1]["stopped"] == {"by": "early"}
+        assert found == ranks[0][1]
+    for name, values in weights.items():
+        assert ranks[0][1][name] == pytest.approx(values, abs=1e-5), name
