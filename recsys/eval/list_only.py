@@ -22,7 +22,7 @@ import torch
 
 from recsys.data.prepared import padded_blocks
 from recsys.errors import DataError
-from recsys.eval.candidates import Columns, Lists, Pool
+from recsys.eval.candidates import Columns, ListedColumns, Lists, Pool
 from recsys.eval.ranks import Asked, Landed
 from recsys.recommenders.history import histories_of
 from recsys.recommenders.top import TopK
@@ -45,16 +45,16 @@ class Lister:
         ValueError: the part knows no raw ids.
     """
 
-    rows = None  # lists come in raw ids, so there are no rows of the model to translate
-    device = torch.device("cpu")
-
     def __init__(self, model: Any, part: HeldOut) -> None:
         if part.split is None:
             raise ValueError(
                 f"{type(model).__name__} only gives lists of raw ids, and the part {part.name!r} knows none: evaluate "
                 "on split.test or split.valid of a split, or give the model a score_safely(batch)"
             )
-        self.model, self.part, self.num_items = model, part, part.num_items
+        self.model, self.num_items = model, part.num_items
+        self.part: HeldOut = part
+        self.rows: np.ndarray | None = None  # lists come in raw ids, so there are no rows of the model to translate
+        self.device = torch.device("cpu")
         self.items: Vocabulary = part.split.items
         self.require("exclude")
         self._known: tuple[Vocabulary, np.ndarray] | None = None
@@ -166,14 +166,14 @@ class Lister:
     def _name(self) -> str:
         return f"{type(self.model).__name__}.recommend"
 
-    def check(self, lists: Listing, hidden: np.ndarray | None, columns: Columns, denied: np.ndarray | None) -> None:
+    def check(self, lists: Listing, hidden: np.ndarray, columns: Columns, denied: np.ndarray | None) -> None:
         """Raise ValueError where a list holds an item twice, or one that may not be shown, or its scores make no sense.
 
         ``hidden`` are sorted keys user * (N + 1) + item, ``denied`` (N+1,) bool.
         """
         keys = lists.sorted_keys
         self._refuse_items(lists, keys[1:][keys[1:] == keys[:-1]], "twice")
-        if hidden is not None and len(hidden):
+        if len(hidden):
             at = np.minimum(np.searchsorted(hidden, keys), len(hidden) - 1)
             self._refuse_items(lists, keys[hidden[at] == keys], "although it is in the history, or denied")
         user, item = np.divmod(keys, lists.width)
@@ -273,19 +273,16 @@ class ListRanking:
         exclude = "history" if self.exclude == "history" else "none"
         rows, scores = self.scorer.ask(asked.index, self.depth, exclude, **self._given(asked, columns))
         lists = Listing(asked.index, rows, scores, width)
-        hidden = None if asked.hidden is None else asked.hidden[0] * width + asked.hidden[1]
+        user, item = asked.hidden or (np.zeros(0, np.int64), np.zeros(0, np.int64))
+        hidden = user * width + item
         self.scorer.check(lists, hidden, columns, self.pool.denied)
         at = lists.find(asked.owner, asked.target)
-        never = columns.place(asked.owner, asked.target) == 0
-        candidates = columns.sizes(users)
-        for pairs in () if asked.hidden is None else (asked.hidden,):
-            lost = columns.place(*pairs) > 0
-            if self.pool.denied is not None:
-                lost &= ~self.pool.denied[pairs[1]]
-            candidates = candidates - np.bincount(pairs[0][lost], minlength=users)
-            never |= np.isin(asked.owner * width + asked.target, hidden)
+        never = np.isin(asked.owner * width + asked.target, hidden)
+        lost = columns.place(user, item) > 0
         if self.pool.denied is not None:
             never |= self.pool.denied[asked.target]
+            lost &= ~self.pool.denied[item]
+        candidates = columns.sizes(users) - np.bincount(user[lost], minlength=users)
         return Landed(
             above=np.maximum(at, 0),
             size=np.ones(len(at), np.int64),
@@ -299,9 +296,9 @@ class ListRanking:
     def _given(self, asked: Asked, columns: Columns) -> dict[str, Any]:
         """``allow`` and ``deny`` of a batch, in raw ids; only what there is."""
         found: dict[str, Any] = {}
-        if isinstance(self.pool, Lists):
+        if isinstance(columns, ListedColumns):
             found["allow"] = self._lists(*columns.pairs(), len(asked.index))
-        elif self.pool.what:
+        elif isinstance(self.pool, Pool) and self.pool.what:
             found["allow"] = self._shared[0]
         pairs = None if self.denied is None else self.denied.pairs(asked.index)
         if self.exclude == "history-except-targets":  # which recommend does not know, so the rest of it is denied

@@ -35,7 +35,6 @@ _SAME = ("model", *TASK, *IDS, "users_total", "metrics", "sample", "list_only", 
 _COLUMNS = ("user", "history_length", "target_popularity")  # what the parts of a report are made from
 _FACTS = ("model", *TASK, "fingerprint", "repeated_targets", "metrics")  # what comparisons read
 _KINDS = ("repeated", "unreachable", "cold", "tied")
-_OF_LISTS = ("unlisted",)
 
 
 @dataclass(frozen=True)
@@ -77,10 +76,8 @@ class Report:
         rules: tuple[tuple[str, Aggregate, int], ...],
     ) -> Report:
         """A report with its counts and aggregates filled in."""
-        counts = {f"{kind}_targets": int(columns[f"{kind}_targets"].sum()) for kind in _KINDS}
-        counts |= {
-            f"{kind}_targets": int(columns[f"{kind}_targets"].sum()) for kind in _OF_LISTS if meta.get("list_only")
-        }
+        kinds = (*_KINDS, "unlisted") if meta.get("list_only") else _KINDS
+        counts = {f"{kind}_targets": int(columns[f"{kind}_targets"].sum()) for kind in kinds}
         candidates = columns["candidates"]
         lengths = columns.get("list_length", candidates)
         longest = max((int(name.partition("@")[2] or 0) for name in meta["metrics"]), default=0)
@@ -254,7 +251,7 @@ class Report:
             f"{meta['cold_targets']:,} never seen in training",
             _note(others, "further targets can never be shown and are misses" if missed else
                   "targets can never be shown and are misses"),
-            _note(meta.get("unlisted_targets", 0), f"targets are not in the lists of {listed}, whose ranks are unknown"),
+            _note(meta.get("unlisted_targets", 0), f"targets are not in the lists of {listed}: ranks unknown"),
             _note(meta.get("targets_added", 0), "targets added to the candidates of their users"),
             _note(meta.get("unknown_candidates", 0), "listed candidates not in the catalogue"),
             _note(meta["short_lists"], "users have a shorter list" if listed else "users have fewer candidates than k"),

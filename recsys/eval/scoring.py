@@ -29,7 +29,7 @@ class Matched(Protocol):
     """A model whose items are matched with those of a held-out part."""
 
     model: Any
-    part: HeldOut | Split
+    part: Any  # HeldOut, or a whole Split
     num_items: int
     rows: np.ndarray | None  # (N+1,) the model's row of each item row of the part; None: the same
     device: torch.device

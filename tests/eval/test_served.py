@@ -104,6 +104,16 @@ def tasks(split: Split) -> dict[str, tuple[list[str], set[str]]]:
     return found
 
 
+class OnlyLists:
+    """The lists of another recommender and nothing else."""
+
+    def __init__(self, served: Any) -> None:
+        self.served = served
+
+    def recommend(self, histories: Any, k: int, exclude: str, allow: Any = None, deny: Any = None) -> Any:
+        return self.served.recommend(histories, k, exclude, allow, deny)
+
+
 def agree(ranker: Any, served: Any, split: Split, k: int, exclude: str, deny: Any) -> None:
     """``evaluate(ranker)`` against the lists that ``served`` recommends; ``deny`` is raw ids, or such by user."""
     told = tasks(split)
@@ -111,6 +121,7 @@ def agree(ranker: Any, served: Any, split: Split, k: int, exclude: str, deny: An
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         report = rs.evaluate(ranker, split.test, k=k, exclude=exclude, progress=False, deny=deny)  # type: ignore[arg-type]
+        listed = rs.evaluate(OnlyLists(served), split.test, k=k, exclude=exclude, progress=False, deny=deny)  # type: ignore[arg-type]
         each = deny if isinstance(deny, list) else [deny.get(user, []) for user in told]
         top = served.recommend([history for history, _ in told.values()], k=k, exclude=exclude, deny=each)
     lists = dict(zip(told, top.items, strict=True))
@@ -118,12 +129,15 @@ def agree(ranker: Any, served: Any, split: Split, k: int, exclude: str, deny: An
     for place, user in enumerate(report.columns["user_id"].tolist()):
         _, targets = told[user]
         assert report.columns["num_targets"][place] == len(targets)
+        for name, value in of_list(lists[user], targets, k).items():
+            assert listed.columns[f"{name}@{k}"][place] == pytest.approx(value, abs=1e-9), (name, user)
         for item in lists[user]:
             shown[item] += 1
         if report.columns["tied_targets"][place] == 0:  # else the expected value over the orders, tested elsewhere
             for name, value in of_list(lists[user], targets, k).items():
                 assert report.columns[f"{name}@{k}"][place] == pytest.approx(value, abs=1e-9), (name, user)
-    assert report.exposure[k].tolist() == list(shown.values())
+    assert report.exposure[k].tolist() == listed.exposure[k].tolist() == list(shown.values())
+    assert np.array_equal(report.columns["repeated_targets"], listed.columns["repeated_targets"])
 
 
 @settings(max_examples=50, deadline=None)
