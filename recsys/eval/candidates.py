@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from recsys.errors import DataError, DataWarning
 from recsys.eval.listed import Listed, is_per_user
+from recsys.ranking.filters import all_or_each
 
 if TYPE_CHECKING:
     from recsys.data.split import HeldOut
@@ -299,15 +300,15 @@ def choose_denied(deny: Any, scorer: Matched) -> tuple[np.ndarray | None, Listed
     """What is never shown: to anybody as a mask (N+1,), or to each user; None for what was not given."""
     if deny is None:
         return None, None
-    if isinstance(deny, str):
-        raise TypeError(f"deny is a list of raw ids, and {deny!r} is one id: pass [{deny!r}]")
     items = vocabulary_of(scorer, "deny")
-    deny = list(deny) if isinstance(deny, Iterator) else deny
-    if is_per_user(deny):
-        listed = Listed.read(deny, scorer.part, items, "deny")  # type: ignore[arg-type]
+    by_name = isinstance(deny, Mapping) or hasattr(deny, "columns")
+    everyone, each = (None, deny) if by_name else all_or_each(deny, "deny", len(scorer.part))
+    if everyone is None:
+        lists = each if by_name else [() if one is None else one for one in each or ()]
+        listed = Listed.read(lists, scorer.part, items, "deny")
         unknown, count = listed.unknown, listed.unknown + len(listed.rows)
     else:
-        rows = items.rows(deny)
+        rows = items.rows(everyone) if everyone else np.zeros(0, np.int64)
         denied = np.zeros(scorer.num_items + 1, bool)
         denied[rows[rows > 0]] = True
         listed, unknown, count = None, int(np.count_nonzero(rows < 1)), len(rows)

@@ -56,6 +56,7 @@ def evaluate(
     sample: int | None = None,
     seed: int = 0,
     leakage: Literal["raise", "warn", "allow"] = "raise",
+    warn: bool = True,
 ) -> Report:
     """A :class:`Report` of how ``model`` ranks the targets of ``part`` among all items.
 
@@ -102,6 +103,7 @@ def evaluate(
         sample: rank so many users of the part only, drawn by ``seed``; the report says so.
         leakage: what happens if the model learned from targets of the part: "raise" a LeakageError, "warn", or
             "allow". Where it cannot be told, the first two warn.
+        warn: whether to warn of users that are left out and of many repeated targets, which the report counts.
 
     Raises:
         TypeError: ``model`` neither scores nor recommends, or without the arguments that are needed.
@@ -143,7 +145,8 @@ def evaluate(
     if len(asked) < len(part):
         meta["sample"] = {"users": len(asked), "seed": seed}
     report = Report.make(meta | _facts(model, part, run), columns, run.exposure(), choice.aggregates)
-    _tell(report, len(share))
+    if warn:
+        _tell(report, len(share))
     return report
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from recsys.errors import DataWarning
 from recsys.progress import Progress
 from recsys.randomness import numpy_generator
-from recsys.ranking.shown import Pairs, Shown
+from recsys.ranking.filters import Pairs, Shown
 
 Index = Any  # recsys.index.search.Index, which asks for its recall here
 QUERIES = 1000

@@ -33,8 +33,8 @@ from recsys.index.graphs import check_graph, checked_settings, read_index
 from recsys.index.ids import Slots
 from recsys.progress import Progress
 from recsys.randomness import derive_seed
+from recsys.ranking.filters import Shown, checked_k
 from recsys.ranking.products import check_metric, inverse_norms, products, refuse_nonfinite
-from recsys.ranking.shown import Shown, checked_k
 from recsys.ranking.ties import best
 from recsys.storage.files import replace
 from recsys.storage.folders import read_manifest, write_folder
@@ -316,8 +316,8 @@ class Index:
             vectors = torch.from_numpy(self.vectors[np.maximum(slots[rows], 0)])  # faiss sums up in several ways
             scores[rows] = (vectors * torch.from_numpy(queries[rows])[:, None]).sum(2).numpy()
         scores[slots < 0] = -np.inf
-        order = np.argsort(-scores, axis=1, kind="stable")
-        return np.take_along_axis(slots, order, 1), np.take_along_axis(scores, order, 1)
+        values, order = (one.numpy() for one in best(torch.from_numpy(scores), beam))
+        return np.take_along_axis(slots, order, 1), values
 
     def _walk(self, queries: np.ndarray, k: int, shown: Shown) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The ``k`` best that may be shown of what the graph finds, their scores, and where that will do."""

@@ -21,8 +21,8 @@ from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataWarning
 from recsys.hooks import having
 from recsys.protocols import Context
+from recsys.ranking.filters import EXCLUDE, Shown, checked_k
 from recsys.ranking.products import refuse_nonfinite
-from recsys.ranking.shown import EXCLUDE, Shown, checked_k
 from recsys.ranking.ties import best
 from recsys.recommenders.features import coded
 from recsys.recommenders.history import History, as_histories, collate, in_milliseconds, is_ready

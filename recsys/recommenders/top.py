@@ -15,7 +15,7 @@ import numpy as np
 from recsys.data.batch import PAD
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataWarning, printable
-from recsys.ranking.shown import Shown
+from recsys.ranking.filters import Shown
 from recsys.recommenders.history import History
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ from recsys.data.batch import PAD, Batch
 from recsys.data.cut import Cut
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, UnknownItemError
+from recsys.ranking.filters import Shown
 from recsys.ranking.products import refuse_nonfinite
-from recsys.ranking.shown import Shown
 from recsys.ranking.ties import best
 from recsys.recommenders.base import Ranker, Scores
 from recsys.recommenders.history import History, histories_of
@@ -319,7 +319,8 @@ class Bundle:
     ) -> tuple[TopK, Shown]:
         """:meth:`recommend` without a word, and what might be shown."""
         if self.index is None and not isinstance(self.model, Scores):  # one that makes lists
-            return self.model.recommend(histories, k, exclude, allow, deny), Shown()
+            with evaluating(self.model):
+                return self.model.recommend(histories, k, exclude, allow, deny), Shown()
         if self.index is None:
             return self.model._rank(histories, k, exclude, allow, deny)
         model, catalogue = self.model, self._catalogued()

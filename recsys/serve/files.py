@@ -20,7 +20,7 @@ import numpy as np
 
 from recsys.errors import DataError, DataWarning
 from recsys.progress import Progress
-from recsys.ranking.shown import Shown
+from recsys.ranking.filters import Shown
 from recsys.readers.blanks import BLANKS
 from recsys.readers.columns import MILLISECONDS, detect_unit, plain_names, time_columns
 from recsys.readers.times import NANOSECONDS

@@ -27,7 +27,7 @@ class Validation:
 
     def __init__(self, split: Split, settings: Training, rank: int = 0, world_size: int = 1) -> None:
         self.part, self.settings = split.valid, settings
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self._warned = rank, world_size, False
         wanted = settings.valid_users
         if wanted is not None and wanted < len(self.part):
             draw = numpy_generator(settings.seed, "valid_users").choice(len(self.part), wanted, replace=False)
@@ -54,7 +54,9 @@ class Validation:
             rank=self.rank,
             world_size=self.world_size,
             leakage="allow",  # the split itself says what trains
+            warn=not self._warned,  # the users and targets are the same in every epoch
         )
+        self._warned = True
         if self.world_size > 1:
             shares: list[Any] = [None] * self.world_size
             from torch.distributed import all_gather_object

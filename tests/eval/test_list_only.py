@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from recsys.eval.html import write_html
 from recsys.eval.report import Report
 from recsys.eval.sampled import evaluate_sampled
 from recsys.recommenders.base import Ranker, Recommends, Scores
+from recsys.serve.files import recommend_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::recsys.errors.DataWarning")
 
@@ -290,7 +293,7 @@ class Generator(Ranker):
 
     def __init__(self) -> None:
         super().__init__()
-        self.max_length = 8
+        self.max_length, self.modes = 8, set[bool]()
         self.weight = torch.nn.Parameter(torch.zeros(()))
 
     def loss(self, step: Any) -> dict[str, torch.Tensor]:
@@ -301,7 +304,8 @@ class Generator(Ranker):
 
     def recommend(self, histories: Any, k: int = 10, exclude: str = "history", allow: Any = None, deny: Any = None):
         self._check(k, exclude)
-        assert self.vocabulary is not None and not self.training
+        assert self.vocabulary is not None
+        self.modes.add(self.training)
         items = self.vocabulary.ids.tolist()
         return [[item for item in items if item not in set(history)][:k] for history in histories]
 
@@ -311,6 +315,7 @@ def test_fit_validates_a_model_that_trains_and_only_recommends(split: Split) -> 
     fitted = rs.fit(model, split, epochs=2, metric="hr@5", batch_size=32, progress=False)
     expected = rs.evaluate(model, split.valid, metrics=["hr@5"], **QUIET).mean("hr@5")
     assert [record["hr@5"] for record in fitted.history] == [expected] * 2 and expected > 0
+    assert model.modes == {False} and model.training
     assert model.weight.item() != 0 and fitted.best["value"] == expected
 
 
@@ -338,3 +343,30 @@ class _NoTest:
 
     def protocol(self, prepared: Prepared) -> dict[str, Any]:
         return {"name": "no test"}
+
+
+def test_a_fit_warns_of_repeated_targets_once(split: Split) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        fitted = rs.fit(Generator(), split, epochs=3, metric="hr@5", batch_size=32, progress=False)
+    assert len(fitted.history) == 3
+    assert len([one for one in told if "repeat the user's history" in str(one.message)]) == 1
+
+
+def test_a_model_that_makes_lists_is_served_without_an_index(split: Split, tmp_path) -> None:
+    class Listed(Generator):
+        def recommend(self, histories: Any, *given: Any, **more: Any) -> Any:
+            lists = super().recommend(histories, *given, **more)
+            rows = np.zeros((len(lists), max(map(len, lists), default=0)), np.int64)
+            for row, items in zip(rows, lists, strict=True):
+                row[: len(items)] = split.items.rows(items)
+            return top_of(split, rows, np.where(rows > 0, -np.arange(rows.shape[1]), -np.inf))
+
+    model = Listed()
+    rs.fit(model, split, epochs=1, metric="hr@5", progress=False)
+    bundle = rs.Bundle(tmp_path, model, None, {})
+    found = bundle.recommend([["i1", "i3"]], k=3).items
+    assert model.modes == {False} and found == model.recommend([["i1", "i3"]], k=3).items
+    (tmp_path / "users.ndjson").write_text('{"user": "a", "items": ["i2", "nobody"]}\n')
+    recommend_file(bundle, tmp_path / "users.ndjson", tmp_path / "out.parquet", k=2, progress=False)
+    assert pl.read_parquet(tmp_path / "out.parquet")["items"].to_list() == [["i1", "i3"]]

@@ -226,3 +226,18 @@ def test_k13_a_denied_target_is_a_miss_and_unknown_ids_are_told() -> None:
     assert each.per_user("hr@1").tolist() == [0, 0, 1, 1, 0, 0]
     with pytest.raises(TypeError, match="i12"):
         rs.evaluate(model, split.test, deny="i12", progress=False)  # type: ignore[arg-type]
+
+
+def test_k13_denied_lists_may_leave_users_out_as_those_of_recommend_do() -> None:
+    model = Scripted(np.arange(12.0)[None].repeat(6, 0))
+    split = split_of([[1]] * 6, [[12], [11], [12], [12], [10], [9]])
+    for some in ([["i12"], None, None, (), np.array(["i12"], object), None], {"u0": ["i12"], "u4": ["i12"]}):
+        each = rs.evaluate(model, split.test, k=1, deny=some, progress=False)
+        assert each.per_user("hr@1").tolist() == [0, 0, 1, 1, 0, 0]
+    with pytest.raises(ValueError, match="6 expected, 2 found"):
+        rs.evaluate(model, split.test, k=1, deny=[["i12"], None], progress=False)
+    nothing: list[Any] = [[], (), iter([])]
+    plain = rs.evaluate(model, split.test, k=1, progress=False)
+    assert [rs.evaluate(model, split.test, k=1, deny=one, progress=False).means() for one in nothing] == [
+        plain.means()
+    ] * 3

@@ -1,6 +1,8 @@
-"""Which items may be shown to whom: history, allow and deny lists, as pairs of history and column.
+"""What filters recommendations: seen items, allow and deny lists, as pairs of history and column.
 
-One rule for models, bundles, indexes and files. Legend: B histories, N columns (items) of a block of scores.
+One rule for models, bundles, indexes, files and evaluation.
+
+Legend: B histories, N columns (items) of a block of scores.
 """
 
 from __future__ import annotations
@@ -75,11 +77,11 @@ class Shown:
         """
         count, told = len(histories), dict[str, tuple[int, int]]()
         denied = _pairs(find, histories, None, told) if exclude == "history" else NO_PAIRS
-        everyone, lists = _lists(deny, "deny", count)
+        everyone, lists = all_or_each(deny, "deny", count)
         denied_to_all = np.zeros(0, np.int64) if everyone is None else _columns(find, everyone, "deny", told)
         if lists is not None:
             denied = _joined(denied, _pairs(find, lists, "deny", told))
-        everyone, lists = _lists(allow, "allow", count)
+        everyone, lists = all_or_each(allow, "allow", count)
         if everyone is not None and not everyone and count and not empty:
             raise ValueError("allow=[] allows nothing: leave it out, or name the ids that may be recommended")
         allowed_to_all = None if everyone is None else _columns(find, everyone, "allow", told)
@@ -195,8 +197,13 @@ def checked_k(k: Any) -> int:
     return int(k)
 
 
-def _lists(given: Any, name: str, count: int) -> tuple[list[Any] | None, list[Any] | None]:
-    """Ids for all, or a list per history; both None where nothing is given."""
+def all_or_each(given: Any, name: str, count: int) -> tuple[list[Any] | None, list[Any] | None]:
+    """Ids for all, or a list (or None) per history or user; both None where nothing is given.
+
+    Raises:
+        ValueError: there are not ``count`` lists.
+        TypeError: something else than ids or lists of ids.
+    """
     if given is None:
         return None, None
     if isinstance(given, (str, bytes)):
@@ -211,7 +218,7 @@ def _lists(given: Any, name: str, count: int) -> tuple[list[Any] | None, list[An
         odd = next(one for inner, one in zip(nested, values, strict=True) if not inner and one is not None)
         raise TypeError(f"{name} must hold one list of ids per history, and mixes lists with ids such as {odd!r}")
     if len(values) != count:
-        raise ValueError(f"{name} must hold one list per query or history: {count} expected, {len(values)} found")
+        raise ValueError(f"{name} must hold one list per query, history or user: {count} expected, {len(values)} found")
     return None, [one if one is None or hasattr(one, "__len__") else list(one) for one in values]
 
 

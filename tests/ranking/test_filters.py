@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.ranking.shown import Shown
+from recsys.ranking.filters import Shown
 
 NAMES = [f"n{i}" for i in range(7)]
 ids = st.lists(st.sampled_from([*NAMES, "unheard of"]), max_size=5)
