@@ -95,11 +95,42 @@ def recommend_file(
         IsADirectoryError: ``out`` is a folder.
         BlockingIOError: another process is writing ``out``.
     """
-    import polars as pl
-
     started, users, out = time.monotonic(), Path(users), Path(out)
     k = bundle.model._check(k, exclude)
-    for name, ids in (("allow", allow), ("deny", deny)):
+    _check(users, out, layout, batch_size, {"allow": allow, "deny": deny})
+    with _reading(users):
+        total, passes = _open(users, bundle)
+    lists = {"allow": None if allow is None else list(allow), "deny": None if deny is None else list(deny)}
+    done = _Done()
+    with ExitStack() as stack:
+        with _writing(out):
+            parts = stack.enter_context(Workplace(out, "parts")).path
+        bar = stack.enter_context(Progress(total, "recommend", "users", enabled=progress))
+        for number, frame in enumerate(_batches(_read(passes, users), batch_size)):
+            tables = []
+            for piece in frame.iter_slices(USERS_AT_A_TIME):
+                histories, lengths = _histories(piece)
+                top, may = bundle._rank(histories, k, exclude, **_lists(piece, lists))
+                tables.append(_table(piece["user"], top, layout))
+                done.add(top, may, lengths, k)
+                bar.advance(len(top))
+            with _writing(out):
+                _write_part(parts / f"{number:08d}.parquet", tables)
+        if not done.counts["users"]:
+            raise DataError("the file holds no users: nothing to recommend")
+        with _writing(out):
+            _join(sorted(parts.glob("*.parquet")), out)
+    report = FileReport(**done.counts, seconds=time.monotonic() - started)
+    notes = [str(report)] if report.fallbacks or report.unknown_items else []
+    told = {name: count for name, count in done.unknown.items() if lists[name]}
+    for note in (*Shown(unknown=told).notes("catalogue"), *notes):
+        warnings.warn(note, DataWarning, stacklevel=2)
+    return report
+
+
+def _check(users: Path, out: Path, layout: str, batch_size: int, lists: dict[str, Any]) -> None:
+    """Raise where an argument is not possible, as :func:`recommend_file` says."""
+    for name, ids in lists.items():
         if isinstance(ids, (str, bytes)) or any(isinstance(one, (list, tuple)) for one in ids or ()):
             raise TypeError(f"{name} holds raw ids for all users; lists per user are a column {name!r} of the file")
     if layout not in LAYOUTS or out.suffix != ".parquet" or batch_size < 1:
@@ -111,38 +142,34 @@ def recommend_file(
         raise IsADirectoryError(f"{out} is a folder, and a Parquet file is to be written: name another file")
     if out.resolve() == users.resolve():
         raise ValueError(f"{out} is the file of users itself, which must not be replaced: name another file")
-    with _reading(users):
-        total, passes = _open(users, bundle)
-    counts = dict.fromkeys(("users", "unknown_items", "empty_histories", "fallbacks", "short_lists"), 0)
-    lists = {"allow": None if allow is None else list(allow), "deny": None if deny is None else list(deny)}
-    told: dict[str, tuple[int, int]] = {}
-    with ExitStack() as stack:
-        with _writing(out):
-            parts = stack.enter_context(Workplace(out, "parts")).path
-        shown = stack.enter_context(Progress(total, "recommend", "users", enabled=progress))
-        for number, frame in enumerate(_batches(_read(passes, users), batch_size)):
-            tables = []
-            for piece in frame.iter_slices(USERS_AT_A_TIME):
-                histories, length = _histories(piece)
-                top, may = bundle._rank(histories, k, exclude, **_lists(piece, lists))
-                tables.append(_table(piece["user"], top, layout))
-                told = {name: told.get(name, one) for name, one in may.unknown.items()}
-                left = (top.rows > 0).sum(1)
-                found = (len(top), top.unknown.sum(), (length == 0).sum(), top.fallback.sum(), (left < k).sum())
-                counts = {name: counts[name] + int(more) for name, more in zip(counts, found, strict=True)}
-                shown.advance(len(top))
-            with _writing(out):
-                write_parquet(parts / f"{number:08d}.parquet", pl.concat(tables))
-        if not counts["users"]:
-            raise DataError("the file holds no users: nothing to recommend")
-        with _writing(out):
-            files = sorted(parts.glob("*.parquet"))
-            replace(out, lambda partial: pl.scan_parquet(files, glob=False).sink_parquet(partial))
-    report = FileReport(**counts, seconds=time.monotonic() - started)
-    notes = [str(report)] if report.fallbacks or report.unknown_items else []
-    for note in (*Shown(unknown={name: told[name] for name in told if lists[name]}).notes("catalogue"), *notes):
-        warnings.warn(note, DataWarning, stacklevel=2)
-    return report
+
+
+class _Done:
+    """What was recommended so far, counted."""
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(("users", "unknown_items", "empty_histories", "fallbacks", "short_lists"), 0)
+        self.unknown: dict[str, tuple[int, int]] = {}  # of the first lists: unknown ids, ids given
+
+    def add(self, top: TopK, shown: Shown, lengths: np.ndarray, k: int) -> None:
+        """Count the lists ``top`` for histories of ``lengths`` (B,)."""
+        self.unknown = {name: self.unknown.get(name, one) for name, one in shown.unknown.items()}
+        short = (top.rows > 0).sum(1) < k
+        found = (len(top), top.unknown.sum(), (lengths == 0).sum(), top.fallback.sum(), short.sum())
+        self.counts = {name: self.counts[name] + int(more) for name, more in zip(self.counts, found, strict=True)}
+
+
+def _write_part(path: Path, tables: list[pl.DataFrame]) -> None:
+    import polars as pl
+
+    write_parquet(path, pl.concat(tables))
+
+
+def _join(files: list[Path], out: Path) -> None:
+    """The parts as one file."""
+    import polars as pl
+
+    replace(out, lambda partial: pl.scan_parquet(files, glob=False).sink_parquet(partial))
 
 
 @contextmanager
