@@ -72,6 +72,12 @@ class Comparison:
             "segments": [vars(row) for row in self.segments],
         }
 
+    @property
+    def list_note(self) -> str:
+        """A line on the models that only gave lists; empty if all were ranked exactly."""
+        lists = ", ".join(f"{name} to {depth}" for name, depth in self.meta.get("list_only", {}).items())
+        return f"list only: {lists}; there, equal scores count in the order of the list\n" if lists else ""
+
     def table(self, segments: bool = False, metric: str | None = None) -> list[list[str]]:
         """Rows of text with a heading, one per difference (in ``metric``, if given)."""
         heading = ["segment", "users"] if segments else []
@@ -91,7 +97,7 @@ class Comparison:
         return (
             f"{' / '.join(self.names[1:])} minus {self.names[0]} on {meta['part']}: {meta['users']:,} users paired, "
             f"exclude={meta['exclude']}, protocol {meta['protocol'].get('name', meta['protocol'])}\n"
-            f"{align(self.table())}{parts}\n{_of_lists(meta)}"
+            f"{align(self.table())}{parts}\n{self.list_note}"
             f"paired bootstrap intervals; two-sided sign-flip tests; Holm over {len(self.overall)} questions on all "
             f"users and {len(self.segments)} on segments"
         )
@@ -216,11 +222,6 @@ def _require_same_task(report: Report, first: Report, names: tuple[str, str]) ->
             DataWarning,
             stacklevel=4,
         )
-
-
-def _of_lists(meta: dict[str, Any]) -> str:
-    lists = ", ".join(f"{name} to {depth}" for name, depth in meta.get("list_only", {}).items())
-    return f"list only: {lists}; there, equal scores count in the order of the list\n" if lists else ""
 
 
 def _no_repeats(report: Report) -> bool:

@@ -98,7 +98,7 @@ def _comparison(comparison: Comparison) -> list[str]:
     parts = [
         f"<h2>Compared with {first}</h2>",
         f"<p>Paired by user ({comparison.meta['users']:,} users); difference = other − {first}, with its 95% bootstrap "
-        "interval; p from a two-sided sign-flip test, also with Holm's correction.</p>",
+        f"interval; p from a two-sided sign-flip test, also with Holm's correction. {_text(comparison.list_note)}</p>",
         _table(*_split(comparison.table())),
     ]
     if comparison.segments:

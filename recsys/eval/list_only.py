@@ -21,15 +21,16 @@ import numpy as np
 import torch
 
 from recsys.data.prepared import padded_blocks
+from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
 from recsys.eval.candidates import Columns, ListedColumns, Lists, Pool
 from recsys.eval.ranks import Asked, Landed
+from recsys.eval.scoring import REMEDY
 from recsys.recommenders.history import histories_of
 from recsys.recommenders.top import TopK
 
 if TYPE_CHECKING:
     from recsys.data.split import HeldOut
-    from recsys.data.vocabulary import Vocabulary
     from recsys.eval.listed import Listed
 
 USERS = 4096  # asked for at once, at most
@@ -43,6 +44,7 @@ class Lister:
     Raises:
         TypeError: ``model`` does not recommend, or not with ``exclude``.
         ValueError: the part knows no raw ids.
+        DataError: the model has a vocabulary that lacks items of the part.
     """
 
     def __init__(self, model: Any, part: HeldOut) -> None:
@@ -56,6 +58,7 @@ class Lister:
         self.rows: np.ndarray | None = None  # lists come in raw ids, so there are no rows of the model to translate
         self.device = torch.device("cpu")
         self.items: Vocabulary = part.split.items
+        require_known(getattr(model, "vocabulary", None), self.items)
         self.require("exclude")
         self._known: tuple[Vocabulary, np.ndarray] | None = None
 
@@ -195,6 +198,21 @@ class Lister:
         if len(wrong):
             user, item = divmod(int(wrong[0]), lists.width)
             self._refuse(f"the item {self.items.raw(np.array([item])).tolist()[0]!r} {what}", lists.index[user])
+
+
+def require_known(known: Any, items: Vocabulary) -> None:
+    """Raise DataError unless ``known``, the vocabulary of a model if it has one, holds all ``items`` of a part.
+
+    It may hold more: items that came after training.
+    """
+    if not isinstance(known, Vocabulary) or known is items or known.digest == items.digest:
+        return
+    lacks = items.ids[known.rows(items.ids) < known.first] if known.kind == items.kind else items.ids
+    if len(lacks):
+        raise DataError(
+            f"the held-out part has {len(items):,} items, and the model does not know {len(lacks):,} of them, such as "
+            f"{lacks[:SHOWN].tolist()} (it knows {len(known):,}, such as {known.ids[:SHOWN].tolist()}): {REMEDY}"
+        )
 
 
 @dataclass(frozen=True)

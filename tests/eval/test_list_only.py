@@ -276,7 +276,7 @@ def test_the_report_says_so_in_text_page_and_file(markov: Any, split: Split, tmp
     assert merged.meta == whole.meta and merged.means() == whole.means()
 
 
-def test_compare_takes_both_to_k_and_refuses_what_lies_deeper(markov: Any, split: Split) -> None:
+def test_compare_takes_both_to_k_and_refuses_what_lies_deeper(markov: Any, split: Split, tmp_path) -> None:
     exact = rs.evaluate(markov, split.test, k=(5, 10, 20), **QUIET)
     lists = rs.evaluate(OnlyLists(markov), split.test, k=5, **QUIET)
     found = rs.compare(exact, lists, metrics="ndcg@5")
@@ -286,6 +286,8 @@ def test_compare_takes_both_to_k_and_refuses_what_lies_deeper(markov: Any, split
     with pytest.raises(ValueError, match="list only, to 5"):
         rs.compare(exact, lists)
     assert "list only" not in str(rs.compare(exact, exact))
+    write_html(tmp_path / "report.html", "both", comparison=found)
+    assert "list only: OnlyLists to 5" in (tmp_path / "report.html").read_text()
 
 
 class Generator(Ranker):
@@ -370,3 +372,24 @@ def test_a_model_that_makes_lists_is_served_without_an_index(split: Split, tmp_p
     (tmp_path / "users.ndjson").write_text('{"user": "a", "items": ["i2", "nobody"]}\n')
     recommend_file(bundle, tmp_path / "users.ndjson", tmp_path / "out.parquet", k=2, progress=False)
     assert pl.read_parquet(tmp_path / "out.parquet")["items"].to_list() == [["i1", "i3"]]
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_a_model_that_is_known_to_have_other_items_is_refused(split: Split, markov: Any, text: bool, tmp_path) -> None:
+    bundle = rs.Bundle(tmp_path, markov, None, {})
+    other = make_split(text)
+    if text:
+        names = np.array([*split.items.ids.tolist()[:-1], "elsewhere"], object)
+        other = replace(other, items=Vocabulary(names, 1))
+    with pytest.raises(DataError, match="elsewhere" if text else "100") as caught:
+        rs.evaluate(bundle, other.test, **QUIET)
+    assert "i1" in str(caught.value)
+    with pytest.raises(DataError, match="held-out part does not know"):
+        rs.evaluate(OnlyLists(markov, False), replace(split, items=renamed(split)).test, leakage="allow", **QUIET)
+
+
+def renamed(split: Split) -> Vocabulary:
+    """Other names for half of the items."""
+    ids = split.items.ids.copy()
+    ids[::2] = [f"x{one}" for one in ids[::2]]
+    return Vocabulary(ids, 1)
