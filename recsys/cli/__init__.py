@@ -10,11 +10,30 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from recsys.cli import (
+    audit,
+    compare,
+    doctor,
+    embed,
+    evaluate,
+    export,
+    fetch,
+    fit,
+    profiles,
+    quickstart,
+    recommend,
+    similar,
+)
 from recsys.cli.arguments import parsed
-from recsys.cli.data import audit, embed, fetch, profiles
-from recsys.cli.runs import compare, evaluate, parse_fit, quickstart
-from recsys.cli.serving import export, recommend, similar
 from recsys.cli.terminal import plain_output, told, tolerate_any_locale
+
+GROUPS: dict[str, tuple[Callable[..., None], ...]] = {  # in the order in which a user needs them
+    "Data": (fetch.fetch, audit.audit, embed.embed, profiles.profiles),
+    "Models": (fit.fit, evaluate.evaluate, compare.compare),
+    "Serving": (export.export, recommend.recommend, similar.similar),
+    "About": (quickstart.quickstart, doctor.doctor),
+}
+COMMANDS = {command.__name__: command for group in GROUPS.values() for command in group}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     tolerate_any_locale()
     try:
-        command = parse_fit(arguments[1:]) if arguments[:1] == ["fit"] else _parse(arguments)
+        command = _parse(arguments)
         with plain_output():
             command()
             sys.stdout.flush()
@@ -41,29 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def doctor() -> None:
-    """Print what a bug report needs: versions, processor, threads, GPU, folders."""
-    from recsys.cli.doctor import examine
-
-    print(examine())
-
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "fetch": fetch,
-    "audit": audit,
-    "evaluate": evaluate,
-    "compare": compare,
-    "recommend": recommend,
-    "similar": similar,
-    "export": export,
-    "embed": embed,
-    "profiles": profiles,
-    "doctor": doctor,
-    "quickstart": quickstart,
-}
-
-
-def _parse(arguments: list[str]) -> Callable[[], None]:
+def _parse(arguments: list[str]) -> Callable[[], object]:
     """The command that is asked for, with its arguments."""
     if not arguments or arguments[0] in ("-h", "--help"):
         return _help
@@ -72,16 +69,21 @@ def _parse(arguments: list[str]) -> Callable[[], None]:
     if arguments[0] not in COMMANDS:
         from recsys.errors import closest
 
-        raise ValueError(f"there is no command {arguments[0]!r}; {closest(arguments[0], [*COMMANDS, 'fit'])}")
+        raise ValueError(f"there is no command {arguments[0]!r}; {closest(arguments[0], COMMANDS)}")
+    if arguments[0] == "fit":  # whose flags are those of the recipe
+        return fit.parse(arguments[1:])
     command = COMMANDS[arguments[0]]
     given = parsed(command, arguments[1:], f"recsys {arguments[0]}")
     return lambda: command(*given.args, **given.kwargs)
 
 
 def _help() -> None:
-    lines = [f"  {name:<11} {(inspect.getdoc(command) or '').splitlines()[0]}" for name, command in COMMANDS.items()]
-    lines.insert(2, "  fit         Train a recipe, rank it on the test part beside its baselines, keep a run folder.")
-    print("usage: recsys COMMAND [ARGUMENTS]\n\n" + "\n".join(lines))
+    print("usage: recsys COMMAND [ARGUMENTS]")
+    for group, commands in GROUPS.items():
+        print(f"\n{group}")
+        for command in commands:
+            print(f"  {command.__name__:<11} {(inspect.getdoc(command) or '').splitlines()[0]}")
+    print("\nrecsys COMMAND --help lists what a command takes, recsys --version says which version this is")
 
 
 def _version() -> None:

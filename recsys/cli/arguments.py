@@ -1,4 +1,4 @@
-"""Words of the command line to the typed arguments of a function, and to splits and ids."""
+"""Words of the command line to the typed arguments of a function, and to splits, ids and trusted modules."""
 
 from __future__ import annotations
 
@@ -50,6 +50,15 @@ def saved_or_left_last(
             raise ValueError(f"{name} is a saved split: leave --user, --item, --time and --items away")
         return Split.load(name)
     return data_set(name, user, item, time, items).split(LeaveLast())
+
+
+def importable(trust: tuple[str, ...]) -> tuple[str, ...]:
+    """``trust``, whose modules may lie in the working folder."""
+    from recsys.runs.recipe import add_to_path
+
+    if trust:
+        add_to_path(Path.cwd())
+    return trust
 
 
 def raw_ids(given: tuple[str, ...], vocabulary: Vocabulary) -> list[Any] | None:

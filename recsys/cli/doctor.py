@@ -1,4 +1,4 @@
-"""What a bug report needs to say about the machine."""
+"""``recsys doctor``: what a bug report needs to say about the machine."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ EXTRAS = {
     "serve": "fastapi",
     "parity": "recbole",
 }
+
+
+def doctor() -> None:
+    """Print what a bug report needs: versions, processor, threads, GPU, folders."""
+    print(examine())
 
 
 def examine() -> str:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 import recsys as rs
 from recsys.cli import COMMANDS, main
-from recsys.cli.runs import show
+from recsys.cli.quickstart import show
 from recsys.runs.recipe import load_recipe
 from recsys.runs.state import CLOCK
 from recsys.testing import toy_split

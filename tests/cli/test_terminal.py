@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import recsys as rs
-from recsys.cli import COMMANDS, main
+from recsys import cli
+from recsys.cli import COMMANDS, GROUPS, main
 from recsys.testing import toy_split
 
 
@@ -40,7 +41,7 @@ def test_hostile_7_doctor_says_whether_the_cache_can_be_written(
     assert ("GB free" if kind == "missing" else "RECSYS_CACHE") in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "doctor"])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("doctor", "fit")])
 def test_every_argument_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -49,6 +50,15 @@ def test_every_argument_is_explained(command: str, capsys: pytest.CaptureFixture
     for name in inspect.signature(COMMANDS[command]).parameters:
         assert f"    {name}: " in documented, name
     capsys.readouterr()
+
+
+def test_commands_are_listed_in_the_order_of_use(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    found = [line.split()[0] for line in shown if line.startswith("  ") or line in GROUPS]
+    assert found == [word for group, commands in GROUPS.items() for word in (group, *(c.__name__ for c in commands))]
+    assert all(len(line) < 115 and len(line.split()) > 3 for line in shown if line.startswith("  "))
+    assert {path.stem for path in Path(cli.__file__).parent.glob("*.py")} >= set(COMMANDS)  # a file each
 
 
 @pytest.mark.parametrize(
