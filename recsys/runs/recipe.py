@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys.errors import closest
+from recsys.runs.knobs import flat
 from recsys.storage.files import refuse_links, write_text
 from recsys.storage.shipped import folder
 
@@ -48,7 +49,7 @@ def find_recipe(name: str) -> Path:
 
 
 def load_recipe(path: Path) -> Callable[..., Any]:
-    """The function ``run`` of a recipe file.
+    """The function ``run`` of a recipe file; shared knobs by their names, see :func:`recsys.runs.knobs.flat`.
 
     A recipe may import what lies beside it, as any script may, and the recipes that come with the package. Parts may
     be defined in the recipe itself: its file name is their module, the one to trust when the run is loaded.
@@ -74,8 +75,7 @@ def load_recipe(path: Path) -> Callable[..., Any]:
         raise
     if not callable(getattr(module, "run", None)):
         raise ValueError(f"{path} has no function run(...) that returns a recsys.Run: that is what makes it a recipe")
-    function: Callable[..., Any] = module.run
-    return function
+    return flat(module.run)
 
 
 def keep_recipe(path: Path | None, run: Path) -> None:
