@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from _knobs import Public
+
 import recsys as rs
 
 KNOBS: dict[str, dict[str, Any]] = {
@@ -22,48 +24,33 @@ KNOBS: dict[str, dict[str, Any]] = {
 
 
 def run(
-    data: Literal["ml-100k", "ml-1m", "amazon-beauty"] = "ml-100k",
-    dim: int = 64,
     num_layers: int = 2,
     num_heads: int = 2,
-    dropout: float | None = None,
-    max_length: int | None = None,
     mask: float = 0.2,
     last: float = 0.1,
     head: bool = True,
     windows: Literal["last", "sliding"] | None = None,
-    epochs: int = 200,
-    patience: int = 20,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    seed: int = 0,
+    knobs: Public = Public(epochs=200, patience=20),
 ) -> rs.Run:
-    """Full softmax on a share ``mask`` of the items, or in a share ``last`` of the rows on the newest one.
+    """BERT4Rec with the full softmax.
 
-    A knob that is None takes the data set's value (``KNOBS``).
+    Args:
+        num_layers: Transformer blocks.
+        num_heads: attention heads of a block.
+        mask: share of a history's items that are masked and predicted.
+        last: share of the rows in which the newest item alone is masked, as when recommending.
+        head: the authors' layer between the last block and the item scores.
+        windows: of histories longer than max_length: the last window, or sliding ones (default: set per data set).
     """
-    given = {"max_length": max_length, "batch_size": batch_size, "learning_rate": learning_rate, "windows": windows}
-    knobs = dict(KNOBS[data])
-    knobs.update((name, value) for name, value in {**given, "dropout": dropout}.items() if value is not None)
+    values = KNOBS[knobs.data]
+    knobs = knobs.filled(values)
     model = rs.Recommender(
-        items=rs.IdItems(dim, scale=False, extra=1),
+        items=rs.IdItems(knobs.dim, scale=False, extra=1),
         encoder=rs.BERT4Rec(
-            dim,
-            num_layers,
-            num_heads,
-            dropout=knobs["dropout"],
-            max_length=knobs["max_length"],
-            head=head,
+            knobs.dim, num_layers, num_heads, dropout=knobs.dropout, max_length=knobs.max_length, head=head
         ),
         objective=rs.FullSoftmax(),
         targets=rs.MaskedItems(mask, last),
     )
-    settings = {
-        "epochs": epochs,
-        "patience": patience,
-        "batch_size": knobs["batch_size"],
-        "learning_rate": knobs["learning_rate"],
-        "windows": knobs["windows"],
-        "seed": seed,
-    }
-    return rs.Run(model, rs.load(data).split(rs.LeaveLast()), settings)
+    settings = knobs.settings(windows=windows or values["windows"])
+    return rs.Run(model, rs.load(knobs.data).split(rs.LeaveLast()), settings, evaluate=knobs.evaluation())

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sasrec import backbone
+from _knobs import Contrast
+from sasrec import BackboneKnobs, backbone
 
 import recsys as rs
 from recsys.augmentations.crop import Crop
@@ -32,32 +33,24 @@ WEIGHTS = {"ml-100k": 0.001, "ml-1m": 0.001, "amazon-beauty": 0.001}
 
 
 def run(
-    data: Literal["ml-100k", "ml-1m", "amazon-beauty"] = "ml-100k",
     weight: float | None = None,
     crop: float = 0.6,
     mask: float = 0.3,
     reorder: float = 0.6,
-    temperature: float = 1.0,
     pool: Literal["last", "mean", "flat"] = "last",
-    cosine: bool = False,
-    hide: tuple[Literal["target", "user"], ...] = (),
-    keep: float = 0.0,
-    train: Literal["all", "last"] = "all",
-    dim: int = 64,
-    dropout: float | None = None,
-    max_length: int | None = None,
-    exclude: Literal["history", "none"] = "history",
-    epochs: int = 60,
-    patience: int = 8,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    seed: int = 0,
+    contrast: Contrast = Contrast(),
+    knobs: BackboneKnobs = BackboneKnobs(),
 ) -> rs.Run:
-    """``crop``, ``mask`` and ``reorder`` are shares of the items; a knob that is None takes the data set's value."""
-    weight = WEIGHTS[data] if weight is None else weight
-    contrast = CL4SRec(weight, [Crop(crop), Mask(mask), Reorder(reorder)], temperature, pool, cosine, hide, keep)
-    return backbone(
-        data, [contrast], extra=1 if weight else 0, train=train, dim=dim, dropout=dropout, max_length=max_length,
-        exclude=exclude, epochs=epochs, patience=patience, batch_size=batch_size, learning_rate=learning_rate,
-        seed=seed,
-    )  # fmt: skip
+    """SASRec with CL4SRec's contrast of two augmented views of each history.
+
+    Args:
+        weight: of the contrast beside the recommendation loss (default: searched per data set).
+        crop: share of the items that a cropped view keeps.
+        mask: share of the items that a masked view masks.
+        reorder: share of the items that a reordered view shuffles.
+        pool: a view as one vector: its last state, the mean of its states, or all of them side by side (flat).
+    """
+    weight = WEIGHTS[knobs.data] if weight is None else weight
+    views = [Crop(crop), Mask(mask), Reorder(reorder)]
+    loss = CL4SRec(weight, views, contrast.temperature, pool, contrast.cosine, contrast.hide, contrast.keep)
+    return backbone(knobs, [loss], extra=1 if weight else 0)

@@ -20,10 +20,12 @@ MovieLens-100K.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Literal
 
+from _knobs import Contrast
 from sasrec import KNOBS as BACKBONE
-from sasrec import backbone
+from sasrec import BackboneKnobs, backbone
 
 import recsys as rs
 from recsys.auxiliaries.coserec import OPERATIONS, CoSeRec
@@ -32,13 +34,10 @@ from recsys.statistics.similarity import EmbeddingSimilar, Hybrid, ItemCF
 SPORTS: dict[str, Any] = {"substitute": 0.1, "insert": 0.4, "threshold": 4, "short": ("substitute", "insert", "mask")}
 BEAUTY: dict[str, Any] = {"substitute": 0.05, "insert": 0.5, "threshold": 12, "short": OPERATIONS}
 KNOBS: dict[str, dict[str, Any]] = {"ml-100k": SPORTS, "ml-1m": SPORTS, "amazon-beauty": BEAUTY}
-
-
 WEIGHTS = {"ml-100k": 0.001, "ml-1m": 0.001, "amazon-beauty": 0.01}
 
 
 def run(
-    data: Literal["ml-100k", "ml-1m", "amazon-beauty"] = "ml-100k",
     weight: float | None = None,
     crop: float = 0.2,
     mask: float = 0.7,
@@ -47,32 +46,28 @@ def run(
     insert: float | None = None,
     threshold: int | None = None,
     warm_up: int | None = None,
-    temperature: float = 1.0,
     pool: Literal["last", "mean", "flat"] = "flat",
-    cosine: bool = False,
-    hide: tuple[Literal["target", "user"], ...] = (),
-    keep: float = 0.0,
-    train: Literal["all", "last"] = "all",
-    dim: int = 64,
-    dropout: float | None = None,
-    max_length: int | None = None,
-    exclude: Literal["history", "none"] = "history",
-    epochs: int = 60,
-    patience: int = 8,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    seed: int = 0,
+    contrast: Contrast = Contrast(),
+    knobs: BackboneKnobs = BackboneKnobs(),
 ) -> rs.Run:
-    """``crop`` to ``insert`` are shares of the items; a knob that is None takes the data set's value (``KNOBS``)."""
+    """SASRec with CoSeRec's contrast of two views, some of them made with similar items.
+
+    Args:
+        weight: of the contrast beside the recommendation loss (default: searched per data set).
+        crop: share of the items that a cropped view keeps.
+        mask: share of the items that a masked view leaves out.
+        reorder: share of the items that a reordered view shuffles.
+        substitute: share of the items that are exchanged for similar ones (default: set per data set).
+        insert: share of the items before which a similar one is inserted (default: set per data set).
+        threshold: items up to which a history is short, and gets the views for short ones (default: set per data set).
+        warm_up: epoch from which the model's own item vectors also say what is similar (default: never).
+        pool: a view as one vector: its last state, the mean of its states, or all of them side by side (flat).
+    """
     given = {"substitute": substitute, "insert": insert, "threshold": threshold}
-    knobs = KNOBS[data] | {name: value for name, value in given.items() if value is not None}
-    weight = WEIGHTS[data] if weight is None else weight
-    contrast = CoSeRec(
-        weight, crop, mask, reorder, temperature=temperature, pool=pool, cosine=cosine, hide=hide, keep=keep,
+    values = KNOBS[knobs.data] | {name: value for name, value in given.items() if value is not None}
+    loss = CoSeRec(
+        WEIGHTS[knobs.data] if weight is None else weight, crop, mask, reorder, pool=pool, **asdict(contrast),
         similar=ItemCF() if warm_up is None else Hybrid(ItemCF(), EmbeddingSimilar(), warm_up),
-        max_length=BACKBONE[data]["max_length"] if max_length is None else max_length, **knobs,
+        max_length=knobs.filled(BACKBONE[knobs.data]).max_length, **values,
     )  # fmt: skip
-    return backbone(
-        data, [contrast], train=train, dim=dim, dropout=dropout, max_length=max_length, exclude=exclude, epochs=epochs,
-        patience=patience, batch_size=batch_size, learning_rate=learning_rate, seed=seed,
-    )  # fmt: skip
+    return backbone(knobs, [loss])

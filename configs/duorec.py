@@ -20,7 +20,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sasrec import KNOBS, backbone
+from _knobs import Contrast
+from sasrec import KNOBS, BackboneKnobs, backbone
 
 import recsys as rs
 from recsys.auxiliaries.duorec import DuoRec
@@ -35,29 +36,19 @@ WEIGHTS = {  # what was searched and is not the published one
 
 
 def run(
-    data: Literal["ml-100k", "ml-1m", "amazon-beauty"] = "ml-100k",
     weight: float | None = None,
     mode: Literal["us_x", "un", "su", "us"] = "us_x",
-    temperature: float = 1.0,
-    cosine: bool = False,
-    hide: tuple[Literal["target", "user"], ...] = (),
-    keep: float = 0.0,
-    train: Literal["all", "last"] = "all",
-    dim: int = 64,
-    dropout: float | None = None,
-    max_length: int | None = None,
-    exclude: Literal["history", "none"] = "history",
-    epochs: int = 60,
-    patience: int = 8,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    seed: int = 0,
+    contrast: Contrast = Contrast(),
+    knobs: BackboneKnobs = BackboneKnobs(),
 ) -> rs.Run:
-    """A knob that is None takes the data set's value."""
-    weight = WEIGHTS.get((mode, data), PUBLISHED) if weight is None else weight
-    longest = KNOBS[data]["max_length"] if max_length is None else max_length
-    return backbone(
-        data, [DuoRec(weight, mode, temperature, cosine, hide, keep, longest)], train=train, dim=dim, dropout=dropout,
-        max_length=max_length, exclude=exclude, epochs=epochs, patience=patience, batch_size=batch_size,
-        learning_rate=learning_rate, seed=seed,
-    )  # fmt: skip
+    """SASRec with DuoRec's contrast of histories that lead to the same item.
+
+    Args:
+        weight: of the contrast beside the recommendation loss (default: searched per mode and data set).
+        mode: what is contrasted: another dropout with another history of the same target (us_x), the history with
+            another dropout of it (un), with another history of the same target (su), or with both (us).
+    """
+    weight = WEIGHTS.get((mode, knobs.data), PUBLISHED) if weight is None else weight
+    longest = knobs.filled(KNOBS[knobs.data]).max_length
+    loss = DuoRec(weight, mode, contrast.temperature, contrast.cosine, contrast.hide, contrast.keep, longest)
+    return backbone(knobs, [loss])

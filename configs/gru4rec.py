@@ -10,12 +10,27 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from _knobs import Public
+
 import recsys as rs
 
 KNOBS: dict[str, dict[str, Any]] = {
-    "ml-100k": {"max_length": 50, "batch_size": {"all": 128, "last": 256}, "learning_rate": 2e-3, "windows": "sliding"},
-    "ml-1m": {"max_length": 200, "batch_size": {"all": 128, "last": 1024}, "learning_rate": 2e-3, "windows": "last"},
+    "ml-100k": {
+        "dropout": 0.3,
+        "max_length": 50,
+        "batch_size": {"all": 128, "last": 256},
+        "learning_rate": 2e-3,
+        "windows": "sliding",
+    },
+    "ml-1m": {
+        "dropout": 0.3,
+        "max_length": 200,
+        "batch_size": {"all": 128, "last": 1024},
+        "learning_rate": 2e-3,
+        "windows": "last",
+    },
     "amazon-beauty": {
+        "dropout": 0.3,
         "max_length": 50,
         "batch_size": {"all": 256, "last": 512},
         "learning_rate": 2e-3,
@@ -25,39 +40,28 @@ KNOBS: dict[str, dict[str, Any]] = {
 
 
 def run(
-    data: Literal["ml-100k", "ml-1m", "amazon-beauty"] = "ml-100k",
     train: Literal["all", "last"] = "all",
-    dim: int = 64,
     hidden: int = 128,
     num_layers: int = 1,
-    dropout: float = 0.3,
-    max_length: int | None = None,
     windows: Literal["last", "sliding"] | None = None,
-    epochs: int = 60,
-    patience: int = 8,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    seed: int = 0,
+    knobs: Public = Public(),
 ) -> rs.Run:
-    """Full softmax; a knob that is None takes the data set's value (``KNOBS``).
+    """GRU4Rec with the full softmax.
 
-    ``windows`` matters for ``train="all"`` only, as a prefix of every target is all of them anyway.
+    Args:
+        train: targets of a history: all positions at once, or the last of each prefix, as the authors train.
+        hidden: units of a GRU layer.
+        num_layers: GRU layers.
+        windows: of histories longer than max_length: the last window, or sliding ones (default: set per data set);
+            matters for --train all only, as prefixes cover all of a history anyway.
     """
-    given = {"max_length": max_length, "batch_size": batch_size, "learning_rate": learning_rate, "windows": windows}
-    knobs = {**KNOBS[data], "batch_size": KNOBS[data]["batch_size"][train]}
-    knobs.update((name, value) for name, value in given.items() if value is not None)
+    values = KNOBS[knobs.data]
+    knobs = knobs.filled(values | {"batch_size": values["batch_size"][train]})
     model = rs.Recommender(
-        items=rs.IdItems(dim, scale=False, init="xavier_normal"),
-        encoder=rs.GRU4Rec(dim, hidden, num_layers, dropout, knobs["max_length"]),
+        items=rs.IdItems(knobs.dim, scale=False, init="xavier_normal"),
+        encoder=rs.GRU4Rec(knobs.dim, hidden, num_layers, knobs.dropout, knobs.max_length),
         objective=rs.FullSoftmax(),
         targets=rs.NextItem() if train == "all" else rs.LastItem(),
     )
-    settings = {
-        "epochs": epochs,
-        "patience": patience,
-        "batch_size": knobs["batch_size"],
-        "learning_rate": knobs["learning_rate"],
-        "windows": knobs["windows"] if train == "all" else "last",
-        "seed": seed,
-    }
-    return rs.Run(model, rs.load(data).split(rs.LeaveLast()), settings)
+    settings = knobs.settings(windows=(windows or values["windows"]) if train == "all" else "last")
+    return rs.Run(model, rs.load(knobs.data).split(rs.LeaveLast()), settings, evaluate=knobs.evaluation())

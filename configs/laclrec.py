@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from sasrec import KNOBS, backbone
+from sasrec import KNOBS, BackboneKnobs, backbone
 
 import recsys as rs
 from recsys.auxiliaries.editor import Editor
@@ -32,7 +32,6 @@ from recsys.train.settings import Stage
 
 
 def run(
-    data: Literal["ml-100k", "ml-1m", "amazon-beauty"] = "ml-100k",
     augmenter: Literal["learned", "off"] = "learned",
     contrast: float = 0.0003,
     triplet: float = 0.000003,
@@ -48,29 +47,35 @@ def run(
     reduction: Literal["sum", "mean"] = "sum",
     temperature: float = 1.0,
     keep_learning: float = 0.0,
-    train: Literal["all", "last"] = "all",
-    dim: int = 64,
-    dropout: float | None = None,
-    max_length: int | None = None,
-    exclude: Literal["history", "none"] = "history",
-    epochs: int = 60,
-    patience: int = 8,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    seed: int = 0,
+    knobs: BackboneKnobs = BackboneKnobs(),
 ) -> rs.Run:
-    """The backbone with LACLRec's losses; without an editor to learn and with both factors 0, the backbone alone.
+    """SASRec with LACLRec's losses; with both weights 0 and no editor to learn, SASRec alone.
 
-    ``augmenter="off"`` contrasts two random views, which leaves nothing for a triplet loss or a first stage.
+    Args:
+        augmenter: second view of a history: by the learned editor, or another random one (off; without triplet loss).
+        contrast: weight of the contrast of the two views.
+        triplet: weight of the triplet loss.
+        pretrain_epochs: epochs in which the editor learns before the recommender is trained.
+        editor_encoder: what the editor reads with: the recommender's encoder, or a BERT4Rec of its own.
+        rec_layers: Transformer blocks of the recommender on top of the states that the editor reads.
+        max_inserted: most items that the editor inserts before an item.
+        keep: probability that the random corruption keeps an item.
+        delete: probability that it deletes an item.
+        insert: probability that it inserts an item before one.
+        decision: edits by the highest score (argmax), with the released code's noise, or drawn (gumbel).
+        dedup: items that an edited view repeats: all stay (none), the first stays, or as in the released code.
+        reduction: of the triplet loss over the rows of a batch.
+        temperature: divides the similarities in the contrast.
+        keep_learning: weight of the editor's losses while the recommender is trained; 0 freezes the editor.
     """
     if augmenter == "off":
         triplet, pretrain_epochs, keep_learning = 0.0, 0, 0.0
-    sizes: dict[str, Any] = {"dropout": dropout, "max_length": max_length}
-    sizes = {name: KNOBS[data][name] if value is None else value for name, value in sizes.items()}
+    knobs = knobs.filled(KNOBS[knobs.data])
+    sizes: dict[str, Any] = {"dropout": knobs.dropout, "max_length": knobs.max_length}
     editor = None
     if augmenter == "learned":
-        own = rs.BERT4Rec(dim, head=False, **sizes) if editor_encoder == "bidirectional" else None
-        editor = Editor(dim, max_inserted=max_inserted, decision=decision, dedup=dedup, encoder=own, **sizes)
+        own = rs.BERT4Rec(knobs.dim, head=False, **sizes) if editor_encoder == "bidirectional" else None
+        editor = Editor(knobs.dim, max_inserted=max_inserted, decision=decision, dedup=dedup, encoder=own, **sizes)
     loss = TripletContrast(
         weight=float(any((contrast, triplet, keep_learning, pretrain_epochs))),
         editor=editor, contrast=contrast, triplet=triplet, reduction=reduction, temperature=temperature,
@@ -79,14 +84,10 @@ def run(
     )  # fmt: skip
     stages = [
         Stage(pretrain_epochs, losses=["TripletContrast0"], name="pretrain", validate=False),
-        Stage(epochs, freeze=[] if keep_learning else ["auxiliaries.0.editor"], start="last"),
+        Stage(knobs.epochs, freeze=[] if keep_learning else ["auxiliaries.0.editor"], start="last"),
     ]
-    made = backbone(
-        data, auxiliaries=[loss], extra=2, stages=stages if pretrain_epochs else None, train=train, dim=dim,
-        exclude=exclude, epochs=epochs, patience=patience, batch_size=batch_size, learning_rate=learning_rate,
-        seed=seed, **sizes,
-    )  # fmt: skip
+    made = backbone(knobs, [loss], extra=2, stages=stages if pretrain_epochs else None)
     if rec_layers:
         model: Any = made.model
-        model.encoder = Topped(model.encoder, rec_layers, num_heads=1, dropout=sizes["dropout"])
+        model.encoder = Topped(model.encoder, rec_layers, num_heads=1, dropout=knobs.dropout)
     return made

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from _knobs import Public
+
 import recsys as rs
 
 KNOBS: dict[str, dict[str, Any]] = {
@@ -39,43 +41,30 @@ KNOBS: dict[str, dict[str, Any]] = {
 
 
 def run(
-    data: Literal["ml-100k", "ml-1m", "amazon-beauty"] = "ml-100k",
     train: Literal["all", "last"] = "all",
-    dim: int = 64,
     num_layers: int = 1,
-    dropout: float | None = None,
-    max_length: int | None = None,
     ssm_init: Literal["recbole", "mamba"] = "recbole",
     windows: Literal["last", "sliding"] | None = None,
-    exclude: Literal["history", "none"] = "history",
-    epochs: int = 60,
-    patience: int = 8,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    seed: int = 0,
+    knobs: Public = Public(),
 ) -> rs.Run:
-    """Full softmax; a knob that is None takes the data set's value (``KNOBS``).
+    """Mamba4Rec with the full softmax.
 
-    ``windows`` matters for ``train="all"`` only, as a prefix of every target is all of them anyway.
+    Args:
+        train: targets of a history: all positions at once, or the last of each prefix, as the authors train.
+        num_layers: Mamba blocks.
+        ssm_init: initial weights of the state space model: recbole as in the published numbers, or mamba's own.
+        windows: of histories longer than max_length: the last window, or sliding ones (default: set per data set);
+            matters for --train all only, as prefixes cover all of a history anyway.
     """
-    given = {"max_length": max_length, "batch_size": batch_size, "learning_rate": learning_rate, "windows": windows}
-    knobs = {**KNOBS[data], "batch_size": KNOBS[data]["batch_size"][train]}
-    knobs.update((name, value) for name, value in {**given, "dropout": dropout}.items() if value is not None)
+    values = KNOBS[knobs.data]
+    knobs = knobs.filled(values | {"batch_size": values["batch_size"][train]})
     model = rs.Recommender(
-        items=rs.IdItems(dim, scale=False),
+        items=rs.IdItems(knobs.dim, scale=False),
         encoder=rs.Mamba4Rec(
-            dim, num_layers, dropout=knobs["dropout"], max_length=knobs["max_length"], ssm_init=ssm_init
+            knobs.dim, num_layers, dropout=knobs.dropout, max_length=knobs.max_length, ssm_init=ssm_init
         ),
         objective=rs.FullSoftmax(),
         targets=rs.NextItem() if train == "all" else rs.LastItem(),
     )
-    settings = {
-        "epochs": epochs,
-        "patience": patience,
-        "batch_size": knobs["batch_size"],
-        "learning_rate": knobs["learning_rate"],
-        "windows": knobs["windows"] if train == "all" else "last",
-        "exclude": exclude,
-        "seed": seed,
-    }
-    return rs.Run(model, rs.load(data).split(rs.LeaveLast()), settings, evaluate={"exclude": exclude})
+    settings = knobs.settings(windows=(windows or values["windows"]) if train == "all" else "last")
+    return rs.Run(model, rs.load(knobs.data).split(rs.LeaveLast()), settings, evaluate=knobs.evaluation())

@@ -11,6 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from _knobs import Knobs
+
 import recsys as rs
 from recsys.cards.card import data_set
 from recsys.errors import DataError
@@ -29,31 +31,25 @@ def run(
     min_user: int = 0,
     min_item: int = 0,
     loss: Literal["auto", "full", "sampled"] = "auto",
-    dim: int = 64,
     num_layers: int = 2,
-    dropout: float = 0.2,
-    max_length: int = 50,
-    exclude: Literal["history", "none"] = "history",
-    epochs: int = 60,
-    patience: int = 8,
-    batch_size: int = 128,
-    learning_rate: float = 2e-3,
     baselines: bool = True,
-    seed: int = 0,
+    knobs: Knobs = Knobs(dropout=0.2, max_length=50, batch_size=128, learning_rate=2e-3),
 ) -> rs.Run:
-    """Train on your own data.
+    """SASRec on your own interactions.
 
     Args:
         data: a file or glob of interactions, the folder of a saved split, or a data set that has a card.
-        user: column of the users (default: user, or what the format calls it).
-        item: column of the items, likewise.
-        time: column of the times (default: none, but what MovieLens and atomic files call it).
+        user: column of user ids (default: user, or what the format calls it).
+        item: column of item ids, likewise.
+        time: column of times, likewise (default: none, except in MovieLens and atomic files).
         items: table of the items' titles and other texts.
         split: how the data are cut; a saved split is taken as it is.
         drop_missing: drop (and count) events without a user, item or time, which are an error otherwise.
-        min_user: events that each user must have; with min_item an iterative k-core.
-        min_item: events that each item must have.
-        loss: softmax over all items, or over 256 sampled ones; auto decides by the size of the catalogue.
+        min_user: least events of a user; with min_item an iterative k-core.
+        min_item: least events of an item.
+        loss: softmax over all items (full), or over 256 sampled ones; auto decides by the size of the catalogue.
+        num_layers: Transformer blocks.
+        baselines: evaluate popularity, item-kNN and Markov beside it.
     """
     if Path(data).is_dir():
         if user or item or time or items or drop_missing or min_user or min_item:
@@ -66,16 +62,11 @@ def run(
         cut = found.split(rs.LeaveLast() if split == "leave-last" else rs.GlobalTime())
     full = cut.num_items <= ALL_ITEMS if loss == "auto" else loss == "full"
     model = rs.Recommender(
-        items=rs.IdItems(dim),
-        encoder=rs.SASRec(dim, num_layers=num_layers, num_heads=1, dropout=dropout, max_length=max_length),
+        items=rs.IdItems(knobs.dim),
+        encoder=rs.SASRec(
+            knobs.dim, num_layers=num_layers, num_heads=1, dropout=knobs.dropout, max_length=knobs.max_length
+        ),
         objective=rs.FullSoftmax() if full else rs.SampledSoftmax(),
     )
-    settings = {"epochs": epochs, "patience": patience, "batch_size": batch_size, "learning_rate": learning_rate}
-    return rs.Run(
-        model,
-        cut,
-        {**settings, "exclude": exclude, "seed": seed},
-        name="SASRec",
-        baselines=[rs.Popularity(), rs.ItemKNN(), rs.Markov()] if baselines else [],
-        evaluate={"exclude": exclude},
-    )
+    ranked = [rs.Popularity(), rs.ItemKNN(), rs.Markov()] if baselines else []
+    return rs.Run(model, cut, knobs.settings(), name="SASRec", baselines=ranked, evaluate=knobs.evaluation())

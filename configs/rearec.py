@@ -11,6 +11,7 @@ history again, in training and at inference.
 
 from __future__ import annotations
 
+from dataclasses import asdict, fields, replace
 from typing import Any, Literal
 
 import gru4rec
@@ -18,15 +19,15 @@ import sasrec_beauty
 import sasrec_ml1m
 import sasrec_ml100k
 import sigma
+from _knobs import Public
 
 import recsys as rs
 from recsys.auxiliaries.reasoning import ProgressiveSoftmax, StepContrast, StepDiversity
 
-SASREC = {"ml-100k": sasrec_ml100k.run, "ml-1m": sasrec_ml1m.run, "amazon-beauty": sasrec_beauty.run}
+SASREC: dict[str, Any] = {"ml-100k": sasrec_ml100k, "ml-1m": sasrec_ml1m, "amazon-beauty": sasrec_beauty}
 
 
 def run(
-    data: Literal["ml-100k", "ml-1m", "amazon-beauty"] = "ml-100k",
     encoder: Literal["sasrec", "gru4rec", "sigma"] = "sasrec",
     method: Literal["erl", "prl"] = "erl",
     steps: int = 2,
@@ -35,36 +36,42 @@ def run(
     kl_weight: float = 0.05,
     contrast_weight: float = 0.1,
     noise: float = 0.01,
-    dim: int = 64,
-    max_length: int | None = None,
-    epochs: int = 60,
-    patience: int = 8,
-    seed: int = 0,
+    knobs: Public = Public(),
 ) -> rs.Run:
-    """Cross-entropy over all items, of the mean of the steps (``erl``) or of each step (``prl``).
+    """ReaRec around an encoder; a knob that is None is that of the encoder's own recipe.
 
-    ``max_length`` is the wrapped recipe's if it is None.
+    Args:
+        encoder: what is wrapped, with the knobs of its own recipe.
+        method: erl scores the mean of the thought steps, prl the last one and trains each.
+        steps: thought steps behind a history.
+        temperature: divides the scores in all losses.
+        alpha: factor by which each earlier thought step has a higher temperature (prl).
+        kl_weight: weight of the divergence between thought steps (erl).
+        contrast_weight: weight of the contrast of noisy and clean states (prl).
+        noise: standard deviation of the noise on states (prl).
     """
-    knobs: dict[str, Any] = {"dim": dim, "epochs": epochs, "patience": patience, "seed": seed}
-    if max_length is not None:
-        knobs["max_length"] = max_length
-    if encoder == "sasrec":
-        base = SASREC[data](baselines=False, **knobs)
-    elif encoder == "gru4rec":
-        base = gru4rec.run(data=data, **knobs)
-    else:  # it reads the latents with the history, so that it reads as many items as without
-        knobs["max_length"] = knobs.get("max_length", sigma.KNOBS[data]["max_length"]) + steps
-        base = sigma.run(data=data, **knobs)
+    base = _base(encoder, steps, knobs)
     inner: Any = base.model
+    if method == "erl":
+        wrapped, objective = rs.ReaRec(inner.encoder, steps, "mean"), rs.FullSoftmax(temperature)
+        auxiliary: Any = StepDiversity(kl_weight, temperature)
+    else:
+        wrapped = rs.ReaRec(inner.encoder, steps, "last", noise)
+        objective = ProgressiveSoftmax(temperature, alpha)
+        auxiliary = StepContrast(contrast_weight, temperature)
     model = rs.Recommender(
-        items=inner.items,
-        encoder=rs.ReaRec(inner.encoder, steps, "mean")
-        if method == "erl"
-        else rs.ReaRec(inner.encoder, steps, "last", noise),
-        objective=rs.FullSoftmax(temperature) if method == "erl" else ProgressiveSoftmax(temperature, alpha),
-        targets=inner.targets,
-        auxiliaries=[StepDiversity(kl_weight, temperature)]
-        if method == "erl"
-        else [StepContrast(contrast_weight, temperature)],
+        items=inner.items, encoder=wrapped, objective=objective, targets=inner.targets, auxiliaries=[auxiliary]
     )
     return rs.Run(model, base.split, base.training, evaluate=base.evaluate)
+
+
+def _base(encoder: str, steps: int, knobs: Public) -> rs.Run:
+    """The run of the encoder's own recipe."""
+    if encoder == "gru4rec":
+        return gru4rec.run(knobs=knobs)
+    if encoder == "sigma":  # it reads the latents with the history, so that it reads as many items as without
+        knobs = knobs.filled(sigma.KNOBS[knobs.data])
+        return sigma.run(knobs=replace(knobs, max_length=knobs.max_length + steps))
+    recipe = SASREC[knobs.data]
+    own = {one.name: getattr(knobs, one.name) for one in fields(recipe.KNOBS)}
+    return recipe.run(baselines=False, knobs=type(recipe.KNOBS)(**own).filled(asdict(recipe.KNOBS)))

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from _knobs import Public
 from text_items import USERS
 
 import recsys as rs
@@ -30,43 +31,54 @@ from recsys.targets.one_target import OneTarget
 
 
 def run(
-    data: Literal["ml-100k", "ml-1m", "amazon-beauty"] = "ml-100k",
     pretrained: str | None = None,
     train: Literal["one", "last"] = "one",
-    dim: int = 64,
     num_layers: int = 2,
     num_heads: int = 2,
     window: int = 32,
     vocab_size: int = 2000,
-    max_length: int = 50,
     max_tokens: int = 256,
-    dropout: float = 0.1,
     pooling: Literal["first", "mean"] | None = None,
     temperature: float = 0.05,
     mlm: float = 0.1,
     pretrain_epochs: int = 10,
-    epochs: int = 60,
     second_epochs: int = 30,
-    patience: int = 5,
     second_patience: int = 3,
-    batch_size: int = 64,
-    learning_rate: float = 1e-3,
     decay: Literal["none", "linear", "cosine"] = "none",
-    exclude: Literal["history", "none"] = "history",
     cold: bool = False,
     share: float = 0.05,
     users: float | None = None,
     cold_seed: int = 0,
-    seed: int = 0,
+    knobs: Public = Public(dropout=0.1, max_length=50, patience=5, batch_size=64, learning_rate=1e-3),
 ) -> rs.Run:
-    """A small model, or one of the size of ``pretrained``.
+    """Recformer: a small model, or one of the size of ``pretrained``.
 
-    ``train="one"`` takes one target per row and epoch, as the authors; "last" every prefix, which costs as many rows as
-    there are events. ``cold`` takes ``share`` of the items out of training and ranks unseen items only, the same ones
-    as in ``text_items``.
+    Args:
+        pretrained: a Longformer to begin with, a folder or a name on the hub; sizes and tokenizer are its own.
+        train: one target per history and epoch, as the authors, or the last of each prefix (as many rows as events).
+        num_layers: Longformer blocks.
+        num_heads: attention heads of a block.
+        window: tokens that a token attends to.
+        vocab_size: words of the tokenizer that is made from the item texts.
+        max_tokens: tokens of a history that are read.
+        pooling: a document as one vector: its first token, or the mean (default: mean, or first with pretrained).
+        temperature: divides the cosine similarities in all losses.
+        mlm: weight of the masked-word loss in pre-training.
+        pretrain_epochs: epochs of pre-training on the training histories; 0 leaves it out.
+        epochs: most epochs of the first stage of fine-tuning.
+        second_epochs: most epochs of the second stage, with fixed item vectors.
+        second_patience: patience in the second stage.
+        decay: how the learning rate falls to 0 within each stage.
+        cold: take items out of training and evaluate on unseen items only.
+        share: share of the items that are taken out, with --cold.
+        users: share of the users tested on those items, with --cold (default: set per data set).
+        cold_seed: of the draw of those items, the same as in text_items.
     """
+    dim, exclude = knobs.dim, knobs.exclude
     pooling = pooling or ("mean" if pretrained is None else "first")
-    sizes: dict[str, Any] = {"max_length": max_length, "max_tokens": max_tokens, "dropout": dropout, "pooling": pooling}
+    sizes: dict[str, Any] = {
+        "max_length": knobs.max_length, "max_tokens": max_tokens, "dropout": knobs.dropout, "pooling": pooling
+    }  # fmt: skip
     if pretrained is None:
         tokens = ItemTokens(vocab_size=vocab_size)
         encoder = Recformer(tokens, dim, num_layers, num_heads, window=window, **sizes)
@@ -84,16 +96,15 @@ def run(
     )
     stages = [
         rs.Stage(pretrain_epochs, losses=["RecformerPretraining0"], name="pretrain", validate=False),
-        rs.Stage(epochs, losses=["loss"], name="first", start="last"),
+        rs.Stage(knobs.epochs, losses=["loss"], name="first", start="last"),
         rs.Stage(second_epochs, losses=["loss"], name="second", patience=second_patience),
     ]
-    settings = {
-        "patience": patience, "batch_size": batch_size, "learning_rate": learning_rate, "decay": decay,
-        "clip_norm": 1.0, "exclude": exclude, "seed": seed,
-    }  # fmt: skip
-    split = rs.load(data).split(rs.LeaveLast(), audit=not cold)
+    split = rs.load(knobs.data).split(rs.LeaveLast(), audit=not cold)
     if cold:
-        split = rs.cold_items(split, share, seed=cold_seed, users=USERS[data] if users is None else users)
+        tested = USERS[knobs.data] if users is None else users
+        split = rs.cold_items(split, share, seed=cold_seed, users=tested)
         print(split.audit)
     evaluate = {"exclude": exclude, **({"candidates": "cold"} if cold else {})}
+    settings = knobs.settings(decay=decay, clip_norm=1.0)
+    del settings["epochs"]  # the stages have them
     return rs.Run(model, split, settings, evaluate=evaluate, stages=stages if pretrain_epochs else stages[1:])

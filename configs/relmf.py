@@ -30,9 +30,18 @@ def run(
     exclude: Literal["history", "none"] = "history",
     seed: int = 0,
 ) -> rs.Run:
-    """``l2`` is of a loss summed over all pairs (None: as ``RelMF`` has it for the loss).
+    """Matrix factorisation with inverse-propensity labels.
 
-    ``steps`` are alternations (30), or steps of Adam (300).
+    Args:
+        data: data set; all but ml-100k are copied from RECSYS_MIRROR.
+        dim: number of factors.
+        l2: regularisation, of the loss summed over all pairs (default: 50, 20 or 5 by loss).
+        power: of an item's share of the most popular item's clicks, as its estimated exposure; 0 weights nothing.
+        clip: least exposure that is assumed, which bounds the weights.
+        loss: of a pair of user and item.
+        steps: alternations of least squares, or optimizer steps of the other losses (default: 30, or 300).
+        exclude: items of a user's history when ranking: "history" leaves them out, "none" ranks them too.
+        seed: of the initial factors.
     """
     model = RelMF(dim, l2, PopularityPropensity(power), clip, loss, steps)
     return rs.Run(model, rs.load(data).split(rs.LeaveLast()), {"seed": seed}, evaluate={"exclude": exclude})

@@ -9,7 +9,10 @@ change nothing else, so that what a table shows is the method and not its recipe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
+
+from _knobs import Public
 
 import recsys as rs
 
@@ -20,63 +23,49 @@ KNOBS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(
-    data: Literal["ml-100k", "ml-1m", "amazon-beauty"] = "ml-100k",
-    train: Literal["all", "last"] = "all",
-    dim: int = 64,
-    dropout: float | None = None,
-    max_length: int | None = None,
-    exclude: Literal["history", "none"] = "history",
-    epochs: int = 60,
-    patience: int = 8,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    seed: int = 0,
-) -> rs.Run:
-    """Two blocks of one head; a knob that is None takes the data set's value (``KNOBS``)."""
-    return backbone(
-        data, train=train, dim=dim, dropout=dropout, max_length=max_length, exclude=exclude, epochs=epochs,
-        patience=patience, batch_size=batch_size, learning_rate=learning_rate, seed=seed,
-    )  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class BackboneKnobs(Public):
+    """How the backbone is trained as well.
+
+    Args:
+        train: targets of a history: all positions at once, or the last of each prefix, as in the methods' papers.
+    """
+
+    train: Literal["all", "last"] = "all"
+
+
+def run(knobs: BackboneKnobs = BackboneKnobs()) -> rs.Run:
+    """SASRec with the full softmax: two blocks of one head."""
+    return backbone(knobs)
 
 
 def backbone(
-    data: str,
+    knobs: BackboneKnobs,
     auxiliaries: Sequence[Any] = (),
     *,
     weightings: Sequence[Any] = (),
     stages: Sequence[rs.Stage] | None = None,
     extra: int = 0,
     split: rs.Split | None = None,
-    train: str = "all",
-    dim: int = 64,
-    exclude: str = "history",
-    epochs: int = 60,
-    patience: int = 8,
-    seed: int = 0,
-    **knobs: Any,
 ) -> rs.Run:
     """The run of the backbone with ``auxiliaries`` added to its loss.
 
     Args:
+        knobs: where one is None, it is that of ``KNOBS`` for the data set.
         weightings: what the targets count, beside the weights of the data.
         stages: phases of training instead of ``epochs``.
         extra: input-only rows of the item table (1: a mask, 2: a mask and an end token).
         split: the data, if the caller has them already.
-        train: "all" positions of a history at once, or the "last" of each prefix, as in the methods' papers.
-        knobs: ``dropout``, ``max_length``, ``batch_size``, ``learning_rate``; None is the data set's value.
     """
-    chosen = {**KNOBS[data], **{name: value for name, value in knobs.items() if value is not None}}
+    windows = {"windows": KNOBS[knobs.data]["windows"]} if knobs.train == "all" else {}
+    knobs = knobs.filled(KNOBS[knobs.data])
     model = rs.Recommender(
-        items=rs.IdItems(dim, extra=extra),
-        encoder=rs.SASRec(dim, num_layers=2, num_heads=1, dropout=chosen["dropout"], max_length=chosen["max_length"]),
+        items=rs.IdItems(knobs.dim, extra=extra),
+        encoder=rs.SASRec(knobs.dim, num_layers=2, num_heads=1, dropout=knobs.dropout, max_length=knobs.max_length),
         objective=rs.FullSoftmax(),
-        targets=rs.NextItem() if train == "all" else rs.LastItem(),
+        targets=rs.NextItem() if knobs.train == "all" else rs.LastItem(),
         auxiliaries=auxiliaries,
         weightings=weightings,
     )
-    settings = {name: chosen[name] for name in ("batch_size", "learning_rate")}
-    settings |= {"epochs": epochs, "patience": patience, "exclude": exclude, "seed": seed}
-    settings |= {"windows": chosen["windows"]} if train == "all" else {}
-    split = rs.load(data).split(rs.LeaveLast()) if split is None else split
-    return rs.Run(model, split, settings, evaluate={"exclude": exclude}, stages=stages)
+    split = rs.load(knobs.data).split(rs.LeaveLast()) if split is None else split
+    return rs.Run(model, split, knobs.settings(**windows), evaluate=knobs.evaluation(), stages=stages)

@@ -9,34 +9,33 @@ from __future__ import annotations
 
 from typing import Literal
 
+from _knobs import Knobs
+
 import recsys as rs
+
+KNOBS = Knobs(dropout=0.5, max_length=50, batch_size=256, learning_rate=2e-3)
 
 
 def run(
-    dim: int = 64,
     num_layers: int = 2,
     num_heads: int = 1,
-    dropout: float = 0.5,
-    max_length: int = 50,
     layout: Literal["original", "pre", "post", "ligr"] = "original",
-    epochs: int = 60,
-    patience: int = 8,
-    batch_size: int = 256,
-    learning_rate: float = 2e-3,
     baselines: bool = True,
-    seed: int = 0,
+    knobs: Knobs = KNOBS,
 ) -> rs.Run:
-    """Full softmax over 12,101 items."""
-    split = rs.load("amazon-beauty").split(rs.LeaveLast())
+    """SASRec with the full softmax over 12,101 items.
+
+    Args:
+        num_layers: Transformer blocks.
+        num_heads: attention heads of a block.
+        layout: of a block: the authors' (original), LayerNorm before (pre) or behind (post) each part, or gated (ligr).
+        baselines: evaluate baselines beside it.
+    """
     model = rs.Recommender(
-        items=rs.IdItems(dim),
-        encoder=rs.SASRec(dim, num_layers, num_heads, dropout, max_length, layout=layout),
+        items=rs.IdItems(knobs.dim),
+        encoder=rs.SASRec(knobs.dim, num_layers, num_heads, knobs.dropout, knobs.max_length, layout=layout),
         objective=rs.FullSoftmax(),
     )
-    settings = {"epochs": epochs, "patience": patience, "batch_size": batch_size, "learning_rate": learning_rate}
-    return rs.Run(
-        model,
-        split,
-        settings={**settings, "seed": seed},
-        baselines=[rs.Popularity(), rs.ItemKNN(), rs.Markov()] if baselines else [],
-    )
+    ranked = [rs.Popularity(), rs.ItemKNN(), rs.Markov()] if baselines else []
+    split = rs.load("amazon-beauty").split(rs.LeaveLast())
+    return rs.Run(model, split, knobs.settings(), baselines=ranked, evaluate=knobs.evaluation())

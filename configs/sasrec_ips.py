@@ -9,31 +9,17 @@ metrics, which favour popular items, as the test clicks do; ``recsys.eval.unbias
 
 from __future__ import annotations
 
-from typing import Literal
-
-from sasrec import backbone
+from sasrec import BackboneKnobs, backbone
 
 import recsys as rs
 from recsys.weighting.propensity import InversePropensity, PopularityPropensity
 
 
-def run(
-    data: Literal["ml-100k", "ml-1m", "amazon-beauty"] = "ml-100k",
-    power: float = 0.5,
-    clip: float = 0.01,
-    dim: int = 64,
-    dropout: float | None = None,
-    max_length: int | None = None,
-    exclude: Literal["history", "none"] = "history",
-    epochs: int = 60,
-    patience: int = 8,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    seed: int = 0,
-) -> rs.Run:
-    """A knob that is None takes the data set's value."""
-    return backbone(
-        data, weightings=[InversePropensity(PopularityPropensity(power), clip)], dim=dim, dropout=dropout,
-        max_length=max_length, exclude=exclude, epochs=epochs, patience=patience, batch_size=batch_size,
-        learning_rate=learning_rate, seed=seed,
-    )  # fmt: skip
+def run(power: float = 0.5, clip: float = 0.01, knobs: BackboneKnobs = BackboneKnobs()) -> rs.Run:
+    """SASRec whose targets count by the inverse of their item's exposure.
+
+    Args:
+        power: of an item's share of the most popular item's clicks, as its estimated exposure; 0 weights nothing.
+        clip: least exposure that is assumed, which bounds the weights.
+    """
+    return backbone(knobs, weightings=[InversePropensity(PopularityPropensity(power), clip)])

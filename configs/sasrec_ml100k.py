@@ -9,38 +9,40 @@ from __future__ import annotations
 
 from typing import Literal
 
+from _knobs import Knobs
+
 import recsys as rs
+
+KNOBS = Knobs(dropout=0.2, max_length=50, batch_size=128, learning_rate=2e-3)
 
 
 def run(
-    dim: int = 64,
     num_layers: int = 2,
     num_heads: int = 1,
-    dropout: float = 0.2,
-    max_length: int = 50,
     layout: Literal["original", "pre", "post", "ligr"] = "original",
     windows: Literal["last", "sliding"] = "sliding",
-    epochs: int = 60,
-    patience: int = 8,
-    batch_size: int = 128,
-    learning_rate: float = 2e-3,
     baselines: bool = True,
-    seed: int = 0,
+    knobs: Knobs = KNOBS,
 ) -> rs.Run:
-    """Full softmax on the last item but two of every user, validated on the last but one, tested on the last."""
-    split = rs.load("ml-100k").split(rs.LeaveLast())
+    """SASRec with the full softmax, beside its baselines.
+
+    Args:
+        num_layers: Transformer blocks.
+        num_heads: attention heads of a block.
+        layout: of a block: the authors' (original), LayerNorm before (pre) or behind (post) each part, or gated (ligr).
+        windows: of histories longer than max_length: the last window, or sliding ones that cover them.
+        baselines: evaluate baselines beside it.
+    """
     model = rs.Recommender(
-        items=rs.IdItems(dim),
-        encoder=rs.SASRec(dim, num_layers, num_heads, dropout, max_length, layout=layout),
+        items=rs.IdItems(knobs.dim),
+        encoder=rs.SASRec(knobs.dim, num_layers, num_heads, knobs.dropout, knobs.max_length, layout=layout),
         objective=rs.FullSoftmax(),
     )
-    settings = {"epochs": epochs, "patience": patience, "batch_size": batch_size, "learning_rate": learning_rate}
-    return rs.Run(
-        model,
-        split,
-        settings={**settings, "windows": windows, "seed": seed},
-        # The baselines' knobs were chosen like the model's, on validation NDCG@10 (benchmarks/quality/baselines.py).
-        baselines=[rs.Popularity(), rs.ItemKNN(), rs.ItemKNN(shrink=0.0, decay=0.5), rs.EASE(l2=100.0), rs.Markov()]
+    # The baselines' knobs were chosen like the model's, on validation NDCG@10 (benchmarks/quality/baselines.py).
+    ranked = (
+        [rs.Popularity(), rs.ItemKNN(), rs.ItemKNN(shrink=0.0, decay=0.5), rs.EASE(l2=100.0), rs.Markov()]
         if baselines
-        else [],
+        else []
     )
+    split = rs.load("ml-100k").split(rs.LeaveLast())
+    return rs.Run(model, split, knobs.settings(windows=windows), baselines=ranked, evaluate=knobs.evaluation())

@@ -13,37 +13,38 @@ from __future__ import annotations
 
 from typing import Literal
 
+from _knobs import Knobs
+
 import recsys as rs
+
+KNOBS = Knobs(epochs=100, patience=10, dropout=0.2, max_length=200, batch_size=128, learning_rate=2e-3)
 
 
 def run(
     loss: Literal["softmax", "sampled", "bce", "gbce"] = "softmax",
     tied: bool = True,
-    dim: int = 64,
     num_layers: int = 2,
     num_heads: int = 1,
-    dropout: float = 0.2,
-    max_length: int = 200,
     layout: Literal["original", "pre", "post", "ligr"] = "original",
-    epochs: int = 100,
-    patience: int = 10,
-    batch_size: int = 128,
-    learning_rate: float = 2e-3,
     baselines: bool = False,
-    seed: int = 0,
+    knobs: Knobs = KNOBS,
 ) -> rs.Run:
-    """The published recipe of SASRec+ (width 64, two blocks, one head, 200 items), and its losses as variants."""
-    split = rs.load("ml-1m").split(rs.LeaveLast())
+    """The published recipe of SASRec+ (width 64, two blocks, one head, 200 items), and its losses as variants.
+
+    Args:
+        loss: softmax over all items, over sampled ones, or binary cross-entropy with sampled negatives (bce, gbce).
+        tied: score items with the vectors that the encoder reads; --no-tied learns a second table.
+        num_layers: Transformer blocks.
+        num_heads: attention heads of a block.
+        layout: of a block: the authors' (original), LayerNorm before (pre) or behind (post) each part, or gated (ligr).
+        baselines: evaluate baselines beside it.
+    """
     objective = {"softmax": rs.FullSoftmax, "sampled": rs.SampledSoftmax, "bce": rs.BCE, "gbce": rs.GBCE}[loss]()
     model = rs.Recommender(
-        items=rs.IdItems(dim, tied=tied),
-        encoder=rs.SASRec(dim, num_layers, num_heads, dropout, max_length, layout=layout),
+        items=rs.IdItems(knobs.dim, tied=tied),
+        encoder=rs.SASRec(knobs.dim, num_layers, num_heads, knobs.dropout, knobs.max_length, layout=layout),
         objective=objective,
     )
-    settings = {"epochs": epochs, "patience": patience, "batch_size": batch_size, "learning_rate": learning_rate}
-    return rs.Run(
-        model,
-        split,
-        settings={**settings, "seed": seed},
-        baselines=[rs.Popularity(), rs.ItemKNN(), rs.EASE(), rs.Markov()] if baselines else [],
-    )
+    ranked = [rs.Popularity(), rs.ItemKNN(), rs.EASE(), rs.Markov()] if baselines else []
+    split = rs.load("ml-1m").split(rs.LeaveLast())
+    return rs.Run(model, split, knobs.settings(), baselines=ranked, evaluate=knobs.evaluation())

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from _knobs import Public
+
 import recsys as rs
 
 KNOBS: dict[str, dict[str, Any]] = {
@@ -22,46 +24,31 @@ KNOBS: dict[str, dict[str, Any]] = {
 
 
 def run(
-    data: Literal["ml-100k", "ml-1m", "amazon-beauty"] = "ml-100k",
-    dim: int = 64,
     num_layers: int = 1,
-    dropout: float | None = None,
-    max_length: int | None = None,
     keep: int = 5,
     flip: Literal["valid", "repo"] = "valid",
     gate_cross: Literal["repo", "clean"] = "repo",
     ssm_init: Literal["recbole", "mamba"] = "recbole",
-    exclude: Literal["history", "none"] = "history",
-    epochs: int = 60,
-    patience: int = 8,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    seed: int = 0,
+    knobs: Public = Public(),
 ) -> rs.Run:
-    """Full softmax on the item after every prefix; a knob that is None takes the data set's value (``KNOBS``)."""
-    knobs = {"dropout": dropout, "max_length": max_length, "batch_size": batch_size, "learning_rate": learning_rate}
-    knobs = {name: KNOBS[data][name] if value is None else value for name, value in knobs.items()}
+    """SIGMA with the full softmax on the item after every prefix.
+
+    Args:
+        num_layers: SIGMA blocks.
+        keep: newest items that the reversed pass leaves in order.
+        flip: what the reversed pass reverses: the items (valid), or padded positions as the authors' code (repo).
+        gate_cross: input of the second gate: the first gate (repo, the authors' code), or its own input (clean).
+        ssm_init: initial weights of the state space model: recbole as in the published numbers, or mamba's own.
+    """
+    knobs = knobs.filled(KNOBS[knobs.data])
     model = rs.Recommender(
-        items=rs.IdItems(dim, scale=False),
+        items=rs.IdItems(knobs.dim, scale=False),
         encoder=rs.SIGMA(
-            dim,
-            num_layers,
-            dropout=knobs["dropout"],
-            max_length=knobs["max_length"],
-            keep=keep,
-            flip=flip,
-            gate_cross=gate_cross,
-            ssm_init=ssm_init,
+            knobs.dim, num_layers, dropout=knobs.dropout, max_length=knobs.max_length, keep=keep, flip=flip,
+            gate_cross=gate_cross, ssm_init=ssm_init,
         ),
         objective=rs.FullSoftmax(),
         targets=rs.LastItem(),
-    )
-    settings = {
-        "epochs": epochs,
-        "patience": patience,
-        "batch_size": knobs["batch_size"],
-        "learning_rate": knobs["learning_rate"],
-        "exclude": exclude,
-        "seed": seed,
-    }
-    return rs.Run(model, rs.load(data).split(rs.LeaveLast()), settings, evaluate={"exclude": exclude})
+    )  # fmt: skip
+    split = rs.load(knobs.data).split(rs.LeaveLast())
+    return rs.Run(model, split, knobs.settings(), evaluate=knobs.evaluation())

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from sasrec import KNOBS
+from _knobs import Training
 
 import recsys as rs
 from recsys.auxiliaries.distillation import Distillation
@@ -54,22 +54,33 @@ def run(
     cache: bool = False,
     rows: Literal["prefixes", "users"] = "prefixes",
     max_length: int = 30,
-    exclude: Literal["history", "none"] = "history",
-    epochs: int = 20,
-    patience: int = 4,
-    batch_size: int = 256,
-    learning_rate: float = 1e-3,
     warmup_steps: int = 50,
     decay: Literal["none", "linear", "cosine"] = "cosine",
-    seed: int = 0,
+    knobs: Training = Training(epochs=20, patience=4, batch_size=256, learning_rate=1e-3),
 ) -> rs.Run:
-    """``cosine``, ``norm`` and ``supervision`` are the paper's lambda_1 to lambda_3, and of the student alone.
+    """SLMRec's teacher, its student, or the student without a teacher.
 
-    ``hidden`` is the width of the language model: of the small one it decides it, of ``model`` it must be told for the
-    student's heads. ``cache`` keeps the teacher's states on disk.
+    Args:
+        data: data set; all but ml-100k are copied from RECSYS_MIRROR.
+        role: which of the three models is trained: teacher, student, or the student alone (ce-only).
+        sasrec: run folder of a SASRec, whose item vectors are read and kept as they are.
+        teacher: run folder of the teacher, of a student.
+        layers: layers of the language model that are kept (default: 8 for a teacher, else 4).
+        model: a language model, a folder or a name on the hub (default: a small Llama of random weights).
+        hidden: width of the language model; of one by name it must be given for a student.
+        rank: of the LoRA adapters.
+        dtype: of the frozen weights of the language model.
+        cosine: weight of the direction of the teacher's states (the paper's lambda 1), of a student.
+        norm: weight of their length (lambda 2), of a student.
+        supervision: weight of the recommendation loss at earlier layers (lambda 3), of a student.
+        preset: distillation as the paper has it (means, squared norm), or as the released code (sums, plain norm).
+        norm_reduce: of the squares over the numbers of a state.
+        cache: keep the teacher's states on disk instead of asking it for every batch.
+        rows: training rows: every prefix of a history, or one per user, as the authors.
+        max_length: newest items of a history that the model reads.
+        warmup_steps: optimizer steps over which the learning rate rises.
+        decay: how the learning rate falls to 0 over the epochs.
     """
-    if data not in KNOBS:
-        raise ValueError(f"data must be one of {', '.join(KNOBS)}, found {data!r}")
     if not sasrec:
         raise ValueError("sasrec= must name the folder of a SASRec run: recsys fit configs/sasrec.py --out FOLDER")
     if (role == "student") != bool(teacher):
@@ -90,8 +101,5 @@ def run(
         targets=LastOfUser() if rows == "users" else rs.LastItem(),
         auxiliaries=[distillation] if distillation else [],
     )
-    settings = {
-        "epochs": epochs, "patience": patience, "batch_size": batch_size, "learning_rate": learning_rate,
-        "warmup_steps": warmup_steps, "decay": decay, "clip_norm": 1.0, "exclude": exclude, "seed": seed,
-    }  # fmt: skip
-    return rs.Run(recommender, rs.load(data).split(rs.LeaveLast()), settings, evaluate={"exclude": exclude})
+    settings = knobs.settings(warmup_steps=warmup_steps, decay=decay, clip_norm=1.0)
+    return rs.Run(recommender, rs.load(data).split(rs.LeaveLast()), settings, evaluate=knobs.evaluation())

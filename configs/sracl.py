@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from sasrec import KNOBS, backbone
+from sasrec import KNOBS, BackboneKnobs, backbone
 
 import recsys as rs
 from recsys.auxiliaries.semantic import SemanticContrast
@@ -43,7 +43,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def run(
-    data: Literal["ml-100k", "ml-1m", "amazon-beauty"] = "ml-100k",
     cross: float | None = None,
     intra: float | None = None,
     k: int = 10,
@@ -58,36 +57,38 @@ def run(
     attention_dropout: float = 0.5,
     temperature: float = 1.0,
     hide: tuple[Literal["target", "user"], ...] = (),
-    train: Literal["all", "last"] = "all",
-    dim: int = 64,
-    dropout: float | None = None,
-    max_length: int | None = None,
-    exclude: Literal["history", "none"] = "history",
-    epochs: int = 60,
-    patience: int = 8,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    seed: int = 0,
+    knobs: BackboneKnobs = BackboneKnobs(),
 ) -> rs.Run:
-    """``cross`` and ``intra`` are the paper's alpha and beta; a knob that is None is the preset's or the data set's.
+    """SASRec with SRA-CL's contrasts by the meaning of item texts.
 
-    ``text`` names the model that makes the vectors, unless ``vectors`` is a folder that has them.
+    Args:
+        cross: weight of the contrast between histories, the paper's alpha (default: searched per data set).
+        intra: weight of the contrast of two views of a history, the paper's beta (default: likewise).
+        k: nearest items of an item, and nearest histories of a history.
+        share: share of the items that a view replaces.
+        preset: search one row per user (clean), or as near to the released code as our rows come (parity).
+        pool: training histories that are searched: the last of each user, or every prefix (default: the preset's).
+        window: vector of a history: the mean of its items' text vectors, or with newer items counting more (recent).
+        text: model that makes the text vectors: all-minilm, tfidf, a folder, or a name on the hub.
+        vectors: folder of text vectors by item id, instead of text.
+        shuffle: deal the text vectors out anew among the items, as a control.
+        cross_loss: contrast between histories: with (ntxent) or without (infonce) other anchors as negatives.
+        attention_dropout: dropout rate of the weights of the neighbours.
+        temperature: divides the similarities in both contrasts.
+        hide: pairs of a batch that are no negatives: those with the same target, of the same user, or both.
     """
-    cross, intra = (WEIGHTS[data] if given is None else given for given in (cross, intra))
-    split = rs.load(data).split(rs.LeaveLast())
+    cross, intra = (WEIGHTS[knobs.data] if given is None else given for given in (cross, intra))
+    split = rs.load(knobs.data).split(rs.LeaveLast())
     width = None
     if cross or intra:
         vectors, width = _vectors(split, text) if vectors is None else (vectors, None)
     chosen = PRESETS[preset] | ({} if pool is None else {"pool": pool})
     contrast = SemanticContrast(
         vectors=vectors or "", cross=cross, intra=intra, k=k, share=share, window=window, cross_loss=cross_loss,
-        attention_dropout=attention_dropout, temperature=temperature, hide=hide, shuffle=shuffle, dim=dim,
-        max_length=KNOBS[data]["max_length"] if max_length is None else max_length, text_dim=width, **chosen,
+        attention_dropout=attention_dropout, temperature=temperature, hide=hide, shuffle=shuffle, dim=knobs.dim,
+        max_length=knobs.filled(KNOBS[knobs.data]).max_length, text_dim=width, **chosen,
     )  # fmt: skip
-    return backbone(
-        data, [contrast], split=split, train=train, dim=dim, dropout=dropout, max_length=max_length, exclude=exclude,
-        epochs=epochs, patience=patience, batch_size=batch_size, learning_rate=learning_rate, seed=seed,
-    )  # fmt: skip
+    return backbone(knobs, [contrast], split=split)
 
 
 def _vectors(split: rs.Split, text: str) -> tuple[str, int]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from _knobs import Public
 from gru4rec import KNOBS as GRU4REC
 from mamba4rec import KNOBS as MAMBA4REC
 from sasrec import KNOBS as SASREC
@@ -38,7 +39,6 @@ KNOBS = {"sasrec": SASREC, "gru4rec": GRU4REC, "mamba4rec": MAMBA4REC}
 
 
 def run(
-    data: Literal["ml-100k", "ml-1m", "amazon-beauty"] = "ml-100k",
     encoder: Literal["sasrec", "gru4rec", "mamba4rec"] = "sasrec",
     table: Literal["text", "ids+text", "ids"] = "text",
     cold: bool = False,
@@ -49,25 +49,26 @@ def run(
     trainable: bool = False,
     text: str = "all-minilm",
     vectors: str | None = None,
-    dim: int = 64,
-    dropout: float | None = None,
-    max_length: int | None = None,
-    epochs: int = 60,
-    patience: int = 8,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    seed: int = 0,
+    knobs: Public = Public(),
 ) -> rs.Run:
-    """Full softmax; a knob that is None is that of the encoder's recipe for the data set.
+    """Items by id, by text or by both; a knob that is None is that of the encoder's own recipe.
 
-    ``share`` of the items are cold and that of ``users`` may be tested, drawn by ``cold_seed``, so that all seeds of a
-    table are asked for the same items.
+    Args:
+        encoder: what reads the history.
+        table: item vectors: projected text vectors, learned ones by id, or their sum.
+        cold: take items out of training and evaluate on unseen items only.
+        share: share of the items that are taken out, with --cold.
+        users: share of the users tested on those items, with --cold (default: set per data set).
+        cold_seed: of the draw of those items, so that all tables and seeds are tested on the same ones.
+        project: from text vectors to item vectors: linear, or with a hidden layer (mlp).
+        trainable: train the text vectors too.
+        text: model that makes the text vectors: all-minilm, tfidf, a folder, or a name on the hub.
+        vectors: folder of text vectors by item id, instead of text.
     """
-    given = {"dropout": dropout, "max_length": max_length, "batch_size": batch_size, "learning_rate": learning_rate}
-    knobs = {"dropout": 0.3, **KNOBS[encoder][data]}
-    if isinstance(knobs["batch_size"], dict):
-        knobs["batch_size"] = knobs["batch_size"]["all"]
-    knobs |= {name: value for name, value in given.items() if value is not None}
+    data, dim, values = knobs.data, knobs.dim, KNOBS[encoder][knobs.data]
+    if isinstance(values["batch_size"], dict):
+        values = values | {"batch_size": values["batch_size"]["all"]}
+    knobs = knobs.filled(values)
     split = rs.load(data).split(rs.LeaveLast(), audit=not cold)
     if cold:
         split = cold_items(split, share, seed=cold_seed, users=USERS[data] if users is None else users)
@@ -82,9 +83,8 @@ def run(
         encoder=_encoder(encoder, dim, knobs),
         objective=rs.FullSoftmax(),
     )
-    settings = {name: knobs[name] for name in ("batch_size", "learning_rate", "windows")}
-    settings |= {"epochs": epochs, "patience": patience, "seed": seed}
-    return rs.Run(model, split, settings, evaluate={"candidates": "cold"} if cold else {})
+    evaluate = {**knobs.evaluation(), **({"candidates": "cold"} if cold else {})}
+    return rs.Run(model, split, knobs.settings(windows=values["windows"]), evaluate=evaluate)
 
 
 def _ids(encoder: str, dim: int) -> Any:
@@ -93,8 +93,8 @@ def _ids(encoder: str, dim: int) -> Any:
     return rs.IdItems(dim, scale=False, init="xavier_normal" if encoder == "gru4rec" else "normal")
 
 
-def _encoder(encoder: str, dim: int, knobs: dict[str, Any]) -> Any:
-    dropout, max_length = knobs["dropout"], knobs["max_length"]
+def _encoder(encoder: str, dim: int, knobs: Public) -> Any:
+    dropout, max_length = knobs.dropout, knobs.max_length
     if encoder == "gru4rec":
         return rs.GRU4Rec(dim, 128, 1, dropout, max_length)
     if encoder == "mamba4rec":

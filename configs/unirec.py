@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from _knobs import Knobs
+
 import recsys as rs
 from recsys.auxiliaries.unirec import ItemEnhancement, ProfileTerm, SequenceEnhancement, UniRecLoss
 
@@ -29,31 +31,36 @@ def run(
     loss: Literal["softmax", "bce"] = "softmax",
     enhanced: bool = True,
     mode: Literal["paper", "repo"] = "paper",
-    dim: int = 64,
     num_layers: int = 2,
     num_heads: int = 2,
-    dropout: float | None = None,
-    max_length: int = 50,
     share_norms: bool = True,
     noise: float = 0.1,
     first_times: Literal["calendar", "own"] = "calendar",
     windows: Literal["last", "sliding"] | None = None,
-    epochs: int = 60,
-    patience: int = 8,
-    batch_size: int = 128,
-    learning_rate: float | None = None,
-    seed: int = 0,
+    knobs: Knobs = Knobs(max_length=50, batch_size=128),
 ) -> rs.Run:
-    """Two branches, calendar and interval; the schedules of the enhancements are laid out for ``epochs``."""
-    knobs = {"dropout": dropout, "learning_rate": learning_rate, "windows": windows}
-    knobs = {name: KNOBS[data][name] if value is None else value for name, value in knobs.items()}
-    split = rs.load(data).split(rs.LeaveLast())
+    """UniRec: two branches, calendar and interval.
+
+    Args:
+        data: data set with times; all but ml-100k are copied from RECSYS_MIRROR.
+        loss: softmax over all items, or binary cross-entropy with one negative and the profile term (the authors').
+        enhanced: add the enhancements of sequences and items, whose schedules are laid out for all epochs.
+        mode: the enhancements as the paper describes them, or as the authors' code has them (repo).
+        num_layers: Transformer blocks.
+        num_heads: attention heads of a block.
+        share_norms: share LayerNorms and the mixing of scores between the branches.
+        noise: start of the learned scale of the noise on attention scores; 0 for none.
+        first_times: time scores of the first block: the calendar in both branches, or each branch's own times.
+        windows: of histories longer than max_length: the last window, or sliding ones (default: set per data set).
+    """
+    knobs = knobs.filled(KNOBS[data])
+    dim, epochs, longest = knobs.dim, knobs.epochs, knobs.max_length
     auxiliaries: list[Any] = [ProfileTerm()] if loss == "bce" else []
     if enhanced:
-        auxiliaries.append(SequenceEnhancement(dim, epochs=epochs, length=max_length, mode=mode))
+        auxiliaries.append(SequenceEnhancement(dim, epochs=epochs, length=longest, mode=mode))
         auxiliaries.append(ItemEnhancement(dim, epochs=epochs, mode=mode))
     encoder = rs.UniRec(
-        dim, num_layers, num_heads, knobs["dropout"], max_length, share_norms=share_norms, noise=noise,
+        dim, num_layers, num_heads, knobs.dropout, longest, share_norms=share_norms, noise=noise,
         first_times=first_times,
     )  # fmt: skip
     model = rs.Recommender(
@@ -62,7 +69,5 @@ def run(
         objective=UniRecLoss() if loss == "bce" else rs.FullSoftmax(),
         auxiliaries=auxiliaries,
     )
-    settings = {"epochs": epochs, "patience": patience, "batch_size": batch_size, "betas": (0.9, 0.98), "seed": seed}
-    return rs.Run(
-        model, split, settings={**settings, "learning_rate": knobs["learning_rate"], "windows": knobs["windows"]}
-    )
+    settings = knobs.settings(betas=(0.9, 0.98), windows=windows or KNOBS[data]["windows"])
+    return rs.Run(model, rs.load(data).split(rs.LeaveLast()), settings, evaluate=knobs.evaluation())

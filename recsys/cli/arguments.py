@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from recsys.errors import DataError
 
@@ -30,12 +31,32 @@ def parsed(function: Callable[..., Any], words: Sequence[str], program: str, mor
     def record(*given: Any, **named: Any) -> None:
         found.append(signature.bind(*given, **named))
 
-    record.__signature__ = signature  # type: ignore[attr-defined]
-    record.__annotations__ = inspect.get_annotations(function, eval_str=True) | {"return": None}
+    shown = [one.replace(annotation=_shown(one)) for one in signature.parameters.values()]
+    record.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    record.__annotations__ = {one.name: one.annotation for one in shown} | {"return": None}
     record.__doc__ = f"{inspect.getdoc(function) or ''}{more}"
     tyro.cli(record, args=list(words), prog=program)
     found[0].apply_defaults()
     return found[0]
+
+
+def _shown(parameter: inspect.Parameter) -> Any:
+    """The type of a parameter, with what its help calls a value, and no default where ``Args:`` has to say it."""
+    import tyro
+
+    kind, default = parameter.annotation, parameter.default
+    how: dict[str, Any] = {} if default not in (None, ()) else {"help_behavior_hint": ""}
+    if parameter.kind is parameter.POSITIONAL_ONLY:
+        many = typing.get_origin(kind) is tuple
+        how["metavar"] = f"{parameter.name.upper().removesuffix('S')} ..." if many else parameter.name.upper()
+        how |= {"help_behavior_hint": ""} if many else {}
+    elif default is None and len(inner := [each for each in typing.get_args(kind) if each is not type(None)]) == 1:
+        choices = typing.get_args(inner[0]) if typing.get_origin(inner[0]) is Literal else ()
+        if choices:
+            how["metavar"] = f"{{{','.join(map(str, choices))}}}"
+        elif isinstance(inner[0], type) and not typing.get_args(inner[0]):
+            how["metavar"] = inner[0].__name__.upper()
+    return Annotated[kind, tyro.conf.arg(**how)] if how else kind
 
 
 def saved_or_left_last(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
 
-
-def fetch(name: Annotated[str, "positional"] = "ml-100k", /) -> None:
+def fetch(name: str = "ml-100k", /) -> None:
     """Download a public data set (or copy it from RECSYS_MIRROR), verify and cache it.
 
     Args:

@@ -39,6 +39,7 @@ from recsys.items.ids import IdItems
 from recsys.objectives.softmax import FullSoftmax
 from recsys.protocols import Step
 from recsys.recommenders.composed import Recommender
+from recsys.runs.recipe import find_recipe, load_recipe
 from recsys.targets.last_item import LastItem
 from recsys.targets.masked_items import MaskedItems
 from recsys.targets.next_item import NextItem
@@ -432,10 +433,8 @@ def test_editing_disturbs_neither_modes_nor_global_randomness(taught: Recommende
 
 def recipe(monkeypatch: pytest.MonkeyPatch, name: str, **knobs: Any) -> Recommender:
     """The model of a recipe, trained for one epoch on toy data."""
-    folder = str(Path(__file__).parents[2] / "configs")
-    monkeypatch.setattr(sys, "path", [folder, *sys.path])
     monkeypatch.setattr(rs, "load", lambda data: SimpleNamespace(split=lambda splitter: toy_split()), raising=False)
-    run = __import__(name).run(dim=DIM, max_length=LENGTH, epochs=1, batch_size=16, **knobs)
+    run = load_recipe(find_recipe(name))(dim=DIM, max_length=LENGTH, epochs=1, batch_size=16, **knobs)
     run.fit(progress=False)
     return run.model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import recsys as rs
 from recsys import cli
 from recsys.cli import COMMANDS, GROUPS, main
+from recsys.runs.recipe import find_recipe, load_recipe, recipe_names
 from recsys.testing import toy_split
 
 
@@ -41,15 +43,53 @@ def test_hostile_7_doctor_says_whether_the_cache_can_be_written(
     assert ("GB free" if kind == "missing" else "RECSYS_CACHE") in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("doctor", "fit")])
-def test_every_argument_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def flags(shown: str) -> dict[str, str]:
+    """What the help of a command says of each flag, without what is said of itself: kind and default."""
+    lines = [line.strip("│").rstrip() for line in shown.splitlines()]
+    found: dict[str, str] = {}
+    for line in lines:
+        if re.match(r" {1,2}(-{1,2}[a-z]|[A-Z]+\b)", line):
+            flag, _, said = line.strip().partition("  ")
+            found[flag] = said
+        elif found and line.startswith("      "):
+            found[flag] += f" {line.strip()}"
+    return {
+        flag: re.sub(r"\(default: .*?\)|\((required|optional|repeatable).*?\)", "", said).strip()
+        for flag, said in found.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "words", [[name] for name in COMMANDS] + [["fit", name] for name in recipe_names()], ids=" ".join
+)
+def test_every_flag_is_explained(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
     with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
+        main([*words, "--help"])
     assert stop.value.code == 0
-    documented = inspect.getdoc(COMMANDS[command]) or ""
-    for name in inspect.signature(COMMANDS[command]).parameters:
-        assert f"    {name}: " in documented, name
-    capsys.readouterr()
+    shown = capsys.readouterr().out
+    taken = load_recipe(find_recipe(words[1])) if len(words) > 1 else COMMANDS[words[0]]
+    told = flags(shown)
+    if words != ["fit"]:  # whose own flags come from argparse
+        options = [one for one in inspect.signature(taken).parameters.values() if one.kind is not one.POSITIONAL_ONLY]
+        assert {f"--{one.name}".replace("_", "-") for one in options} <= {flag.split()[0].rstrip(",") for flag in told}
+    assert not [flag for flag, said in told.items() if len(said) < 4], told
+
+
+def test_help_names_what_is_expected_and_each_default_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["similar"], ["fit", "sracl"]):
+        with pytest.raises(SystemExit):
+            main([*words, "--help"])
+    shown = capsys.readouterr().out
+    assert "BUNDLE ITEM ..." in shown and "--pool {user,prefix}" in shown
+    assert "None" not in shown and "(default: )" not in shown
+
+
+def test_a_flag_without_help_is_found() -> None:
+    told = flags("│ --dim INT             (default: 64)        │\n│ --seed INT            of the draws (default: 0)  │")
+    assert told == {"--dim INT": "", "--seed INT": "of the draws"}
 
 
 def test_commands_are_listed_in_the_order_of_use(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from recsys.eval.sampled import draw_negatives, evaluate_sampled
 from recsys.items.frozen import FrozenItems
 from recsys.objectives.softmax import FullSoftmax
 from recsys.protocols import Context, Step
+from recsys.runs.recipe import find_recipe, load_recipe
 from recsys.testing import (
     check_auxiliary,
     check_encoder,
@@ -567,21 +567,20 @@ def test_the_recipe_makes_teacher_student_and_the_one_alone(tmp_path: Path, monk
             return toy_split()
 
     monkeypatch.setattr(rs, "load", lambda name: Data())
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "configs")
-    recipe = importlib.import_module("slmrec")
+    recipe = load_recipe(find_recipe("slmrec"))
     sasrec = rs.Recommender(rs.IdItems(DIM), rs.SASRec(DIM, 1, max_length=8), FullSoftmax())
     common: dict[str, Any] = {"sasrec": save_run(sasrec, tmp_path / "sasrec"), "epochs": 0, "hidden": 16}
-    teacher = recipe.run(role="teacher", **common)
+    teacher = recipe(role="teacher", **common)
     assert teacher.model.encoder.backbone.depth == 8 and not len(teacher.model.auxiliaries)
     teacher.fit(tmp_path / "teacher", progress=False)
-    student = recipe.run(role="student", teacher=str(tmp_path / "teacher"), **{**common, "epochs": 1}, preset="code")
+    student = recipe(role="student", teacher=str(tmp_path / "teacher"), **{**common, "epochs": 1}, preset="code")
     assert student.model.encoder.backbone.depth == 4
     fitted = student.fit(tmp_path / "student", progress=False)
     assert fitted.history[0]["terms"].keys() == {"loss", *(f"Distillation0.{one}" for one in TERMS)}
-    assert not len(recipe.run(role="ce-only", rows="users", **common).model.auxiliaries)
+    assert not len(recipe(role="ce-only", rows="users", **common).model.auxiliaries)
     for wrong in ({"role": "student"}, {"role": "ce-only", "teacher": "x"}, {"sasrec": ""}):
         with pytest.raises(ValueError, match=r"teacher|sasrec"):
-            recipe.run(**{**common, **wrong})
+            recipe(**{**common, **wrong})
 
 
 def test_half_precision_keeps_the_angles_of_positions_in_full() -> None:

@@ -1,0 +1,91 @@
+"""Knobs that recipes share: a parameter of one of these types gives a recipe its fields as parameters and flags.
+
+``run(weight: float = 0.1, knobs: Knobs = Knobs(epochs=200))`` is called as ``run(weight=0.2, epochs=5)`` and
+``--weight 0.2 --epochs 5``. A recipe of your own may import them: ``from _knobs import Knobs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T", bound="Training")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a recipe trains and evaluates.
+
+    Args:
+        epochs: most epochs of training.
+        patience: epochs without a better validation NDCG@10 after which training stops.
+        batch_size: training rows per batch (default: set per data set).
+        learning_rate: of Adam (default: set per data set).
+        exclude: items of a user's history when ranking: "history" leaves them out, "none" ranks them too.
+        seed: of initial weights, order of batches, dropout and all other draws.
+    """
+
+    epochs: int = 60
+    patience: int = 8
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    exclude: Literal["history", "none"] = "history"
+    seed: int = 0
+
+    def filled(self: T, values: Mapping[str, Any]) -> T:
+        """The same with those of ``values`` where a knob is None; other names are passed over."""
+        empty = {one.name for one in fields(self) if getattr(self, one.name) is None}
+        return replace(self, **{name: value for name, value in values.items() if name in empty})
+
+    def settings(self, **more: Any) -> dict[str, Any]:
+        """Arguments of :func:`recsys.fit`, and ``more`` of them."""
+        names = ("epochs", "patience", "batch_size", "learning_rate", "exclude", "seed")
+        return {name: getattr(self, name) for name in names} | more
+
+    def evaluation(self) -> dict[str, Any]:
+        """Arguments of :func:`recsys.evaluate`."""
+        return {"exclude": self.exclude}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knobs(Training):
+    """The sizes of a model as well.
+
+    Args:
+        dim: width of item vectors and hidden states.
+        dropout: share of the activations that are dropped in training (default: set per data set).
+        max_length: newest items of a history that the model reads (default: set per data set).
+    """
+
+    dim: int = 64
+    dropout: float | None = None
+    max_length: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Public(Knobs):
+    """One of the data sets of our tables as well.
+
+    Args:
+        data: data set; all but ml-100k are copied from RECSYS_MIRROR.
+    """
+
+    data: Literal["ml-100k", "ml-1m", "amazon-beauty"] = "ml-100k"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """How two views of a batch of histories are contrasted.
+
+    Args:
+        temperature: divides the similarities in the contrast.
+        cosine: contrast cosine similarities instead of dot products.
+        hide: pairs of a batch that are no negatives: those with the same target, of the same user, or both.
+        keep: how much a hidden pair still counts as a negative: 0 not at all, 1 like any other.
+    """
+
+    temperature: float = 1.0
+    cosine: bool = False
+    hide: tuple[Literal["target", "user"], ...] = ()
+    keep: float = 0.0
