@@ -26,7 +26,7 @@ from scipy import sparse
 from recsys.data.split import Split, Training
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
-from recsys.statistics.cooccurrence import cooccurrence, interactions
+from recsys.statistics.cooccurrence import interactions, item_similarity, largest
 
 
 def item_texts(
@@ -229,13 +229,10 @@ def _shared_users(training: Training, titled: np.ndarray, count: int) -> np.ndar
     """(N+1, count) item rows: the ``titled`` (N+1,) items that share most training users with each item, else 0."""
     matrix = interactions(training)
     near = np.zeros((training.num_items + 1, count), np.int64)
-    for rows, block in cooccurrence(matrix, matrix @ sparse.diags(titled[1:].astype(np.float32))):
-        shared = block.tocoo()
-        keep = (shared.col != shared.row + rows.start) & (shared.data > 0)
-        row, column, users = shared.row[keep], shared.col[keep], shared.data[keep]
-        order = np.lexsort((column, -users, row))
-        row, column = row[order], column[order]
-        place = np.arange(len(row)) - np.searchsorted(row, row)
-        best = place < count
-        near[1 + rows.start + row[best], place[best]] = 1 + column[best]
+    weighted = matrix @ sparse.diags(titled[1:].astype(np.float32))
+    for item, other, users in item_similarity(matrix, weighted, cosine=False, title="items that share users"):
+        some = users > 0
+        item, other, users = item[some], other[some], users[some]
+        chosen, rank = largest(item, users, count)
+        near[item[chosen], rank] = other[chosen]
     return near

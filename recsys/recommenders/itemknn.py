@@ -9,17 +9,14 @@ Legend: N items, K neighbours, B histories, T distinct items of all histories.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from recsys.data.batch import Batch
-from recsys.progress import Progress
 from recsys.protocols import Context
 from recsys.recommenders.base import Ranker
-from recsys.statistics.cooccurrence import cooccurrence, distinct, interactions, require_memory
+from recsys.statistics.cooccurrence import distinct, interactions, item_similarity, largest, require_memory
 
 PAIRS = 2**22  # (history item, neighbour) pairs scored at a time
 
@@ -56,29 +53,13 @@ class ItemKNN(Ranker):
         require_memory(context.num_items * self.k * 8, what, "keep fewer neighbours")
         super().bind(context)
         matrix = interactions(context.training)
-        norms = np.sqrt(np.bincount(matrix.indices, minlength=context.num_items)).astype(np.float32)
         neighbours = np.zeros((context.num_items + 1, self.k), np.int32)
         similarities = np.zeros((context.num_items + 1, self.k), np.float32)
-        with Progress(context.num_items, "item-kNN", "items") as progress:
-            for rows, shared in cooccurrence(matrix):
-                row, column, value = self._nearest(shared, rows.start, norms)
-                place = np.arange(len(row)) - np.searchsorted(row, row)
-                neighbours[rows.start + row + 1, place] = column + 1
-                similarities[rows.start + row + 1, place] = value
-                progress.advance(rows.stop - rows.start)
+        for item, other, value in item_similarity(matrix, shrink=self.shrink, title="item-kNN"):
+            chosen, rank = largest(item, value, self.k)
+            neighbours[item[chosen], rank] = other[chosen]
+            similarities[item[chosen], rank] = value[chosen]
         self.neighbours, self.similarities = torch.from_numpy(neighbours), torch.from_numpy(similarities)
-
-    def _nearest(self, shared: Any, first: int, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The k most similar items of each row of a block: (row, column, similarity), by row, best first."""
-        shared.sort_indices()
-        row = np.repeat(np.arange(shared.shape[0]), np.diff(shared.indptr))
-        column, value = shared.indices, shared.data / (norms[row + first] * norms[shared.indices] + self.shrink)
-        other = column != row + first
-        row, column, value = row[other], column[other], value[other]
-        order = np.lexsort((-value, row))
-        rank = np.arange(len(row)) - np.searchsorted(row, row)  # row stays sorted under the order
-        chosen = order[rank < self.k]
-        return row[chosen], column[chosen], value[chosen]
 
     def score(self, batch: Batch) -> Tensor:
         """(B, N) summed similarities to the distinct items of each history."""

@@ -1,4 +1,4 @@
-"""Who interacted with what, as a sparse matrix, and which items share users, block by block.
+"""Who interacted with what, as a sparse matrix, which items share users, and how similar that makes them.
 
 Legend: U users, N items (column j for item row j + 1), B histories, T real tokens.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recsys.data.batch import Batch
 from recsys.data.split import Training
+from recsys.progress import Progress
 
 PAIRS = 2**25  # multiplications (and at most as many numbers held) per block of co-occurrences
 EVENT_BYTES = 48  # of one event while the matrix of users and items is made and transposed, measured
@@ -52,6 +53,46 @@ def cooccurrence(matrix: Any, weighted: Any = None) -> Iterator[tuple[slice, Any
         last = max(first + 1, int(np.searchsorted(ends, done + PAIRS, side="right")))
         yield slice(first, last), columns[first:last] @ (matrix if weighted is None else weighted)
         first = last
+
+
+def item_similarity(
+    matrix: Any, weighted: Any = None, cosine: bool = True, shrink: float = 0.0, title: str = "item similarity"
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Blocks of pairs of different items that share users: (item row, other row, similarity), (n,) each.
+
+    Pairs come by item, then by other item, all of an item in one block; blocks are bounded as in
+    :func:`cooccurrence`. Similarities are computed in the precision of ``weighted``, or of ``matrix``.
+
+    Args:
+        matrix: (U, N) of :func:`interactions`.
+        weighted: stands for it on the side of the other item, so that users or items may count less.
+        cosine: divide the users that items i and j share by sqrt(N_i) sqrt(N_j) + ``shrink``, N_i the users of i; else
+            the users they share are the similarity.
+        shrink: damps similarities that rest on few users.
+        title: of the line of progress.
+    """
+    count = matrix.shape[1]
+    roots = np.sqrt(np.bincount(matrix.indices, minlength=count)).astype(
+        (matrix if weighted is None else weighted).dtype
+    )
+    with Progress(count, title, "items") as progress:
+        for rows, shared in cooccurrence(matrix, weighted):
+            shared.sort_indices()
+            row = rows.start + np.repeat(np.arange(rows.stop - rows.start), np.diff(shared.indptr))
+            other = row != shared.indices
+            row, column, value = row[other], shared.indices[other], shared.data[other]
+            yield 1 + row, 1 + column, value / (roots[row] * roots[column] + shrink) if cosine else value
+            progress.advance(rows.stop - rows.start)
+
+
+def largest(item: np.ndarray, value: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each item's pairs the ``k`` with the largest values: their positions, best first, and ranks from 0.
+
+    ``item`` is sorted, as :func:`item_similarity` gives it; of equal values the first pairs, of lower rows, are taken.
+    """
+    order = np.lexsort((-value, item))
+    rank = np.arange(len(item)) - np.searchsorted(item, item)  # item stays sorted under the order
+    return order[rank < k], rank[rank < k]
 
 
 def distinct(batch: Batch, num_items: int, decay: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from recsys.data.split import Training
-from recsys.progress import Progress
 from recsys.protocols import Change, Context, ItemTable
 from recsys.randomness import numpy_generator
-from recsys.statistics.cooccurrence import cooccurrence, interactions
+from recsys.statistics.cooccurrence import interactions, item_similarity
 
 PRODUCTS = 2**24  # of item vectors, held at a time
 
@@ -213,12 +212,14 @@ def _count(training: Training, inverse_user_frequency: bool) -> tuple[np.ndarray
     neighbour = np.zeros(training.num_items + 1, np.int64)
     score = np.full(training.num_items + 1, -1.0, np.float32)
     highest, low, high = np.full(training.num_items + 1, -np.inf), np.inf, -np.inf
-    for row, column, value in _similarities(training, inverse_user_frequency):
-        start = _starts(row)
+    for item, other, value in _similarities(training, inverse_user_frequency):
+        if not len(value):
+            continue
+        start = _starts(item)
         best = np.maximum.reduceat(value, start)
-        equal = np.flatnonzero(value == np.repeat(best, np.diff(start, append=len(row))))
-        lowest = equal[_starts(row[equal])]
-        neighbour[row[start]], highest[row[start]] = column[lowest], best
+        equal = np.flatnonzero(value == np.repeat(best, np.diff(start, append=len(item))))
+        lowest = equal[_starts(item[equal])]
+        neighbour[item[start]], highest[item[start]] = other[lowest], best
         low, high = min(low, value.min()), max(high, value.max())
     known = neighbour > 0
     score[known] = (highest[known] - low) / (high - low) if high > low else 0.0
@@ -230,21 +231,12 @@ def _similarities(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Blocks of pairs that share users, by item, then by other item: (item row, other row, similarity), (n,) each."""
     matrix = interactions(training)
-    sizes = np.diff(matrix.indptr)  # (U,) distinct items
-    users = np.bincount(matrix.indices, minlength=training.num_items).astype(np.float64)
     weighted = matrix.astype(np.float64)
     if inverse_user_frequency:
+        sizes = np.diff(matrix.indptr)  # (U,) distinct items
         weighted.data = np.repeat(1.0 / np.log1p(np.maximum(sizes, 1)), sizes)
-    with Progress(training.num_items, "item similarity", "items") as progress:
-        for rows, shared in cooccurrence(matrix, weighted):
-            shared.sort_indices()
-            row = rows.start + np.repeat(np.arange(rows.stop - rows.start), np.diff(shared.indptr))
-            other = row != shared.indices
-            if other.any():
-                row, column = row[other], shared.indices[other]
-                value = shared.data[other] / np.sqrt(users[row] * users[column])
-                yield 1 + row, 1 + column, np.round(value, 12)  # so that equal sums in another order are equal
-            progress.advance(rows.stop - rows.start)
+    for item, other, value in item_similarity(matrix, weighted):
+        yield item, other, np.round(value, 12)  # so that equal sums in another order are equal
 
 
 def _starts(row: np.ndarray) -> np.ndarray:
