@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from recsys.data import rhythm
+from recsys.statistics import gaps as measured
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split, Training
 from recsys.data.vocabulary import Vocabulary
@@ -77,33 +77,33 @@ def brute_gaps(users: list[list[Event]]) -> dict[tuple[int, int], float]:
 
 def test_variances_equal_a_loop() -> None:
     users = toy()
-    found, gaps = rhythm.user_variance(training(users))
+    found, gaps = measured.user_variance(training(users))
     np.testing.assert_allclose(found, [variance([time for _, time in events]) for events in users])
     assert gaps.tolist() == [len(events) - 1 for events in users]
     by_item = times_of_items(users)
     expected = [variance(by_item[item]) for item in range(NUM_ITEMS + 1)]
-    np.testing.assert_allclose(rhythm.item_variance(training(users)), expected)
+    np.testing.assert_allclose(measured.item_variance(training(users)), expected)
 
 
 def test_normalised_runs_from_0_to_100_over_the_items_that_occur() -> None:
-    found = rhythm.normalised(np.array([0.0, 3.0, 1.0, 5.0, 0.0]), np.array([0, 2, 3, 4, 0]))
+    found = measured.normalised(np.array([0.0, 3.0, 1.0, 5.0, 0.0]), np.array([0, 2, 3, 4, 0]))
     np.testing.assert_allclose(found, [0, 50, 0, 100, 0])
-    assert not rhythm.normalised(np.zeros(4), np.array([0, 1, 1, 1])).any()
-    assert not rhythm.normalised(np.zeros(3), np.zeros(3)).any()
+    assert not measured.normalised(np.zeros(4), np.array([0, 1, 1, 1])).any()
+    assert not measured.normalised(np.zeros(3), np.zeros(3)).any()
 
 
 def test_even_users_are_the_lowest_variances_and_in_repo_mode_the_highest() -> None:
     users = [[(1, 0.0)], *([(1, 0.0), (2, 10.0), (3, 20.0 + k)] for k in range(10))]
-    assert np.flatnonzero(rhythm.even_users(training(users), 0.3)).tolist() == [1, 2, 3]  # a single event is not even
-    assert rhythm.even_users(training(users)).sum() == 6
-    assert np.flatnonzero(rhythm.even_users(training(users), mode="repo")).tolist() == [7, 8, 9, 10]
+    assert np.flatnonzero(measured.even_users(training(users), 0.3)).tolist() == [1, 2, 3]  # a single event is not even
+    assert measured.even_users(training(users)).sum() == 6
+    assert np.flatnonzero(measured.even_users(training(users), mode="repo")).tolist() == [7, 8, 9, 10]
 
 
 def test_frequent_items_need_three_interactions_or_are_counted() -> None:
     values, count = np.array([0.0, 0.0, 4.0, 1.0, 9.0, 0.0]), np.array([0, 2, 9, 4, 3, 0])
-    assert np.flatnonzero(rhythm.frequent_items(values, count, 0.34)).tolist() == [3]
-    assert np.flatnonzero(rhythm.frequent_items(values, count, 0.34, by="count")).tolist() == [2]
-    assert np.flatnonzero(rhythm.frequent_items(values, count, 0.25, least=1)).tolist() == [1]  # the authors' trap
+    assert np.flatnonzero(measured.frequent_items(values, count, 0.34)).tolist() == [3]
+    assert np.flatnonzero(measured.frequent_items(values, count, 0.34, by="count")).tolist() == [2]
+    assert np.flatnonzero(measured.frequent_items(values, count, 0.25, least=1)).tolist() == [1]  # the authors' trap
 
 
 @pytest.mark.parametrize("events", [1, 2])
@@ -112,7 +112,7 @@ def test_u2_an_item_whose_variance_is_not_known_gets_a_small_bonus(events: int) 
     day = 86_400.0
     users = [[(2, day * k)] for k in range(4)]
     users += [[(1, day * k), (2, day * k), *([(3, day * k)] * (k < 4 + events))] for k in (4, 5)]
-    rows, scores = rhythm.neighbours(training(users), rhythm.item_variance(training(users)))
+    rows, scores = measured.neighbours(training(users), measured.item_variance(training(users)))
     assert rows[1, :2].tolist() == [2, 3]
     similarity = brute_similarity(users)[1, 3]
     expected = 0.4 * similarity / (1 + similarity) + 0.8 + 0.5 / (1 + math.log(1 + 99_999_999))
@@ -124,9 +124,9 @@ def test_u2_an_item_whose_variance_is_not_known_gets_a_small_bonus(events: int) 
 def test_u2_every_bonus_follows_from_three_events_or_more(seed: int) -> None:
     users = toy(seed)
     train = training(users)
-    variances, by_item = rhythm.item_variance(train), times_of_items(users)
+    variances, by_item = measured.item_variance(train), times_of_items(users)
     similarity, gaps = brute_similarity(users), brute_gaps(users)
-    rows, scores = rhythm.neighbours(train, variances)
+    rows, scores = measured.neighbours(train, variances)
     unknown = 0
     for item in range(1, NUM_ITEMS + 1):
         for other, score in zip(rows[item].tolist(), scores[item], strict=True):
@@ -141,20 +141,20 @@ def test_u2_every_bonus_follows_from_three_events_or_more(seed: int) -> None:
 
 def test_u2_a_user_with_a_single_gap_is_not_even() -> None:
     users = [[(1, 0.0), (2, 5.0)], [(1, 0.0), (2, 10.0), (3, 25.0)], [(1, 0.0), (2, 10.0), (3, 90.0)], [(4, 1.0)]]
-    assert rhythm.even_users(training(users), 0.5).tolist() == [False, True, False, False]
+    assert measured.even_users(training(users), 0.5).tolist() == [False, True, False, False]
 
 
 @pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize("pairs", [1 << 22, 5])
 def test_check_08_neighbours_equal_a_loop(dense: bool, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rhythm, "PAIRS", pairs)
-    monkeypatch.setattr(rhythm, "DENSE", 1 << 26 if dense else 0)
+    monkeypatch.setattr(measured, "PAIRS", pairs)
+    monkeypatch.setattr(measured, "DENSE", 1 << 26 if dense else 0)
     users = toy()
     similarity, gaps = brute_similarity(users), brute_gaps(users)
-    variances, by_item = rhythm.item_variance(training(users)), times_of_items(users)
-    row, column, value = rhythm.similar(training(users))
+    variances, by_item = measured.item_variance(training(users)), times_of_items(users)
+    row, column, value = measured.similar(training(users))
     assert dict(zip(zip(row.tolist(), column.tolist(), strict=True), value, strict=True)) == pytest.approx(similarity)
-    rows, scores = rhythm.neighbours(training(users), variances)
+    rows, scores = measured.neighbours(training(users), variances)
     assert rows.shape == scores.shape == (NUM_ITEMS + 1, 10)
     for item in range(1, NUM_ITEMS + 1):
         expected = {}
@@ -175,7 +175,7 @@ def test_check_08_neighbours_equal_a_loop(dense: bool, pairs: int, monkeypatch: 
 def test_check_08_only_the_most_similar_are_scored() -> None:
     users = toy(1)
     similarity = brute_similarity(users)
-    rows, _ = rhythm.neighbours(training(users), rhythm.item_variance(training(users)), k=5, candidates=3)
+    rows, _ = measured.neighbours(training(users), measured.item_variance(training(users)), k=5, candidates=3)
     for item in range(1, NUM_ITEMS + 1):
         others = {other: value for (one, other), value in similarity.items() if one == item}
         third = sorted(others.values(), reverse=True)[:3][-1] if others else math.inf
@@ -196,11 +196,11 @@ def test_check_12_no_statistic_changes_with_held_out_events() -> None:
         prepared = Prepared(np.array(items, np.int32), offsets, NUM_ITEMS, times=np.array(times, np.int64))
         names = [Vocabulary(np.arange(count), first) for count, first in ((NUM_ITEMS, 1), (len(lengths), 0))]
         train = Split.of(prepared, LeaveLast(), *names).train
-        spread = rhythm.item_variance(train)
+        spread = measured.item_variance(train)
         count = train.item_counts()
         return [
-            *rhythm.user_variance(train), spread, rhythm.normalised(spread, count), rhythm.even_users(train),
-            rhythm.frequent_items(spread, count), *rhythm.similar(train), *rhythm.neighbours(train, spread),
+            *measured.user_variance(train), spread, measured.normalised(spread, count), measured.even_users(train),
+            measured.frequent_items(spread, count), *measured.similar(train), *measured.neighbours(train, spread),
         ]  # fmt: skip
 
     for one, other in zip(statistics(3), statistics(4), strict=True):
@@ -210,21 +210,21 @@ def test_check_12_no_statistic_changes_with_held_out_events() -> None:
 def test_wrong_arguments_and_missing_times_are_errors() -> None:
     train = training(toy())
     with pytest.raises(ValueError, match="mode"):
-        rhythm.even_users(train, mode="other")
+        measured.even_users(train, mode="other")
     with pytest.raises(ValueError, match="share"):
-        rhythm.even_users(train, 1.5)
+        measured.even_users(train, 1.5)
     with pytest.raises(ValueError, match="by"):
-        rhythm.frequent_items(np.zeros(3), np.zeros(3), by="luck")
+        measured.frequent_items(np.zeros(3), np.zeros(3), by="luck")
     with pytest.raises(ValueError, match="at least 1"):
-        rhythm.neighbours(train, np.zeros(NUM_ITEMS + 1), k=0)
+        measured.neighbours(train, np.zeros(NUM_ITEMS + 1), k=0)
     bare = Training(Prepared(np.array([1, 2], np.int32), np.array([0, 2]), NUM_ITEMS), np.array([0]), np.array([2]))
-    for statistic in (rhythm.user_variance, rhythm.item_variance):
+    for statistic in (measured.user_variance, measured.item_variance):
         with pytest.raises(ValueError, match="time"):
             statistic(bare)
 
 
 def test_a_single_user_with_one_event_has_no_neighbours() -> None:
     train = training([[(4, 1.0)]])
-    rows, scores = rhythm.neighbours(train, rhythm.item_variance(train))
+    rows, scores = measured.neighbours(train, measured.item_variance(train))
     assert (rows == np.arange(NUM_ITEMS + 1)[:, None]).all() and not scores.any()
-    assert not rhythm.even_users(train).any()
+    assert not measured.even_users(train).any()
