@@ -11,8 +11,7 @@ from torch import Tensor
 
 from recsys.data.batch import Batch
 from recsys.testing.assertions import require, same
-from recsys.train.source import BatchSource
-from recsys.train.source import check_source as check_members
+from recsys.train.source import BatchSource, check_members
 
 
 def check_source(source: BatchSource) -> None:

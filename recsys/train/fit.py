@@ -79,8 +79,8 @@ def fit(
     """Train ``model`` on ``split.train``, choose its best epoch on ``split.valid``; the model is changed in place.
 
     A model that is counted rather than trained (it has ``learn``) is learned in one go and gets the same run folder.
-    ``fit(model, split, rs.Training(epochs=5))`` and ``fit(model, split, epochs=5)`` are the same: the knobs are the fields
-    of :class:`recsys.Training`; what is given by name goes before what ``training`` says.
+    ``fit(model, split, rs.Training(epochs=5))`` and ``fit(model, split, epochs=5)`` are the same: the knobs are the
+    fields of :class:`recsys.Training`; what is given by name goes before what ``training`` says.
 
     Args:
         training: the knobs, made once for several runs.

@@ -15,7 +15,7 @@ from recsys.errors import closest
 from recsys.eval.choice import choose
 from recsys.eval.report import EXCLUDE
 from recsys.train.callbacks import Callback, name_of
-from recsys.train.source import BatchSource, check_source
+from recsys.train.source import BatchSource, check_members
 
 INITS = ("keep", "fresh")
 DECAYS = ("none", "linear", "cosine")
@@ -73,7 +73,7 @@ class Stage:
         for name, value in rate.items() if isinstance(rate, Mapping) else [("", rate)] * (rate is not None):
             _number(f"learning_rate[{name!r}]" if name else "learning_rate", value, above=0)
         if self.data is not None:
-            check_source(self.data)
+            check_members(self.data)
 
     def describe(self) -> dict[str, Any]:
         """The stage as plain data; ``data`` is there if the stage brings its own, by what identifies it."""
@@ -93,8 +93,8 @@ class Training:
     ``fit(model, split, rs.Training(epochs=5))`` and ``fit(model, split, epochs=5)`` are the same.
 
     Args:
-        epochs: most epochs; ``patience`` validations without a better ``metric`` end training sooner. More epochs
-            may be asked for when a run is resumed, unless the learning rate decays.
+        epochs: most epochs. More may be asked for when a run is resumed, unless the learning rate decays.
+        patience: validations in a row without a better ``metric`` that end a stage sooner.
         batch_size: training rows per batch, over all devices.
         tokens: instead of ``batch_size``, the most inputs per batch, over all devices.
         learning_rate: of all parameters, except where a part or a stage sets that of a named group
@@ -128,7 +128,8 @@ class Training:
         resume: "auto" goes on if ``folder`` holds an unfinished run of exactly this kind, True insists on it, False
             replaces what is there. A resumed run ends with the numbers of one that never stopped. While one process
             trains into a folder, another that is to do the same is refused at once.
-        checkpoint_every: updates between checkpoints, besides one every ``checkpoint_seconds`` and two per epoch.
+        checkpoint_every: updates between checkpoints, besides those by time and two per epoch.
+        checkpoint_seconds: seconds between checkpoints.
         devices, accelerator, strategy, num_nodes, loggers: passed to Lightning's Fabric; one copy of the model per
             device ("ddp"). The folder must be visible to all of them.
         progress: say on stderr what is trained, with a bar, and a line behind each epoch.

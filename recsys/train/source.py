@@ -49,7 +49,7 @@ class BatchSource(Protocol):
         """
 
 
-def check_source(source: Any) -> None:
+def check_members(source: Any) -> None:
     """Raise TypeError if ``source`` lacks a member of :class:`BatchSource`."""
     members = ("num_rows", "num_targets", "identity", "num_batches", "epoch")
     lacking = [name for name in members if not hasattr(source, name)]

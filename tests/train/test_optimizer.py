@@ -84,7 +84,7 @@ def test_parts_within_parts_share_a_group_they_ask_for_alike():
 
     model = model_of()
     model.encoder = Encoder()
-    default, adapters = groups_of(model)
+    _, adapters = groups_of(model)
     assert sorted(adapters.parameters) == [
         "encoder.first.bias",
         "encoder.first.weight",
@@ -230,7 +230,7 @@ def test_a_checkpoint_of_other_groups_is_refused(tmp_path):
         return tiny(auxiliaries=[Same()])
 
     fit(adapted("a"), cycles(users=12), epochs=1, folder=tmp_path, **QUIET)
-    with pytest.raises(DataError, match="'a'.*'b'.*resume=False"):
+    with pytest.raises(DataError, match=r"'a'.*'b'.*resume=False"):
         fit(adapted("b"), cycles(users=12), epochs=2, folder=tmp_path, **QUIET)
 
 
@@ -274,6 +274,6 @@ def test_the_caller_s_optimizer_gets_the_groups_and_may_not_drop_them():
 def test_a_model_without_groups_trains_as_with_one_list_of_parameters():
     one, other = tiny(), tiny()
     fit(one, cycles(users=40), epochs=2, **QUIET)
-    own = lambda parameters: torch.optim.Adam(parameters, lr=1e-3, fused=True)  # noqa: E731
+    own = lambda parameters: torch.optim.Adam(parameters, lr=1e-3, fused=True)
     fit(other, cycles(users=40), epochs=2, optimizer=own, **QUIET)
     assert plain(one.tensors()) == plain(other.tensors())

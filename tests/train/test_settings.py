@@ -5,7 +5,7 @@ import json
 from dataclasses import fields
 
 import pytest
-from cycles import cycles, outcome, plain, tiny
+from cycles import outcome, plain, tiny
 
 import recsys as rs
 from recsys.train.fit import fit
@@ -13,7 +13,7 @@ from recsys.train.run import Run
 from recsys.train.settings import Stage, Training
 
 QUIET = {"progress": False, "batch_size": 32}
-# What decided the numbers of a run of 0.1, beside the stages: its identity is compared with that of a run asked for now.
+# What decided the numbers of a run of 0.1; such runs resume where it is equal to what is asked for now.
 IDENTITY = {
     "accumulate", "batch_size", "betas", "clip_norm", "decay", "exclude", "learning_rate", "max_steps", "metric",
     "optimizer", "order", "seed", "stages", "stride", "tokens", "valid_users", "validate_every", "warmup_steps",

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from cycles import cycles, outcome, plain, tiny
-from pairs import Preference, PairSource
+from pairs import PairSource, Preference
 
 import recsys as rs
 from recsys.data.batch import Batch

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from cycles import cycles, tiny
-from pairs import Preference, PairSource
+from pairs import PairSource, Preference
 
 from recsys.train.fit import fit
 from recsys.train.settings import Stage
