@@ -34,7 +34,8 @@ class Epoch:
     and the last record of ``history`` says under "stopped" by whom. Asked for again, with a callback of that name, the
     run stays stopped; without it, it goes on. Callbacks are called on every process alike, and one process that wants
     to stop stops all. What they draw at random changes nothing for training. An error in a callback ends ``fit`` with
-    that error: the checkpoint from before the validation is kept, and the run goes on from there.
+    that error: the checkpoint from before the validation is kept, and the run goes on from there. A model that is
+    counted rather than trained has one epoch.
     """
 
     epoch: int  # of the run, from 1
@@ -53,7 +54,7 @@ def name_of(callback: Callback) -> str:
     return str(getattr(callback, "__qualname__", type(callback).__qualname__))
 
 
-def consult(callbacks: Sequence[Callback], epoch: Epoch, fabric: Fabric) -> dict[str, str] | None:
+def consult(callbacks: Sequence[Callback], epoch: Epoch, fabric: Fabric | None = None) -> dict[str, str] | None:
     """Call all ``callbacks``; who stopped the run and why, None if nobody did; the same on every process.
 
     Raises:
@@ -74,7 +75,7 @@ def consult(callbacks: Sequence[Callback], epoch: Epoch, fabric: Fabric) -> dict
     finally:
         restore_random_state(before)
     errors = float(failed is not None)
-    if fabric.world_size > 1:
+    if fabric is not None and fabric.world_size > 1:
         flags = torch.tensor([*stops, errors], device=fabric.device)
         summed: Any = fabric.all_reduce(flags, reduce_op="sum")
         *stops, errors = summed.tolist()

@@ -26,13 +26,14 @@ from recsys.runs.split import remember_split
 from recsys.runs.write import CHECKPOINTS, RunFolder, data_facts, machine_facts
 from recsys.storage.parts import describe
 from recsys.storage.reading import reading
+from recsys.train.callbacks import Epoch, consult, frozen
 from recsys.train.engine import start
 from recsys.train.loader import TrainBatches
 from recsys.train.loop import Loop
 from recsys.train.optimizer import Group, groups_of, told_groups
 from recsys.train.settings import Training, default_metric
 from recsys.train.signature import takes
-from recsys.train.source import begin_source
+from recsys.train.source import begin_source, first_batch, is_prepared
 from recsys.train.trial import try_parts
 from recsys.train.validation import Validation
 from recsys.train.warm import begin, merged, unharmed
@@ -190,7 +191,7 @@ def _train(run: _Request) -> Fitted:
     resumed = None if run.folder is None else run.folder.resumable(identity, run.settings.resume)
     with unharmed(run.model) as before:
         trained, line = _start(run, resumed, before)
-        _check_losses(run)
+        _check_stages(run)
         batches = _batches(run, fabric)
         validation = Validation(run.split, run.settings, fabric.global_rank, fabric.world_size)
         if resumed is None:
@@ -244,10 +245,18 @@ def _start(run: _Request, resumed: Checkpoint | None, learned: dict[str, Tensor]
     return trained, begin(model, run.context(), cut, init, learned)
 
 
-def _check_losses(run: _Request) -> None:
-    """Raise ValueError if a stage asks for a loss that the model lacks, before the stages before it are trained."""
+def _check_stages(run: _Request) -> None:
+    """Raise ValueError if a stage cannot be trained, before the stages before it are.
+
+    It asks for a loss that the model lacks, or its own batches have no rows, or no targets for the objective.
+    """
+    for stage in run.settings.plan:
+        if stage.data is not None and stage.data.num_rows < 1:
+            raise ValueError(
+                f"{type(stage.data).__name__}, the data of stage {stage.name!r}, has no rows: there is nothing to train"
+            )
     if not isinstance(run.model, Recommender) or type(run.model).loss is not Recommender.loss:
-        return  # it may have further ones, which its first step tells
+        return  # it may have further losses, which its first step tells
     known = run.model.loss_names
     for stage in run.settings.plan:
         for name in stage.losses or ():
@@ -255,6 +264,13 @@ def _check_losses(run: _Request) -> None:
                 raise ValueError(
                     f"stage {stage.name!r} asks for the loss {name!r}, which the model lacks; {closest(name, known)}"
                 )
+        own, whole = stage.data, stage.losses is None or "loss" in stage.losses
+        if own is not None and is_prepared(own) and whole and first_batch(own).targets is None:
+            raise ValueError(
+                f"the batches of {type(own).__name__}, the data of stage {stage.name!r}, have no targets, and the "
+                f"objective needs them: name the losses that do not (losses=[...] of {', '.join(known)}), or set "
+                "prepared = False in the source to have the model set targets in its batches"
+            )
 
 
 def _batches(run: _Request, fabric: Fabric) -> TrainBatches:
@@ -309,6 +325,8 @@ def _learn(run: _Request) -> Fitted:
     best: dict[str, Any] = {"metric": metric, "value": None, "epoch": 1, "stage": 0}
     if validation.enabled:
         best["value"] = record[metric] = validation(run.model, metric)
+    stopped = consult(settings.callbacks, Epoch(1, 0, "learn", frozen(record), run.model, frozen(best)))
+    record |= {} if stopped is None else {"stopped": stopped}
     if run.folder is not None and leads():
         run.begin(identity, torch.device("cpu"), 1, False, run.split.cut)
         run.folder.write_weights(run.model.tensors())

@@ -124,6 +124,13 @@ def test_a_stage_without_validation_stopped_at_once_keeps_its_weights():
     assert len(fitted.history) == 1 and model.learned
 
 
+def test_a_model_that_is_counted_has_one_epoch(tmp_path):
+    seen = []
+    fitted = fit(rs.Popularity(), cycles(), callbacks=[seen.append], progress=False, folder=tmp_path)
+    assert [one.epoch for one in seen] == [1] and seen[0].metrics["ndcg@10"] == fitted.best["value"]
+    assert "stopped" in fit(rs.Popularity(), cycles(), callbacks=[lambda _: True], progress=False).history[0]
+
+
 def test_loggers_get_numbers_only_of_a_stopped_epoch(monkeypatch):
     logged = []
     monkeypatch.setattr("lightning.fabric.Fabric.log_dict", lambda self, values, step: logged.append(values))

@@ -40,6 +40,10 @@ def test_preference_pairs_are_learned_in_a_stage_of_their_own(tmp_path):
     assert fitted.history[-1]["loss"] < 0.5 * fitted.history[1]["loss"]
     assert source.asked == [(epoch, 0) for epoch in range(1, 21)]
     assert plain(load_run(tmp_path, trust=["pairs"]).tensors()) == plain(model.tensors())
+    rs.export(model, tmp_path / "bundle", split=cycles(users=40))
+    bundle = rs.Bundle.load(tmp_path / "bundle", trust=["pairs"])
+    assert bundle.recommend([["item-3", "item-4"]], k=5).items == model.recommend([["item-3", "item-4"]], k=5).items
+    assert 0 <= rs.evaluate(model, cycles(users=40).test, progress=False).mean("ndcg@10") <= 1
     kept = json.loads((tmp_path / "config.json").read_text())["settings"]["stages"][1]
     assert kept["data"] == {"class": "PairSource", **source.identity()} and isinstance(source, BatchSource)
 
@@ -114,6 +118,18 @@ def test_a_source_is_bound_before_training_and_may_hold_the_model():
     before, source = plain(model.tensors()), Bound(model)
     fit(model, cycles(users=12), stages=stages(source, 0)[1:], **QUIET)
     assert source.context.num_items == 20 and plain(model.tensors()) == before
+
+
+def test_batches_without_targets_beside_an_objective_are_refused_before_the_stages_before_them(tmp_path):
+    plan = [Stage(1, losses=["loss"]), Stage(1, data=PairSource(), name="pairs")]
+    with pytest.raises(ValueError, match=r"'pairs'.*losses=\[.*Preference0.*prepared = False"):
+        fit(tiny(auxiliaries=[Preference()]), cycles(users=12), stages=plan, folder=tmp_path, **QUIET)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_source_without_rows_is_refused():
+    with pytest.raises(ValueError, match="no rows"):
+        train(source=PairSource(num_pairs=0))
 
 
 def test_what_is_no_source_is_refused_with_what_it_lacks():
