@@ -57,7 +57,7 @@ def backbone(
         extra: input-only rows of the item table (1: a mask, 2: a mask and an end token).
         split: the data, if the caller has them already.
     """
-    windows = {"windows": KNOBS[knobs.data]["windows"]} if knobs.train == "all" else {}
+    more: dict[str, Any] = {"windows": KNOBS[knobs.data]["windows"]} if knobs.train == "all" else {}
     knobs = knobs.filled(KNOBS[knobs.data])
     model = rs.Recommender(
         items=rs.IdItems(knobs.dim, extra=extra),
@@ -68,4 +68,4 @@ def backbone(
         weightings=weightings,
     )
     split = rs.load(knobs.data).split(rs.LeaveLast()) if split is None else split
-    return rs.Run(model, split, knobs.settings(**windows), evaluate=knobs.evaluation(), stages=stages)
+    return rs.Run(model, split, knobs.settings(**more, stages=stages), evaluate=knobs.evaluation())
