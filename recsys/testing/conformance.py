@@ -39,7 +39,7 @@ from recsys.protocols import (
     Step,
     Targets,
 )
-from recsys.recommenders.base import Ranker
+from recsys.recommenders.base import Ranker, Scores
 from recsys.recommenders.composed import Recommender
 from recsys.recommenders.history import History
 from recsys.storage.parts import build, describe
@@ -297,7 +297,8 @@ def check_metric(metric: Metric, k: int = 5) -> None:
 
 
 def check_ranker(model: Ranker) -> None:
-    """A recommender: scores and recommendations for any history, and the same again after saving and loading."""
+    """A recommender: recommendations for any history, and the same again after saving and loading; scores that agree
+    with them, if it scores all items (:class:`recsys.recommenders.base.Scores`)."""
     context = toy_context()
     (getattr(model, "learn", None) or model.bind)(context)
     lists: list[list[Any]] = [
@@ -308,23 +309,34 @@ def check_ranker(model: Ranker) -> None:
     ]
     times = [[60_000 * (place + 1) for place in range(len(items))] for items in lists]
     histories = [History(items, at, query_time=at[-1] + 60_000) for items, at in zip(lists, times, strict=True)]
-    scores = model.scores(histories)
-    same((scores.shape, scores.dtype), ((4, NUM_ITEMS), np.dtype(np.float32)), "shape and type of scores (B, N)")
-    require(bool(np.isfinite(scores).all()), "scores must be finite")
-    for row, history in enumerate(histories):
-        close(model.scores([history])[0], scores[row], f"scores of history {row} alone and in company")
     best = model.recommend(histories, k=5)
     same(best.unknown.tolist(), [0, 0, 1, 0], "unknown items counted per history")
     require(not any(set(one) & set(own) for one, own in zip(best.items, lists, strict=True)), "history came back")
-    order = np.argsort(-scores[1], kind="stable")[:5] + 1
-    values = scores[1][order - 1]
-    close(model.recommend([histories[1]], k=5, exclude="none").scores[0], values, "recommend and the best scores")
+    for row, history in enumerate(histories):
+        same(model.recommend([history], k=5).items[0], best.items[row], f"the list of history {row} alone")
     only = model.recommend(histories[:1], k=3, allow=["i7", "i8"])
     require(set(only.items[0]) <= {"i7", "i8"}, f"allow=['i7', 'i8'] was ignored: {only.items[0]}")
     again = build(describe(model), trust=[type(model).__module__, *modules(model)])
     again.bind(Context(NUM_ITEMS, context.vocabulary))
     again.load_tensors(model.tensors())
-    close(again.scores(histories), scores, "scores before saving and after loading")
+    same(again.recommend(histories, k=5).items, best.items, "lists before saving and after loading")
+    if isinstance(model, Scores):
+        scores = _scores(model, histories)
+        close(again.scores(histories), scores, "scores before saving and after loading")
+
+
+def _scores(model: Ranker, histories: list[History]) -> np.ndarray:
+    """(B, N) scores of the histories, which ``recommend`` must agree with."""
+    scores = model.scores(histories)
+    shape = (len(histories), NUM_ITEMS)
+    same((scores.shape, scores.dtype), (shape, np.dtype(np.float32)), "shape and type of scores (B, N)")
+    require(bool(np.isfinite(scores).all()), "scores must be finite")
+    for row, history in enumerate(histories):
+        close(model.scores([history])[0], scores[row], f"scores of history {row} alone and in company")
+    order = np.argsort(-scores[1], kind="stable")[:5] + 1
+    values = scores[1][order - 1]
+    close(model.recommend([histories[1]], k=5, exclude="none").scores[0], values, "recommend and the best scores")
+    return scores
 
 
 def _bound(part: Any) -> Any:
