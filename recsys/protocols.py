@@ -7,7 +7,10 @@ how parts within parts are found) and may have any of these hooks, which :mod:`r
 
 - ``needs: frozenset[str]``, optional batch fields it reads;
 - ``bind(context)`` before training and before saved tensors are loaded; it binds the parts that it holds, too;
-- ``carry(before, change)`` behind ``bind``, where a learned model goes on: see :class:`Change`;
+- ``carry(before, change)`` behind ``bind``, where a learned model goes on: see :class:`Change`; ``carried`` names the
+  parameters that it puts right itself, because their rows are neither items nor users;
+- ``make_room(tensors)`` before saved tensors are loaded: parameters whose sizes only those know (categories);
+- ``request_columns()``, the columns of events and of users by which raw features of a request are read;
 - ``param_groups()`` when a stage begins, for parameters that are trained at a rate of their own: see
   :class:`ParamGroup`;
 - ``on_stage(name)`` when a stage begins, again when it is resumed;

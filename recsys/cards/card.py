@@ -285,7 +285,7 @@ def _check_reading(events: dict[str, Any] | None, items: dict[str, Any] | None, 
     from recsys.data.item_text import read_items
 
     if events is not None:
-        ours = ("items", "name", "expected", "order")
+        ours = ("items", "users", "name", "expected", "order")
         _check_keys(events, [key for key in _arguments(Dataset.scan) if key not in ours], f"{where} [events]")
         if ("path" in events) == ("splits" in events):
             raise DataError(f"{where} [events]: give either path (one file or several) or splits")

@@ -216,12 +216,15 @@ class Dataset:
 
     @property
     def data_hash(self) -> str:
-        """Hash of the files' bytes (of frames: of the columns that are read) and of all that is done to them."""
+        """Hash of the files' bytes (of frames: of the columns that are read) and of all that is done to them.
+
+        Kinds of columns, the table of users and further columns of events do not change it: the events are the same,
+        and models with and without features can be compared.
+        """
         if "hash" not in self._memory:
+            items = self.item_file
             with saying(f"hashing {self.source.files[0].name}", enabled=_speaks()):
-                files = (self.item_file, self.user_file)
-                tables = [None if file is None else [file.hashes(), file.describe()] for file in files]
-                hashes = self.source.hashes(), *tables
+                hashes = self.source.hashes(), None if items is None else [items.hashes(), items.describe()]
             key = {
                 "format": _HASHED,
                 "files": hashes[0],
@@ -230,11 +233,21 @@ class Dataset:
                 "order": [self.order, self.ties],
                 "plans": [plan.describe() for plan in self.plans],
             }
-            if self.user_file is not None:  # data without one keep their hash
-                key["users"] = hashes[2]
             text = json.dumps(key, sort_keys=True, default=str)
             self._memory["hash"] = hashlib.sha256(text.encode()).hexdigest()
         return str(self._memory["hash"])
+
+    @property
+    def _folder_name(self) -> str:
+        """What the folder in the cache is called: by ``data_hash``, and by what else comes out of it again."""
+        tables = [one for one in (self.item_file, self.user_file) if one is not None]
+        typed = [[one.owner, one.kinds, one.list_separator] for one in tables if one.kinds or one.list_separator]
+        users = self.user_file
+        people = None if users is None else [users.hashes(), users.describe()]
+        if not typed and people is None and not self.source.features:
+            return self.data_hash[:24]
+        key = json.dumps([self.data_hash, typed, people, self.source.feature_hashes()], sort_keys=True, default=str)
+        return hashlib.sha256(key.encode()).hexdigest()[:24]
 
     def prepare(self, cache: str | Path | None = None) -> Loaded:
         """Read, clean and sort, or open what an earlier call with the same files and settings left in ``cache``.
@@ -246,7 +259,7 @@ class Dataset:
         Raises:
             DataError: the files cannot be used as they are; the message says what to do.
         """
-        folder = None if cache is None else Path(cache).absolute() / self.data_hash[:24]
+        folder = None if cache is None else Path(cache).absolute() / self._folder_name
         if "loaded" not in self._memory or folder not in (None, self._memory["folder"]):
             self._memory["loaded"] = self._build() if folder is None else self._cached(folder)
             self._memory["folder"] = folder

@@ -82,12 +82,9 @@ class ItemFile:
         return detect_format(self.path) if self.format == "auto" else self.format
 
     def describe(self) -> dict[str, Any]:
-        """The settings that change what is read, without the path: part of the cache key."""
-        apart = ("path", "options", "via", "owner")
+        """The settings that change what is read, without the path and the kinds of columns: part of the cache key."""
+        apart = ("path", "options", "via", "owner", "kinds", "list_separator")
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
-        for name in ("kinds", "list_separator"):  # a table that names none keeps its hash
-            if not settings[name]:
-                del settings[name]
         return {**settings, "options": vars(self.options), "via": None if self.via is None else self.via[1:]}
 
     def read(self, column: Callable[[str, pl.DataType], pl.Expr] | None = None) -> tuple[pl.DataFrame, list[str]]:

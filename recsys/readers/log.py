@@ -16,7 +16,15 @@ import numpy as np
 import polars as pl
 
 from recsys.errors import DataError, DataWarning
-from recsys.readers.columns import ColumnMap, feature_columns, find_column, id_columns, number_columns, time_columns
+from recsys.readers.columns import (
+    ColumnMap,
+    feature_columns,
+    find_column,
+    id_columns,
+    number_columns,
+    plain_names,
+    time_columns,
+)
 from recsys.readers.events import MISSING_TIME, Events, encode_ids, refuse_missing
 from recsys.readers.formats import TextOptions, detect_format, find_sources, open_table
 from recsys.readers.frames import Frame
@@ -86,11 +94,9 @@ class Source:
         return cls(tuple(file for files in found.values() for file in files), labels, **settings)
 
     def describe(self) -> dict[str, Any]:
-        """The settings that change what is read, without paths: part of the cache key."""
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("files", "text")}
-        for name in ("features", "list_separator"):  # a source that names none keeps its hash
-            if not settings[name]:
-                del settings[name]
+        """The settings that change which events are read, without paths: part of the cache key."""
+        apart = ("files", "text", "features", "list_separator")
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         return {**settings, "columns": dict(self.columns), "text": vars(self.text), "files": len(self.files)}
 
     def hashes(self) -> list[dict[str, Any]]:
@@ -101,9 +107,18 @@ class Source:
         table = open_table(frame, "frame", self.text)
         roles = ColumnMap(**{**vars(table.known), **self.columns})
         names = roles.resolve(table.frame.collect_schema().names(), frame.name)
-        schema = table.frame.collect_schema().names()
-        further = [find_column(name, schema, "event_columns", frame.name) for name in self.features]
-        return Frame(table.frame).digest(list(dict.fromkeys([*names.values(), *further])))
+        return Frame(table.frame).digest(list(dict.fromkeys(names.values())))
+
+    def feature_hashes(self) -> list[Any]:
+        """The further columns and how they are read, with their SHA-256 of frames (of files :meth:`hashes` has all)."""
+        found: list[Any] = [dict(self.features), self.list_separator]
+        for file in self.files:
+            if isinstance(file, Frame) and self.features:
+                table = plain_names(file.table)
+                names = table.collect_schema().names()
+                columns = [find_column(name, names, "event_columns", file.name) for name in self.features]
+                found.append(Frame(table).digest(columns))
+        return found
 
     def read(self, allow_missing: bool = True, unset_times: Sequence[Any] = ()) -> tuple[Events, list[str]]:
         """All events, in the order of the files, with remarks on what had to be guessed.

@@ -76,6 +76,20 @@ def test_load_reads_events_and_items_as_the_card_says(tmp_path: Path, mirror: Pa
     assert list(loaded.item_text["title"][rows]) == ["Anchor", "Cleat"]
 
 
+def test_a_card_may_say_the_kinds_of_columns(tmp_path: Path, mirror: Path) -> None:
+    events = b"user,item,time,device\nu,a,1,tv\nu,b,2,pad\nv,a,3,tv\n"
+    items = b"item,price,tags\na,1.5,x|y\nb,,y\n"
+    (mirror / "events.csv").write_bytes(events)
+    (mirror / "items.csv").write_bytes(items)
+    reading = '[events]\npath = "events.csv"\nevent_columns = { device = "category" }\n'
+    reading += '[items]\npath = "items.csv"\nkinds = { price = "number", tags = "list" }\n'
+    files = described("events.csv", events) + described("items.csv", items)
+    loaded = load(write(tmp_path, HEAD + reading + files)).prepare()
+    assert loaded.prepared.features is not None and loaded.prepared.features.kinds == {"device": "category"}
+    assert loaded.item_features is not None
+    assert loaded.item_features.kinds == {"price": "number", "tags": "list"}
+
+
 def test_load_data_that_come_split(tmp_path: Path, mirror: Path) -> None:
     parts = {"train.txt": b"1 10 11\n2 11\n", "test.txt": b"1 12\n"}
     for name, body in parts.items():

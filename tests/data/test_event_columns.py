@@ -90,15 +90,16 @@ def test_they_are_kept_in_the_cache_and_with_the_split(tmp_path, path):
     assert written(pickle.loads(pickle.dumps(split.prepared))) == WRITTEN
 
 
-def test_data_without_them_keep_their_hash(path):
-    plain = rs.Dataset.scan(path)
-    assert "features" not in plain.source.describe() and "list_separator" not in plain.source.describe()
-    assert rs.Dataset.scan(path, event_columns={"device": "category"}).data_hash != plain.data_hash
-    frame = rs.Dataset.scan(ROWS, event_columns={"device": "category"})
-    other = rs.Dataset.scan(
-        ROWS.with_columns(device=pl.col("device").fill_null("") + "x"), event_columns={"device": "category"}
-    )
-    assert frame.data_hash != other.data_hash
+def test_they_leave_the_hash_of_the_data_and_have_a_folder_of_their_own_in_the_cache(tmp_path, path):
+    columns = {"device": "category"}
+    plain, more = rs.Dataset.scan(path), rs.Dataset.scan(path, event_columns=columns)
+    assert more.data_hash == plain.data_hash  # reports with and without features are of one task
+    assert plain.clean().prepare(tmp_path / "cache").prepared.features is None
+    assert list(more.clean().prepare(tmp_path / "cache").prepared.features) == ["device"]
+    other = ROWS.with_columns(device=pl.lit("x"))
+    for table in (ROWS, other):
+        made = rs.Dataset.scan(table, event_columns=columns).clean().prepare(tmp_path / "cache").prepared
+        assert set(made.features["device"].strings()) - {""} == set(table["device"].str.strip_chars()) - {"", "watch"}
 
 
 @pytest.mark.parametrize(
