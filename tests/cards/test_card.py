@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from recsys.cards.card import Card, card, fetch, fetch_file, load, names
-from recsys.data import cards
 from recsys.errors import DataError, DataWarning
 
 EVENTS = b"user,item,time\nann,a,1000000000\nann,b,1000000060\nbob,b,1000000120\nbob,c,1000000180\n"
@@ -203,9 +202,9 @@ MIRROR = os.environ.get("RECSYS_MIRROR", "")
 @pytest.mark.skipif(not MIRROR, reason="RECSYS_MIRROR is not set")
 @pytest.mark.parametrize("name", [name for name in names() if card(name).layouts[0].events])
 def test_shipped_cards_count_what_they_expect(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not (Path(MIRROR) / (cards.card(name).folder or name)).is_dir():
+    if not (Path(MIRROR) / (card(name).folder or name)).is_dir():
         pytest.skip(f"the mirror has no {name}")
     monkeypatch.setenv("RECSYS_MIRROR", MIRROR)
     prepared = load(name).prepare().prepared
     found = {"users": prepared.num_users, "items": prepared.num_items, "events": len(prepared.items)}
-    assert found == cards.card(name).layouts[0].expected
+    assert found == card(name).layouts[0].expected
