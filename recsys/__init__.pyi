@@ -33,6 +33,7 @@ from .errors import LeakageError as LeakageError
 from .eval.compare import compare as compare
 from .eval.evaluate import evaluate as evaluate
 from .index.search import Index as Index
+from .items.features import FeatureItems as FeatureItems
 from .items.frozen import FrozenItems as FrozenItems
 from .items.ids import IdItems as IdItems
 from .items.local import LocalItems as LocalItems

@@ -108,7 +108,7 @@ class FrozenItems(LocalItems):
     def _vectors(self, rows: slice) -> Tensor:
         return self.weight[rows]
 
-    def add_items(self, ids: Sequence[Any], vectors: Vectors | None = None) -> None:
+    def add_items(self, ids: Sequence[Any], vectors: Vectors | None = None, features: Any = None) -> None:
         """Rows for further items behind those there are, from ``vectors``, or from the own folder.
 
         Raises:

@@ -61,8 +61,8 @@ class SumItems(LocalItems):
             if hasattr(table, "refresh"):
                 table.refresh(encoder, epoch)
 
-    def add_items(self, ids: Sequence[Any], vectors: Vectors | None = None) -> None:
-        """Further items in every table, from ``vectors`` or from the folder that each table has.
+    def add_items(self, ids: Sequence[Any], vectors: Vectors | None = None, features: Any = None) -> None:
+        """Further items in every table, from ``vectors`` or the folder that each table has, or from ``features``.
 
         Raises:
             ValueError: a table learns a vector per item, and has none for items that training never saw.
@@ -71,7 +71,7 @@ class SumItems(LocalItems):
         if unable:
             raise ValueError(f"{unable[0]} in this sum has no vectors for items that training never saw")
         for table in {id(table): table for table in self.tables}.values():  # one may be in the sum twice
-            table.add_items(ids, vectors)  # type: ignore[operator]
+            table.add_items(ids, vectors, features)  # type: ignore[operator]
         self.num_items += len(ids)
 
     def embed(self, ids: Tensor) -> Tensor:

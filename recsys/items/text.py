@@ -153,7 +153,7 @@ class TextItems(LocalItems):
         table = self._table()
         return self._block(rows) if table is None else table[rows]
 
-    def add_items(self, ids: Sequence[Any], vectors: Vectors | None = None) -> None:
+    def add_items(self, ids: Sequence[Any], vectors: Vectors | None = None, features: Any = None) -> None:
         """Rows for further items behind those there are; their text vectors are in ``vectors``, or in the own folder.
 
         Raises:

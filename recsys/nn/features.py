@@ -12,7 +12,7 @@ Legend: B histories, L longest of the batch, T real tokens, C categories, K long
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -79,7 +79,7 @@ class FeatureInputs(nn.Module):
                     )
             self._lay(key, kind, column)
             if column is not None and kind == "number":
-                scale = _scale(context, name) if key.startswith("event") else _scale_of([column.values])
+                scale = _scale(context, name) if key.startswith("event") else scale_of([column.values])
                 setattr(self, f"{key}_scale", torch.tensor(scale, dtype=torch.float32))
 
     def make_room(self, tensors: Mapping[str, Tensor]) -> None:
@@ -108,7 +108,7 @@ class FeatureInputs(nn.Module):
                     table.copy_(former)
                     setattr(self, f"{key}_scale", before[f"{key}_scale"].to(table.device))
                     continue
-                known = _read_names(before[f"{key}_names"], before[f"{key}_ends"])
+                known = read_names(before[f"{key}_names"], before[f"{key}_ends"])
                 rows = np.concatenate([[0], np.maximum(known.rows(self._categories(key).ids), 0)])
                 table.copy_(former[torch.from_numpy(rows).to(table.device)])
                 table[1:][torch.from_numpy(rows[1:] == 0).to(table.device)] = 0
@@ -198,7 +198,7 @@ class FeatureInputs(nn.Module):
             self.register_buffer(f"{key}_scale", torch.tensor([0.0, 1.0]))
             return
         names = [] if column is None or column.categories is None else column.categories.ids.tolist()
-        blob, ends = _write_names(names)
+        blob, ends = write_names(names)
         self.register_buffer(f"{key}_names", blob)
         self.register_buffer(f"{key}_ends", ends)
 
@@ -223,19 +223,24 @@ class FeatureInputs(nn.Module):
     def _categories(self, key: str) -> Vocabulary:
         blob: Tensor = getattr(self, f"{key}_names")
         if key not in self._known or self._known[key][0] is not blob:
-            self._known[key] = blob, _read_names(blob, getattr(self, f"{key}_ends"))
+            self._known[key] = blob, read_names(blob, getattr(self, f"{key}_ends"))
         return self._known[key][1]
 
 
-def _write_names(names: list[str]) -> tuple[Tensor, Tensor]:
-    """Strings as UTF-8 bytes (n,) uint8 and C + 1 edges (C + 1,) int64; a byte stands behind them."""
+def write_names(names: list[str]) -> tuple[Tensor, Tensor]:
+    """Names of categories for a saved model: UTF-8 bytes (n,) uint8, a byte behind them, and edges (C + 1,) int64."""
     encoded = [name.encode("utf-8", "surrogatepass") for name in names]
     ends = np.concatenate([[0], np.cumsum([len(one) for one in encoded], dtype=np.int64)]).astype(np.int64)
     blob = np.frombuffer(b"".join(encoded) + b"\0", np.uint8)
     return torch.from_numpy(blob.copy()), torch.from_numpy(ends)
 
 
-def _read_names(blob: Tensor, ends: Tensor) -> Vocabulary:
+def read_names(blob: Tensor, ends: Tensor) -> Vocabulary:
+    """What :func:`write_names` wrote, name c for code c.
+
+    Raises:
+        ValueError: the tensors do not fit each other.
+    """
     data, edges = blob.cpu().numpy().tobytes(), ends.cpu().tolist()
     if edges[0] != 0 or edges[-1] != len(data) - 1 or any(b < a for a, b in pairwise(edges)):
         raise ValueError(f"the saved categories are damaged: edges {printable(edges[:3])} of {len(data):,} bytes")
@@ -248,10 +253,11 @@ def _scale(context: Context, name: str) -> list[float]:
     """Mean and deviation of a number over the training events."""
     training = context.training
     assert training is not None
-    return _scale_of(training.column(name, users).values for users in blocks(training.lengths))
+    return scale_of(training.column(name, users).values for users in blocks(training.lengths))
 
 
-def _scale_of(parts: Any) -> list[float]:
+def scale_of(parts: Iterable[np.ndarray]) -> list[float]:
+    """Mean and deviation of numbers in several arrays, NaN left out; a deviation of 1 where all are equal."""
     count, total, squares = 0, 0.0, 0.0
     for values in parts:
         known = values[~np.isnan(values)].astype(np.float64)

@@ -6,7 +6,7 @@ Legend: B histories, T targets, N items, D width, K cut-off.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -293,7 +293,7 @@ class Recommender(Ranker):
                 found += [list(zip(ids[:n], near[:n], strict=True)) for ids, near, n in pairs]
         return found
 
-    def add_items(self, ids: Sequence[Any], vectors: Any = None) -> None:
+    def add_items(self, ids: Sequence[Any], vectors: Any = None, features: Mapping[str, Any] | None = None) -> None:
         """Take items into the catalogue that came after training, behind those it has, whose rows stay as they are.
 
         Args:
@@ -301,6 +301,7 @@ class Recommender(Ranker):
             vectors: what the item table makes of them (text vectors for ``TextItems``): a
                 :class:`recsys.data.vectors.Vectors`, or an array (n, H) in the order of ``ids``; by default they are
                 looked up in the folder that the table was made from.
+            features: what ``FeatureItems`` makes of them: column -> values in the order of ``ids``, or ``Features``.
 
         Raises:
             DataError: an id is in the catalogue already, is of another type, or has no vector.
@@ -310,8 +311,8 @@ class Recommender(Ranker):
         assert self.vocabulary is not None
         if not hasattr(self.items, "add_items"):
             raise ValueError(
-                f"{type(self.items).__name__} has no vectors for items that training never saw: use TextItems, or "
-                "train on data that hold them"
+                f"{type(self.items).__name__} has no vectors for items that training never saw: use TextItems or "
+                "FeatureItems, or train on data that hold them"
             )
         if not len(ids):
             return
@@ -322,7 +323,7 @@ class Recommender(Ranker):
         kept = [(one, dict(vars(one)), dict(one._parameters), dict(one._buffers)) for one in self.modules()]
         marked = getattr(self.targets, "num_items", None) == self.num_items  # where the mask is: behind the items
         try:
-            self.items.add_items(new, vectors)
+            self.items.add_items(new, vectors, **({} if features is None else {"features": features}))
             self.vocabulary, self.num_items = grown, len(grown)
             self.popularity = torch.cat([self.popularity, self.popularity.new_zeros(len(new))])
             if marked:

@@ -274,13 +274,13 @@ class Bundle:
         pairs = zip(hits.ids.tolist(), hits.scores.tolist(), lengths.tolist(), strict=True)
         return [list(zip(ids[:n], near[:n], strict=True)) for ids, near, n in pairs]
 
-    def add_items(self, ids: Sequence[Any], vectors: Any = None) -> None:
+    def add_items(self, ids: Sequence[Any], vectors: Any = None, features: Mapping[str, Any] | None = None) -> None:
         """Take items in that came after training: ``model.add_items``, and what it makes of them into the index."""
         add: Any = getattr(self.model, "add_items", None)
         if add is None:
             raise ValueError(f"{type(self.model).__name__} cannot take items that came after training: fit it again")
         before = self.model.num_items
-        add(ids, vectors)
+        add(ids, vectors, **({} if features is None else {"features": features}))
         if self.index is not None and self.model.num_items > before:
             new = self.vocabulary_of_model.raw(np.arange(before + 1, self.model.num_items + 1))
             held = new[self.index.slots.find(new) >= 0]  # put there by hand

@@ -14,16 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recsys.items.local import check_table
-from recsys.protocols import ItemTable
+from recsys.protocols import Context, ItemTable
 from recsys.ranking.ties import best
 from recsys.testing.assertions import close, evaluated, gradients, parameters, round_trip, same
 from recsys.testing.conformance import NUM_ITEMS, toy_context
 
 
-def check_items(items: ItemTable) -> None:
-    """An item table: shapes, verbs that all mean the vectors of ``output``, equal scores in order, gradients."""
+def check_items(items: ItemTable, context: Context | None = None) -> None:
+    """An item table: shapes, verbs that all mean the vectors of ``output``, equal scores in order, gradients.
+
+    Args:
+        context: of ``NUM_ITEMS`` items, with what the table reads of them (default: that of ``toy_split()``).
+    """
     check_table(items)
-    items = bound(items)
+    items = bound(items, context)
     same(items.num_items, NUM_ITEMS, "num_items after bind(context)")
     rows = torch.arange(1, NUM_ITEMS + 1)
     same(tuple(items.embed(rows.view(-1, 2)).shape), (NUM_ITEMS // 2, 2, items.dim), "shape of embed(ids)")
@@ -45,8 +49,9 @@ def check_items(items: ItemTable) -> None:
         same(found.tolist(), (columns + 1).tolist(), f"item rows of topk(users, {k}), equal scores by row")
     _check_sums(items, generator)
     if list(parameters(items)):
-        gradients(items, lambda: items.embed(rows).square().sum() + items.output(rows).square().sum())
-    round_trip(items, lambda part: part.output(rows), bind=bound)
+        read = torch.arange(1, NUM_ITEMS + 1 + items.extra)
+        gradients(items, lambda: items.embed(read).square().sum() + items.output(rows).square().sum())
+    round_trip(items, lambda part: part.output(rows), bind=partial(bound, context=context))
 
 
 def _check_sums(items: ItemTable, generator: torch.Generator) -> None:
@@ -100,8 +105,8 @@ def _check_sums(items: ItemTable, generator: torch.Generator) -> None:
     compare("divergence(hidden, pairs)", lambda: items.divergence(states, pairs, stop_gradient=False), divergence)
 
 
-def bound(part: Any) -> Any:
+def bound(part: Any, context: Context | None = None) -> Any:
     """The table, bound as a recommender would bind it."""
     torch.manual_seed(0)
-    part.bind(toy_context())
+    part.bind(toy_context() if context is None else context)
     return part
