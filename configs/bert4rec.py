@@ -45,7 +45,7 @@ def run(
     values = KNOBS[knobs.data]
     knobs = knobs.filled(values)
     model = rs.Recommender(
-        items=rs.IdItems(knobs.dim, scale=False, extra=1),
+        items=rs.IdItems(knobs.dim, scale=False),
         encoder=rs.BERT4Rec(
             knobs.dim, num_layers, num_heads, dropout=knobs.dropout, max_length=knobs.max_length, head=head
         ),

@@ -53,4 +53,4 @@ def run(
     weight = WEIGHTS[knobs.data] if weight is None else weight
     views = [Crop(crop), Mask(mask), Reorder(reorder)]
     loss = CL4SRec(weight, views, contrast.temperature, pool, contrast.cosine, contrast.hide, contrast.keep)
-    return backbone(knobs, [loss], extra=1 if weight else 0)
+    return backbone(knobs, [loss])

@@ -243,9 +243,9 @@ class FeatureItems(LocalItems):
             scale = scale_of([column.values[seen]])
             setattr(self, f"{key}_scale", torch.tensor(scale, dtype=torch.float32))
             return
-        owners = seen if kind == "category" else np.repeat(seen, np.diff(column.offsets))  # type: ignore[arg-type]
+        owned = seen if column.offsets is None else np.repeat(seen, np.diff(column.offsets))
         trained = np.zeros(len(table), bool)
-        trained[column.values[owners]] = True
+        trained[column.values[owned]] = True
         trained[0] = True
         table.data[torch.from_numpy(~trained)] = 0.0
 
