@@ -24,7 +24,7 @@ from recsys.auxiliaries.contrast import alike, check_contrast, check_pool, halve
 from recsys.auxiliaries.pairs import ViewContrast
 from recsys.errors import DataWarning
 from recsys.hooks import bind
-from recsys.index.search import kmeans
+from recsys.index.clusters import kmeans
 from recsys.nn.processes import from_all
 from recsys.protocols import Change, Context, Step
 

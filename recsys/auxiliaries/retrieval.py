@@ -24,7 +24,7 @@ from recsys.auxiliaries.histories import Pool as Pool
 from recsys.auxiliaries.histories import fingerprint, unit
 from recsys.data.vectors import Vectors
 from recsys.data.vocabulary import Vocabulary
-from recsys.index.search import nearest_rows
+from recsys.index.neighbours import nearest_rows
 from recsys.randomness import numpy_generator
 
 KIND, VERSION = "recsys.neighbours", 2
@@ -80,7 +80,7 @@ def item_neighbours(vectors: np.ndarray, known: np.ndarray, k: int, kind: str = 
     Args:
         vectors: (N+1, D) by item row.
         known: (N+1,) bool, which of them are vectors; row 0 never is.
-        kind, seed: of the search, as in :func:`recsys.index.search.nearest_rows`.
+        kind, seed: of the search, as in :func:`recsys.index.neighbours.nearest_rows`.
 
     Raises:
         ValueError: ``k`` is not below the number of items with a vector.
@@ -110,7 +110,7 @@ def pool_neighbours(
     Args:
         vectors: (Q, D); a zero row has no neighbours and is nobody's.
         apart: labels (Q,); rows that share one (the user) are not each other's neighbours.
-        kind, seed: of the search, as in :func:`recsys.index.search.nearest_rows`.
+        kind, seed: of the search, as in :func:`recsys.index.neighbours.nearest_rows`.
         twins: a further such label, of rows that have equal vectors as well, which spares the search the many windows
             of one best seller.
 

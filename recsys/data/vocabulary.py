@@ -28,9 +28,13 @@ _HASHED = 1 << 16  # strings hashed at a time
 class Vocabulary:
     """Raw id <-> row: ``ids[i]`` owns row ``first + i`` (items start at 1, row 0 is padding; users start at 0).
 
+    An id that was removed keeps its row, is not found any more, and may come again behind the others: so an index
+    that cannot give up a row lives with it.
+
     Args:
-        ids: unique ids, an integer array or an array of ``str``.
+        ids: unique ids, all ints or all ``str``, as an array or a list.
         first: row of the first id.
+        alive: (n,) bool, which ids still count (default: all); ids that do not may repeat.
 
     Raises:
         DataError: an id occurs twice, is missing, or is neither an int nor a string.
@@ -40,8 +44,9 @@ class Vocabulary:
     ([2, -1], ['pear', 'apple'])
     """
 
-    def __init__(self, ids: np.ndarray, first: int) -> None:
-        self._ids: np.ndarray | None = _checked(np.asarray(ids))
+    def __init__(self, ids: Sequence[Any] | np.ndarray, first: int, alive: np.ndarray | None = None) -> None:
+        self._ids: np.ndarray | None = _checked(ids if isinstance(ids, np.ndarray) else _as_array(ids), alive)
+        self._alive = alive if alive is None or not alive.all() else None
         self._blob: tuple[np.ndarray, np.ndarray] | None = None  # utf-8 bytes and offsets, for strings on disk
         self.first = int(first)
         self.kind = "str" if self._ids.dtype == object else "int"
@@ -62,10 +67,17 @@ class Vocabulary:
             self._ids = _decode(*self._blob)
         return self._ids
 
+    @property
+    def alive(self) -> np.ndarray:
+        """(n,) bool: which ids are found; False where one was removed."""
+        return np.ones(len(self), bool) if self._alive is None else self._alive
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the kind of the ids and all of them in row order: who has the same one means the same rows."""
         found = hashlib.sha256(f"{self.kind} {self.first} {len(self)} ".encode())
+        if self._alive is not None:
+            found.update(np.packbits(self._alive).data)
         if self.kind == "int":
             found.update(np.ascontiguousarray(self.ids, dtype=np.int64).data)
             return found.hexdigest()
@@ -75,7 +87,7 @@ class Vocabulary:
         return found.hexdigest()
 
     def rows(self, raw: Sequence[Any] | np.ndarray) -> np.ndarray:
-        """The rows of raw ids: int64 in the shape of ``raw``, -1 where the id is unknown.
+        """The rows of raw ids: int64 in the shape of ``raw``, -1 where the id is unknown or was removed.
 
         Raises:
             DataError: no id is known, but some would be if ints were strings or strings ints.
@@ -120,9 +132,28 @@ class Vocabulary:
         there = self.rows(new) >= 0
         if there.any():
             raise DataError(
-                f"{int(there.sum()):,} of {len(new):,} ids are in the catalogue already, such as {new[there][0]!r}"
+                f"{int(there.sum()):,} of {len(new):,} ids are in the catalogue already, such as {new[there][0]!r}: "
+                "remove them first, or leave them out"
             )
-        return Vocabulary(np.concatenate([self.ids, new]), self.first)
+        alive = None if self._alive is None else np.append(self._alive, np.ones(len(new), bool))
+        return self._of(np.concatenate([self.ids, _checked(new)]), alive)
+
+    def without(self, rows: np.ndarray) -> Vocabulary:
+        """The same with the ids of ``rows`` removed; the others keep their rows."""
+        alive = self.alive.copy()
+        alive[np.asarray(rows, np.int64) - self.first] = False
+        return self._of(self.ids, alive)
+
+    def kept(self) -> Vocabulary:
+        """The ids that were not removed, in new rows without gaps."""
+        return self._of(self.ids[self.alive], None)
+
+    def _of(self, ids: np.ndarray, alive: np.ndarray | None) -> Vocabulary:
+        """One of ids that are known to be good."""
+        made = type(self).__new__(type(self))
+        made.kind, made.first, made._size, made._ids, made._blob = self.kind, self.first, len(ids), ids, None
+        made._alive = None if alive is None or alive.all() else alive
+        return made
 
     def save(self, folder: str | Path, name: str) -> None:
         """Write ``name.json`` and the ids as plain arrays into ``folder``."""
@@ -132,7 +163,11 @@ class Vocabulary:
             write_array(folder / f"{name}.npy", self.ids)
         else:
             save_strings(folder, name, self.ids)
-        write_text(folder / f"{name}.json", json.dumps({"kind": self.kind, "first": self.first, "count": len(self)}))
+        header = {"kind": self.kind, "first": self.first, "count": len(self)}
+        if self._alive is not None:
+            write_array(folder / f"{name}.alive.npy", self._alive)
+            header["removed"] = int((~self._alive).sum())
+        write_text(folder / f"{name}.json", json.dumps(header))
 
     @classmethod
     def load(cls, folder: str | Path, name: str) -> Vocabulary:
@@ -145,10 +180,12 @@ class Vocabulary:
         header = read_json(folder / f"{name}.json", _REMEDY)
         with reading(folder / f"{name}.json", _REMEDY):
             kind, first, count = header["kind"], int(header["first"]), int(header["count"])
+            removed = int(header.get("removed", 0))
             if kind not in ("int", "str") or first not in (0, 1) or count < 0:
                 raise ValueError(f"kind {kind!r}, first row {first}, {count} ids")
         loaded = cls.__new__(cls)
         loaded.kind, loaded.first, loaded._size, loaded._ids, loaded._blob = kind, first, count, None, None
+        loaded._alive = None
         if kind == "int":
             loaded._ids = read_array(folder / f"{name}.npy", _REMEDY, mapped=True, kinds="i").astype(
                 np.int64, copy=False
@@ -161,6 +198,12 @@ class Vocabulary:
             raise DataError(
                 f"vocabulary {name!r} in {folder} holds {size:,} ids, its header says {count:,}: build it again"
             )
+        if removed:
+            loaded._alive = read_array(folder / f"{name}.alive.npy", _REMEDY, kinds="b")
+            if loaded._alive.shape != (count,) or int((~loaded._alive).sum()) != removed:
+                raise DataError(
+                    f"vocabulary {name!r} in {folder} marks other ids as removed than its header: {_REMEDY}"
+                )
         return loaded
 
     def _lookup(self, flat: np.ndarray) -> np.ndarray:
@@ -179,14 +222,19 @@ class Vocabulary:
 
     @cached_property
     def _by_string(self) -> dict[Any, int]:
-        return {key: row for row, key in enumerate(self.ids.tolist(), self.first)}
+        if self._alive is None:
+            return {key: row for row, key in enumerate(self.ids.tolist(), self.first)}
+        rows = np.flatnonzero(self._alive)
+        return dict(zip(self.ids[rows].tolist(), (rows + self.first).tolist(), strict=True))
 
     @cached_property
     def _by_integer(self) -> tuple[np.ndarray, np.ndarray]:
-        if len(self.ids) < 2 or bool((self.ids[1:] > self.ids[:-1]).all()):
-            return np.arange(len(self.ids)), self.ids
-        order = np.argsort(self.ids, kind="stable")
-        return order, self.ids[order]
+        rows = np.flatnonzero(self.alive)
+        ids = self.ids if self._alive is None else self.ids[rows]
+        if len(ids) < 2 or bool((ids[1:] > ids[:-1]).all()):
+            return rows, ids
+        order = np.argsort(ids, kind="stable")
+        return rows[order], ids[order]
 
     def _refuse_other_type(self, flat: np.ndarray) -> None:
         sample = flat[:1000].tolist()
@@ -224,33 +272,44 @@ def load_strings(folder: str | Path, name: str) -> np.ndarray:
     return _decode(*_read_blob(Path(folder), name))
 
 
-def _checked(ids: np.ndarray) -> np.ndarray:
+def _checked(ids: np.ndarray, alive: np.ndarray | None = None) -> np.ndarray:
+    """Ids as they are kept, int64 or ``str``, of which those ``alive`` are unique."""
     if ids.ndim != 1:
         raise DataError(f"ids must be one-dimensional, found shape {ids.shape}")
+    if alive is not None and alive.shape != ids.shape:
+        raise DataError(f"{len(alive):,} marks were given for {len(ids):,} ids")
     if np.issubdtype(ids.dtype, np.integer):
         if ids.dtype == np.uint64 and len(ids) and ids.max() > np.iinfo(np.int64).max:
             raise DataError(f"the id {ids.max()} does not fit into 64 signed bits: use string ids")
         ids = ids.astype(np.int64)
-        if len(ids) > 1 and not bool((ids[1:] > ids[:-1]).all()) and len(np.unique(ids)) < len(ids):
-            raise DataError("ids must be unique, found a repeated one")
+        living = ids if alive is None else ids[alive]
+        if len(living) > 1 and not bool((living[1:] > living[:-1]).all()):
+            _unique(living, len(np.unique(living)))
         return ids
     ids = ids.astype(object)
     wrong = next((key for key in ids.tolist() if type(key) is not str), "")
     if wrong != "":
         raise DataError(f"ids must be all ints or all strings, found {wrong!r} of type {type(wrong).__name__}")
-    if len(set(ids.tolist())) < len(ids):
-        raise DataError("ids must be unique, found a repeated one")
+    living = ids if alive is None else ids[alive]
+    _unique(living, len(set(living.tolist())))
     return ids
+
+
+def _unique(ids: np.ndarray, different: int) -> None:
+    if different < len(ids):
+        values, counts = np.unique(ids, return_counts=True)
+        more = f"{len(ids) - different:,} of {len(ids):,} ids repeat, such as {values[counts.argmax()]!r}"
+        raise DataError(f"ids must be unique, and {more}: give each once")
 
 
 def _as_array(raw: Sequence[Any]) -> np.ndarray:
     """A flat sequence of ids as an array that keeps ints ints and strings strings."""
     if isinstance(raw, (str, bytes)):
         raise TypeError(f"a list of ids is expected, and {raw!r} is one id: pass [{raw!r}]")
-    values = list(raw)
+    values = [value.item() if isinstance(value, np.generic) else value for value in raw]
     if values and all(type(value) is int and -(2**63) <= value < 2**63 for value in values):
         return np.array(values, dtype=np.int64)
-    return _objects([value.item() if isinstance(value, np.generic) else value for value in values])
+    return _objects(values)
 
 
 def _objects(values: list[Any]) -> np.ndarray:

@@ -33,7 +33,7 @@ _BLOCK = 128  # queries at a time
 
 def measure(index: Index, queries: np.ndarray | None, denied: Pairs | None, k: int) -> dict[str, Any]:
     """Shares found by the graph alone, as :attr:`recsys.index.search.Index.recall` keeps them; 1 for an exact index."""
-    living = np.flatnonzero(index.slots.alive)
+    living = np.flatnonzero(index.items.alive)
     count, made = len(living), queries is None
     if queries is None:
         rng = numpy_generator(index._settings["seed"], "recall")
@@ -128,17 +128,17 @@ def _block(
     index: Index, queries: np.ndarray, truth: np.ndarray, denied: Pairs, depths: list[int]
 ) -> dict[str, np.ndarray]:
     """Sums over queries: found of each depth, of each with ``denied``, and of each window of ranks."""
-    effort, rows, total = _effort(index), len(queries), len(index.slots)
+    effort, rows, total = _effort(index), len(queries), len(index.items)
     shown = Shown(denied=denied)
     without = index._scan(queries, depths[-1], shown)[1]
     found: dict[str, np.ndarray] = {"at": np.zeros(len(depths)), "denied": np.zeros(len(depths))}
     owners, most = np.arange(rows)[:, None], int(np.bincount(denied.owners, minlength=1).max())
     for place, depth in enumerate(depths):
         for name, may, best, beam in (("at", Shown(), truth, depth), ("denied", shown, without, depth + most)):
-            slots, scores = index._ask(queries, max(effort, min(beam, LONGEST)))
-            hidden = may.hidden(np.broadcast_to(owners, slots.shape), slots, total) | (slots < 0)
+            positions, scores = index._ask(queries, max(effort, min(beam, LONGEST)))
+            hidden = may.hidden(np.broadcast_to(owners, positions.shape), positions, total) | (positions < 0)
             found[name][place] = _share(np.where(hidden, -np.inf, scores), best, depth).sum()
-    slots, scores = index._ask(queries, effort)
+    positions, scores = index._ask(queries, effort)
     ends = np.arange(WINDOW, min(effort, truth.shape[1]) + 1, WINDOW)
     upto = np.stack([np.zeros(rows), *(_share(scores, truth, end) * end for end in ends)])
     found["windows"] = np.diff(upto, axis=0).sum(1) / WINDOW if len(ends) else np.zeros(0)

@@ -1,8 +1,8 @@
 """Nearest items by inner product, exactly or through an HNSW graph, addressed by raw item ids.
 
 The only file that imports faiss, and only when an index is made or loaded. FAISS counts vectors 0, 1, 2 ...: those
-are called slots here, and ``ids[slot]`` is the raw id. Lists are best first, equal scores by ascending slot, which is
-the order in which items were given.
+are called positions here, and ``items``, a vocabulary from row 0, has their raw ids. Lists are best first, equal
+scores by ascending position, which is the order in which items were given.
 
 "exact" compares a query with everything, by the same product as a model's scores. "hnsw" walks a graph, which forgets
 nothing (a removed item is a tombstone until a fifth of them is) and which finds less and less of what lies deeper in a
@@ -27,10 +27,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from recsys.errors import DataError, DataWarning
+from recsys.data.vocabulary import Vocabulary
+from recsys.errors import DataError, DataWarning, UnknownItemError
 from recsys.index import recall
+from recsys.index.former import ids_of_format_1
 from recsys.index.graphs import check_graph, checked_settings, read_index
-from recsys.index.ids import Slots
 from recsys.progress import Progress
 from recsys.randomness import derive_seed
 from recsys.ranking.filters import Shown, checked_k
@@ -40,7 +41,8 @@ from recsys.storage.files import replace
 from recsys.storage.folders import read_manifest, write_folder
 from recsys.storage.reading import reading
 
-KIND, FORMAT = "recsys.index", 1
+KIND, FORMAT, OLDEST = "recsys.index", 2, 1
+IDS = "ids"  # the name of the vocabulary in the folder
 KINDS = ("auto", "exact", "hnsw")
 EXACT_ITEMS = 50_000  # up to which "auto" compares with everything
 SCAN_BYTES = 128 * 2**20  # scores held at a time when a query is compared with everything
@@ -70,9 +72,9 @@ class Index:
     [['b', 'c']]
     """
 
-    def __init__(self, graph: Any, slots: Slots, settings: dict[str, Any]) -> None:
-        self._faiss, self._graph, self._settings = _faiss(), graph, settings
-        self.slots = slots  # raw id <-> slot
+    def __init__(self, graph: Any, items: Vocabulary, settings: dict[str, Any]) -> None:
+        self._faiss, self._graph, self._settings = load_faiss(), graph, settings
+        self.items = items  # raw id <-> position; removed ones keep theirs for a while
         self.recall: dict[str, Any] = {}  # as measured by measure_recall
         self.catalogue: str | None = None  # digest of the vocabulary whose items these are, if they are of one
         self.stale = False  # whether items came or went since recall was measured
@@ -109,21 +111,20 @@ class Index:
         """
         if kind not in KINDS:
             raise ValueError(f'kind must be "auto", "exact" or "hnsw", found {kind!r}')
-        vectors = _vectors(vectors, None)
+        vectors = checked_vectors(vectors, None)
         _match(vectors, ids)
         if kind == "auto":
             kind = "exact" if len(vectors) <= EXACT_ITEMS else "hnsw"
         settings = {"index": kind, "seed": seed}
         if kind == "hnsw":
             settings |= {"m": m, "ef_construction": ef_construction, "ef_search": ef_search}
-        slots = Slots(ids)
-        index = cls(_graph(vectors, settings, progress), slots, settings)
+        index = cls(_graph(vectors, settings, progress), Vocabulary(ids, 0), settings)
         index.measure_recall(recall_k, recall_queries, recall_deny)
         recall.warn_if_low(index, 3)
         return index
 
     def __len__(self) -> int:
-        return int(self.slots.alive.sum())
+        return int(self.items.alive.sum())
 
     @property
     def kind(self) -> str:
@@ -137,7 +138,7 @@ class Index:
 
     @property
     def vectors(self) -> np.ndarray:
-        """(slots, D) float32, a view of what faiss holds, tombstones included; valid until items are added."""
+        """(positions, D) float32, a view of what faiss holds, tombstones included; valid until items are added."""
         flat = self._graph if self.kind == "exact" else self._faiss.downcast_index(self._graph.storage)
         if flat.ntotal == 0:
             return np.zeros((0, self.dim), np.float32)
@@ -156,13 +157,13 @@ class Index:
         Raises:
             ValueError: ``k`` is below 1, the index is empty, or the queries have another width.
         """
-        queries, k = _vectors(queries, self.dim), checked_k(k)
-        shown = Shown.of(self.slots.find, [()] * len(queries), "none", allow, deny, empty=True)
+        queries, k = checked_vectors(queries, self.dim), checked_k(k)
+        shown = Shown.of(self.items.rows, [()] * len(queries), "none", allow, deny, empty=True)
         for note in shown.notes("index"):
             if "allowed" in note:
                 warnings.warn(note, DataWarning, stacklevel=2)
-        slots, scores = self.nearest(queries, k, shown)
-        return Hits(self.slots.raw(slots), scores, (slots < 0).sum(1))
+        positions, scores = self.nearest(queries, k, shown)
+        return Hits(self._raw(positions), scores, (positions < 0).sum(1))
 
     def similar(self, ids: Sequence[Any], k: int = 10, metric: str = "cosine") -> Hits:
         """The ``k`` items nearest to each given item, itself left out; as :meth:`recsys.Recommender.similar`, exact.
@@ -172,36 +173,36 @@ class Index:
         """
         k = min(checked_k(k), len(self) - 1)
         check_metric(metric)
-        own = self.slots.known(ids)
-        slots, scores = np.full((len(own), k), -1, np.int64), np.full((len(own), k), -np.inf, np.float32)
-        for rows in _blocks(np.arange(len(own)), len(self.slots)) if k else []:
+        own = self._known(ids)
+        positions, scores = np.full((len(own), k), -1, np.int64), np.full((len(own), k), -np.inf, np.float32)
+        for rows in _blocks(np.arange(len(own)), len(self.items)) if k else []:
             vectors = torch.from_numpy(self.vectors)
             found = products(vectors[torch.from_numpy(own[rows])], vectors)
             if metric == "cosine":
                 norms = self._inverse_norms()
                 found *= norms * norms[torch.from_numpy(own[rows])][:, None]
             found[torch.arange(len(rows)), torch.from_numpy(own[rows])] = -torch.inf
-            slots[rows], scores[rows] = self._best(found, k, None)
-        return Hits(self.slots.raw(slots), scores, (slots < 0).sum(1))
+            positions[rows], scores[rows] = self._best(found, k, None)
+        return Hits(self._raw(positions), scores, (positions < 0).sum(1))
 
     def nearest(self, queries: np.ndarray, k: int, shown: Shown | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """:meth:`search` in slots (-1 at padding), and scores; the columns of ``shown`` are slots."""
+        """:meth:`search` in positions (-1 at padding), and scores; the columns of ``shown`` are positions."""
         if not len(self):
             raise ValueError("the index is empty, and k must be at most the number of its items: add some first")
         shown = shown or Shown()
         k = min(k, len(self))
-        slots, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
+        positions, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
         left = np.arange(len(queries))
         if self.kind == "hnsw" and not shown.few and k <= self.depth:
             done = np.zeros(len(queries), bool)
             for rows in _blocks(left, self._beam * self.dim, WALK_BYTES):
                 part = shown.part(int(rows[0]), int(rows[-1]) + 1)
-                slots[rows], scores[rows], done[rows] = self._walk(queries[rows], k, part)
+                positions[rows], scores[rows], done[rows] = self._walk(queries[rows], k, part)
             left = np.flatnonzero(~done)
-        columns = shown.columns(len(self.slots)) if shown.few else None
-        for rows in _blocks(left, len(self.slots) if columns is None else len(columns)):
-            slots[rows], scores[rows] = self._scan(queries[rows], k, shown.rows(rows, len(queries)), columns)
-        return slots, scores
+        columns = shown.columns(len(self.items)) if shown.few else None
+        for rows in _blocks(left, len(self.items) if columns is None else len(columns)):
+            positions[rows], scores[rows] = self._scan(queries[rows], k, shown.rows(rows, len(queries)), columns)
+        return positions, scores
 
     @property
     def depth(self) -> int:
@@ -217,11 +218,11 @@ class Index:
         Raises:
             DataError: an id is in the index already (:meth:`remove` it first), or as in :meth:`build`.
         """
-        vectors = _vectors(vectors, self.dim)
+        vectors = checked_vectors(vectors, self.dim)
         _match(vectors, ids)
-        slots = self.slots.extended(ids)
+        items = self.items.extended(ids)
         _put(self._graph, vectors, self.kind == "hnsw")
-        self.slots, self.stale, self._norms = slots, True, None
+        self.items, self.stale, self._norms = items, True, None
 
     def remove(self, ids: Sequence[Any]) -> None:
         """Take items out; a graph keeps them as tombstones and is built anew when a fifth of it is dead.
@@ -229,12 +230,11 @@ class Index:
         Raises:
             DataError: an id is not in the index.
         """
-        names, alive = self.slots.ids, self.slots.alive.copy()
-        alive[self.slots.known(ids)] = False
-        if self.kind == "exact" or (~alive).mean() > REBUILD:
-            self._graph = _graph(np.ascontiguousarray(self.vectors[alive]), self._settings)
-            names, alive = names[alive], alive[alive]
-        self.slots, self.stale, self._norms = Slots(names, alive), True, None
+        items = self.items.without(self._known(ids))
+        if self.kind == "exact" or (~items.alive).mean() > REBUILD:
+            self._graph = _graph(np.ascontiguousarray(self.vectors[items.alive]), self._settings)
+            items = items.kept()
+        self.items, self.stale, self._norms = items, True, None
 
     def measure_recall(
         self, k: int = 10, queries: np.ndarray | None = None, deny: Sequence[Sequence[Any]] | None = None
@@ -249,8 +249,8 @@ class Index:
             deny: raw ids per query, best the histories; by default the 50 best of each.
         """
         self._measured_on = None if queries is None else (queries, deny)
-        denied = None if deny is None else Shown.of(self.slots.find, deny, "history").denied
-        self.recall = recall.measure(self, None if queries is None else _vectors(queries, self.dim), denied, k)
+        denied = None if deny is None else Shown.of(self.items.rows, deny, "history").denied
+        self.recall = recall.measure(self, None if queries is None else checked_vectors(queries, self.dim), denied, k)
         self.stale = False
         return float(self.recall["value"])
 
@@ -265,11 +265,11 @@ class Index:
 
         def fill(partial: Path) -> dict[str, Any]:
             replace(partial / FILE, lambda path: self._faiss.write_index(self._graph, str(path)))
-            self.slots.save(partial)
+            self.items.save(partial, IDS)
             facts = {"faiss": self._faiss.__version__, "metric": "inner_product", "settings": self._settings}
             return (
                 facts
-                | {"dim": self.dim, "count": len(self), "slots": len(self.slots), "recall": self.recall}
+                | {"dim": self.dim, "count": len(self), "positions": len(self.items), "recall": self.recall}
                 | {"catalogue": self.catalogue}
             )
 
@@ -285,59 +285,79 @@ class Index:
         Raises:
             DataError: files that are missing, damaged or of another version.
         """
-        folder, faiss = Path(folder), _faiss()
-        manifest = read_manifest(folder, KIND, FORMAT, verify)
-        slots = Slots.load(folder)
+        folder, faiss = Path(folder), load_faiss()
+        manifest = read_manifest(folder, KIND, FORMAT, verify, oldest=OLDEST)
+        items = ids_of_format_1(folder) if manifest["format"] == 1 else Vocabulary.load(folder, IDS)
         with reading(folder, "write the index again"):
-            settings = checked_settings(manifest["settings"], len(slots))
+            settings = checked_settings(manifest["settings"], len(items))
             graph = read_index(faiss, folder / FILE)
             check_graph(faiss, graph, settings["index"])
-            index = cls(graph, slots, settings)
+            index = cls(graph, items, settings)
             index.recall, index.catalogue = recall.checked(manifest["recall"]), manifest.get("catalogue")
-            sizes = {len(slots), int(graph.ntotal), int(manifest["slots"])}
-            if len(sizes) > 1 or (index.dim, len(index)) != (manifest["dim"], manifest["count"]) or index.depth < 0:
+            sizes = {len(items), int(graph.ntotal), int(manifest["slots" if manifest["format"] == 1 else "positions"])}
+            if (
+                len(sizes) > 1
+                or items.first
+                or (index.dim, len(index)) != (manifest["dim"], manifest["count"])
+                or index.depth < 0
+            ):
                 raise DataError(f"the files in {folder} do not belong together: write the index again")
         return index
 
     @property
     def _beam(self) -> int:
-        return min(int(self._settings["ef_search"]), len(self.slots))
+        return min(int(self._settings["ef_search"]), len(self.items))
+
+    def _known(self, ids: Sequence[Any]) -> np.ndarray:
+        """Positions of raw ids, all of which must be there."""
+        positions = self.items.rows(ids)
+        if (positions < 0).any():
+            unknown = [one for one, at in zip(ids, positions, strict=True) if at < 0]
+            raise UnknownItemError(f"{len(unknown)} ids are not in the index, such as {unknown[:3]}")
+        return positions
+
+    def _raw(self, positions: np.ndarray) -> np.ndarray:
+        """Raw ids of positions of any shape; -1 (int ids) or None (str ids) for position -1."""
+        ints = self.items.kind == "int"
+        found = np.full(positions.shape, -1 if ints else None, dtype=np.int64 if ints else object)
+        found[positions >= 0] = self.items.raw(positions[positions >= 0])
+        return found
 
     def _ask(self, queries: np.ndarray, beam: int) -> tuple[np.ndarray, np.ndarray]:
-        """The ``beam`` items that the graph finds for each query, best first: slots (or -1) and scores."""
+        """The ``beam`` items that the graph finds for each query, best first: positions (or -1) and scores."""
         chosen: dict[str, Any] = {"efSearch": beam}
-        alive = self.slots.alive
+        alive = self.items.alive
         if not alive.all():
             chosen["sel"] = self._faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))
-        _, slots = self._graph.search(queries, beam, params=self._faiss.SearchParametersHNSW(**chosen))
-        slots = np.sort(slots, axis=1)
-        scores = np.full(slots.shape, -np.inf, np.float32)
+        _, positions = self._graph.search(queries, beam, params=self._faiss.SearchParametersHNSW(**chosen))
+        positions = np.sort(positions, axis=1)
+        scores = np.full(positions.shape, -np.inf, np.float32)
         for rows in _blocks(np.arange(len(queries)), beam * self.dim, WALK_BYTES):
-            vectors = torch.from_numpy(self.vectors[np.maximum(slots[rows], 0)])  # faiss sums up in several ways
+            vectors = torch.from_numpy(self.vectors[np.maximum(positions[rows], 0)])  # faiss sums up in several ways
             scores[rows] = (vectors * torch.from_numpy(queries[rows])[:, None]).sum(2).numpy()
-        scores[slots < 0] = -np.inf
+        scores[positions < 0] = -np.inf
         values, order = (one.numpy() for one in best(torch.from_numpy(scores), beam))
-        return np.take_along_axis(slots, order, 1), values
+        return np.take_along_axis(positions, order, 1), values
 
     def _walk(self, queries: np.ndarray, k: int, shown: Shown) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The ``k`` best that may be shown of what the graph finds, their scores, and where that will do."""
-        slots, scores = self._ask(queries, self._beam)
-        owners = np.broadcast_to(np.arange(len(queries))[:, None], slots.shape)
-        hidden = shown.hidden(owners, slots, len(self.slots)) | (slots < 0)
+        positions, scores = self._ask(queries, self._beam)
+        owners = np.broadcast_to(np.arange(len(queries))[:, None], positions.shape)
+        hidden = shown.hidden(owners, positions, len(self.items)) | (positions < 0)
         enough = (~hidden).cumsum(1) >= k
         place = enough.argmax(1)
         rows = np.arange(len(queries))
-        whole = slots.shape[1] >= len(self)
+        whole = positions.shape[1] >= len(self)
         more_of_the_last = (scores[rows, place] == scores[:, -1]) & (not whole)  # equal ones that were not fetched
         done = enough[:, -1] & (place < self.depth) & ~more_of_the_last
         order = np.argsort(hidden, axis=1, kind="stable")[:, :k]
-        slots, scores = np.take_along_axis(slots, order, 1), np.take_along_axis(scores, order, 1)
-        return _wide(slots, k, -1), _wide(scores, k, -np.inf), done
+        positions, scores = np.take_along_axis(positions, order, 1), np.take_along_axis(scores, order, 1)
+        return _wide(positions, k, -1), _wide(scores, k, -np.inf), done
 
     def _scan(
         self, queries: np.ndarray, k: int, shown: Shown, columns: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Compare every query with everything, or with the slots ``columns`` only."""
+        """Compare every query with everything, or with the positions ``columns`` only."""
         vectors = self.vectors if columns is None else self.vectors[columns]
         scores = products(torch.from_numpy(queries), torch.from_numpy(vectors))
         refuse_nonfinite(scores)
@@ -345,12 +365,12 @@ class Index:
         return self._best(scores, k, columns)
 
     def _best(self, scores: torch.Tensor, k: int, columns: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        alive = self.slots.alive if columns is None else self.slots.alive[columns]
+        alive = self.items.alive if columns is None else self.items.alive[columns]
         if not alive.all():
             scores[:, torch.from_numpy(~alive)] = -torch.inf
         values, at = (one.numpy() for one in best(scores, k))
-        slots = np.where(np.isneginf(values), -1, at if columns is None else columns[at])
-        return _wide(slots, k, -1), _wide(values, k, -np.inf)
+        positions = np.where(np.isneginf(values), -1, at if columns is None else columns[at])
+        return _wide(positions, k, -1), _wide(values, k, -np.inf)
 
     def _inverse_norms(self) -> torch.Tensor:
         if self._norms is None:
@@ -358,87 +378,12 @@ class Index:
         return self._norms
 
 
-EXACT_WORK = 2e12  # multiply-adds up to which nearest_rows compares everything with everything
-PROBE_ROWS, PROBE_RECALL = 1000, 0.95  # how an inverted file is checked, and what it must find
-
-
-def nearest_rows(
-    queries: np.ndarray, rows: np.ndarray, k: int, kind: str = "auto", seed: int = 0, label: str = "neighbours"
-) -> tuple[np.ndarray, np.ndarray]:
-    """The ``k`` rows of largest inner product for each query: (row numbers (Q, k), products (Q, k)), -1 where none.
-
-    Args:
-        queries: (Q, D) vectors; of unit length if cosine is meant.
-        rows: (M, D) vectors.
-        kind: "exact" compares all, "ivf" the rows of the nearest cells (as many as it takes to find 95% of the true
-            neighbours of a sample of queries, which is checked), "auto" the former while it is quick.
-        seed: of the cells.
-        label: what the progress bar calls it.
+def load_faiss() -> Any:
+    """The faiss module.
 
     Raises:
-        ValueError: ``k`` is above the number of rows, widths differ, or ``kind`` is unknown.
+        ImportError: it is not installed.
     """
-    queries, rows = _vectors(queries, None), _vectors(rows, np.shape(queries)[1])
-    if not 1 <= k <= len(rows):
-        raise ValueError(f"k must lie in 1..{len(rows)}, the rows to choose from; found {k}")
-    if kind not in ("auto", "exact", "ivf"):
-        raise ValueError(f"kind must be auto, exact or ivf, found {kind!r}")
-    quick = len(queries) * len(rows) * queries.shape[1] <= EXACT_WORK
-    graph: Any = _faiss().IndexFlatIP(rows.shape[1])
-    graph.add(rows)
-    if kind == "ivf" or (kind == "auto" and not quick):
-        graph = _cells(rows, queries, k, graph, seed)
-    found, products = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
-    size = max(1, int(2e10 / max(len(rows) * rows.shape[1], 1)))
-    with Progress(len(queries), label, "rows", enabled=len(queries) > size) as bar:
-        for first in range(0, len(queries), size):
-            part = slice(first, min(first + size, len(queries)))
-            products[part], found[part] = graph.search(queries[part], k)
-            bar.advance(part.stop - part.start)
-    return found, products
-
-
-def kmeans(
-    vectors: np.ndarray, clusters: int, iterations: int = 20, seed: int = 0, start: np.ndarray | None = None
-) -> np.ndarray:
-    """(clusters, D) float32 centroids of ``vectors`` (n, D) by Lloyd's algorithm; ``start``: where to begin.
-
-    Raises:
-        ValueError: there are fewer vectors than clusters.
-    """
-    vectors = _vectors(vectors, None)
-    if not 1 <= clusters <= len(vectors):
-        raise ValueError(f"{clusters} clusters need at least as many vectors, found {len(vectors)}: ask for fewer")
-    faiss = _faiss()
-    made = faiss.Kmeans(
-        vectors.shape[1], clusters, niter=iterations, seed=derive_seed(seed, "kmeans") % 2**31,
-        min_points_per_centroid=1, max_points_per_centroid=256,
-    )  # fmt: skip
-    made.train(vectors, init_centroids=None if start is None else _vectors(start, vectors.shape[1]))
-    return np.asarray(made.centroids, np.float32)
-
-
-def _cells(rows: np.ndarray, queries: np.ndarray, k: int, flat: Any, seed: int) -> Any:
-    """An inverted file over ``rows`` that finds ``PROBE_RECALL`` of what ``flat`` finds for a sample of the queries."""
-    faiss = _faiss()
-    cells = max(1, min(int(4 * len(rows) ** 0.5), len(rows) // 40))
-    graph = faiss.IndexIVFFlat(faiss.IndexFlatIP(rows.shape[1]), rows.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
-    graph.cp.seed = derive_seed(seed, "cells") % 2**31
-    graph.train(rows)
-    graph.add(rows)
-    draw = np.random.default_rng(seed).choice(len(queries), min(PROBE_ROWS, len(queries)), replace=False)
-    _, truth = flat.search(queries[draw], k)
-    graph.nprobe = min(8, cells)
-    while graph.nprobe < cells:
-        _, found = graph.search(queries[draw], k)
-        hits = sum(len(np.intersect1d(one, other)) for one, other in zip(found, truth))
-        if hits >= PROBE_RECALL * truth.size:
-            break
-        graph.nprobe = min(2 * graph.nprobe, cells)
-    return graph
-
-
-def _faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
@@ -447,7 +392,7 @@ def _faiss() -> Any:
 
 
 def _graph(vectors: np.ndarray, settings: dict[str, Any], progress: bool = True) -> Any:
-    faiss, dim = _faiss(), vectors.shape[1]
+    faiss, dim = load_faiss(), vectors.shape[1]
     if settings["index"] == "exact":
         graph = faiss.IndexFlatIP(dim)
     else:
@@ -476,7 +421,13 @@ def _blocks(rows: np.ndarray, width: int, limit: int | None = None) -> list[np.n
     return [rows[first : first + size] for first in range(0, len(rows), size)]
 
 
-def _vectors(vectors: Any, dim: int | None) -> np.ndarray:
+def checked_vectors(vectors: Any, dim: int | None) -> np.ndarray:
+    """(n, D) float32, contiguous and finite; D is ``dim`` if that is given.
+
+    Raises:
+        ValueError: another shape.
+        DataError: numbers that are not finite, or have no finite products.
+    """
     array = np.ascontiguousarray(vectors, dtype=np.float32)
     if array.ndim != 2 or (dim is not None and array.shape[1] != dim):
         raise ValueError(f"vectors must be (n, {dim or 'D'}), found {array.shape}")

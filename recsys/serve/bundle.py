@@ -45,7 +45,6 @@ from recsys.storage.tensors import write_tensors
 
 if TYPE_CHECKING:
     from recsys.data.split import Split
-    from recsys.index.ids import Slots
     from recsys.index.search import Index
 
 KIND, FORMAT = "recsys.bundle", 1
@@ -283,7 +282,7 @@ class Bundle:
         add(ids, vectors, **({} if features is None else {"features": features}))
         if self.index is not None and self.model.num_items > before:
             new = self.vocabulary_of_model.raw(np.arange(before + 1, self.model.num_items + 1))
-            held = new[self.index.slots.find(new) >= 0]  # put there by hand
+            held = new[self.index.items.rows(new) >= 0]  # put there by hand
             if len(held):
                 self.index.remove(held.tolist())
             self.index.add(new, self.model.item_vectors()[before:])  # type: ignore[operator]
@@ -308,7 +307,7 @@ class Bundle:
 
     def _catalogued(self) -> _Catalogue:
         """The catalogue of the index as it is now."""
-        slots = None if self.index is None else self.index.slots
+        slots = None if self.index is None else self.index.items
         found = self._catalogue
         if found is None or found.slots is not slots or found.own is not self.model.vocabulary:
             self._catalogue = found = _Catalogue(self.vocabulary_of_model, slots)
@@ -360,7 +359,7 @@ class Bundle:
         catalogue, own = self._catalogued(), self.model.popularity.cpu()
         popularity = torch.cat([own, own.new_zeros(1 + len(catalogue.vocabulary) - len(own))])
         scores = popularity[torch.from_numpy(catalogue.row_of_slot[:-1])].repeat(count, 1)
-        scores[:, torch.from_numpy(~self.index.slots.alive)] = -torch.inf
+        scores[:, torch.from_numpy(~self.index.items.alive)] = -torch.inf
         shown.hide(scores)
         values, columns = best(scores, width)
         slots = torch.where(values == -torch.inf, -1, columns).numpy()
@@ -371,7 +370,7 @@ class Bundle:
 class _Catalogue:
     """The items of a bundle: the model's rows, behind them those that only the index holds, and their slots."""
 
-    def __init__(self, own: Vocabulary, slots: Slots | None) -> None:
+    def __init__(self, own: Vocabulary, slots: Vocabulary | None) -> None:
         self.own, self.slots, self.vocabulary = own, slots, own
         self.row_of_slot = np.arange(1, len(own) + 2)
         if slots is not None and not (slots.alive.all() and np.array_equal(slots.ids, own.ids)):
@@ -394,7 +393,7 @@ class _Catalogue:
 def _same_catalogue(index: Index, vocabulary: Vocabulary) -> bool:
     if index.catalogue is not None:
         return index.catalogue == vocabulary.digest
-    return np.array_equal(index.slots.ids, vocabulary.ids)
+    return np.array_equal(index.items.ids, vocabulary.ids)
 
 
 def _rows_of(split: Split, model: Ranker) -> np.ndarray:

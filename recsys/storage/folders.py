@@ -72,13 +72,19 @@ def refuse_foreign(folder: Path | str, kind: str) -> None:
 
 
 def read_manifest(
-    folder: Path | str, kind: str, version: int, verify: bool = True, apart: Sequence[str] = ()
+    folder: Path | str,
+    kind: str,
+    version: int,
+    verify: bool = True,
+    apart: Sequence[str] = (),
+    oldest: int | None = None,
 ) -> dict[str, Any]:
     """The manifest of a folder that :func:`write_folder` wrote, after checking that every file is what was written.
 
     Args:
         verify: also compare each file's SHA-256; without it only presence and size are compared.
         apart: as in :func:`write_folder`; what lies there is not compared.
+        oldest: the first version that is still read (default: ``version`` alone).
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -93,7 +99,7 @@ def read_manifest(
     manifest = read_json(folder / MANIFEST, "write the folder anew")
     if manifest.get("kind") != kind:
         raise DataError(f"{shown} is a {printable(repr(manifest.get('kind')))}, and a {kind!r} was expected")
-    if manifest.get("format") != version:
+    if manifest.get("format") not in range(version if oldest is None else oldest, version + 1):
         raise DataError(
             f"{shown} has format {printable(manifest.get('format'))}, and this version of recsys reads "
             f"format {version}: write it again with this version, or install the version that wrote it "

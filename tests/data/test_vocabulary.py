@@ -117,3 +117,35 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
         Vocabulary(np.array([3, 4, 5]), 1).save(tmp_path, "items")
     assert Vocabulary.load(tmp_path, "items").ids.tolist() == [1, 2]
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("ids", [["a", "b", "c", "d"], [7, 3, 9, 5]], ids=["str", "int"])
+def test_removed_ids_keep_their_rows_and_may_come_again(ids: list, tmp_path) -> None:
+    whole = Vocabulary(ids, 1)
+    less = whole.without(whole.rows(ids[1:3]))
+    assert less.rows(ids).tolist() == [1, -1, -1, 4] and whole.rows(ids).tolist() == [1, 2, 3, 4]
+    assert less.raw(np.array([2, 4])).tolist() == [ids[1], ids[3]] and len(less) == 4
+    assert less.alive.tolist() == [True, False, False, True] and less.digest != whole.digest
+    again = less.extended([ids[2]])
+    assert again.rows(ids).tolist() == [1, -1, 5, 4]
+    with pytest.raises(DataError, match="already"):
+        again.extended([ids[2]])
+    for one in (less, again):
+        one.save(tmp_path, "items")
+        loaded = Vocabulary.load(tmp_path, "items")
+        assert loaded.rows(ids).tolist() == one.rows(ids).tolist() and loaded.digest == one.digest
+    assert again.kept().rows(ids).tolist() == [1, -1, 3, 2] and again.kept().alive.all()
+    whole.save(tmp_path, "items")
+    assert Vocabulary.load(tmp_path, "items").digest == whole.digest
+
+
+def test_marks_of_removed_ids_belong_to_the_ids(tmp_path) -> None:
+    Vocabulary(["a", "b", "a"], 0, np.array([False, True, True])).save(tmp_path, "ids")
+    assert Vocabulary.load(tmp_path, "ids").rows(["a"]).tolist() == [2]
+    np.save(tmp_path / "ids.alive.npy", np.array([True, True, True]))
+    with pytest.raises(DataError, match="removed"):
+        Vocabulary.load(tmp_path, "ids")
+    with pytest.raises(DataError, match="repeat, such as 'a'"):
+        Vocabulary(["a", "b", "a"], 0)
+    with pytest.raises(DataError, match="marks"):
+        Vocabulary(["a", "b"], 0, np.array([True]))

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from recsys.errors import DataError, DataWarning
-from recsys.index.search import Index, kmeans, nearest_rows
+from recsys.index.clusters import kmeans
+from recsys.index.neighbours import nearest_rows
+from recsys.index.search import Index
+from recsys.storage.folders import hashes
 
 KINDS = ["exact", "hnsw"]
 
@@ -227,7 +230,7 @@ def test_other_peoples_folders_are_not_replaced(tmp_path) -> None:
     [
         (clouds(3), [1, 2], "one id per vector"),
         (clouds(3), [1, 2, 1], "repeat"),
-        (clouds(3), [1, "2", 3], "all int or all str"),
+        (clouds(3), [1, "2", 3], "all ints or all strings"),
         (clouds(3), [1.5, 2.5, 3.5], "int"),
         (clouds(3)[0], [1], "must be"),
         (np.full((3, 2), np.nan), [1, 2, 3], "finite"),
@@ -430,7 +433,8 @@ def test_hostile_12_the_building_of_a_graph_speaks(monkeypatch: pytest.MonkeyPat
 def saved_index(tmp_path, kind: str):
     import json
 
-    index = Index.build(clouds(60), [f"i{row}" for row in range(60)], kind=kind)
+    index = Index.build(clouds(61), [f"i{row}" for row in range(61)], kind=kind)
+    index.remove(["i60"])  # of which a graph keeps the row
     index.save(tmp_path / "index")
     return tmp_path / "index", json.loads((tmp_path / "index" / "manifest.json").read_text())
 
@@ -453,10 +457,52 @@ def test_hostile_14_settings_of_an_index_are_bounded(tmp_path, changed: dict) ->
         Index.load(folder)
 
 
-@pytest.mark.parametrize("kind", ["exact", "hnsw"])
-@pytest.mark.parametrize("name", ["alive.npy", "ids_ends.npy", "ids.utf8", "index.faiss"])
+def written_by_0_1(index: Index, folder: Path) -> Path:
+    """The folder of an index in format 1."""
+    index.save(folder)
+    for path in folder.glob("ids.*"):
+        path.unlink()
+    np.save(folder / "alive.npy", index.items.alive)
+    if index.items.kind == "int":
+        np.save(folder / "ids.npy", index.items.ids)
+    else:
+        encoded = [one.encode() for one in index.items.ids]
+        np.save(folder / "ids_ends.npy", np.cumsum([len(one) for one in encoded], dtype=np.int64))
+        (folder / "ids.utf8").write_bytes(b"".join(encoded))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {"format": 1, "slots": manifest.pop("positions")}
+    manifest["files"] = hashes(folder, ("manifest.json",))
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize("ids", [names(60), list(range(100, 40, -1))], ids=["str", "int"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_of_version_0_1_is_read_with_what_was_removed(kind: str, ids: list[Any], tmp_path: Path) -> None:
+    vectors = clouds(60)
+    index = Index.build(vectors, ids, kind=kind)
+    index.remove(ids[3:5])
+    index.add([ids[3]], vectors[3:4])  # a graph now has two rows of it, of which one is dead
+    former = Index.load(written_by_0_1(index, tmp_path / "former"))
+    assert (former.search(vectors, k=9).ids == index.search(vectors, k=9).ids).all()
+    with pytest.raises(DataError, match="not in the index"):
+        former.remove([ids[4]])
+    former.save(tmp_path / "now")
+    again = Index.load(tmp_path / "now")
+    assert (again.search(vectors, k=9).ids == index.search(vectors, k=9).ids).all()
+    assert again.items.digest == index.items.digest
+
+
+DAMAGED = [(name, kind) for kind in ("exact", "hnsw") for name in ("ids.json", "ids.offsets.npy", "ids.blob.npy")]
+DAMAGED += [("index.faiss", "exact"), ("index.faiss", "hnsw"), ("ids.alive.npy", "hnsw")]
+DAMAGED += [(name, f"former {kind}") for kind in KINDS for name in ("alive.npy", "ids_ends.npy", "ids.utf8")]
+
+
+@pytest.mark.parametrize(("name", "kind"), DAMAGED)
 def test_hostile_14_a_damaged_file_of_an_index_is_one_clear_error(tmp_path, kind: str, name: str) -> None:
-    folder, _ = saved_index(tmp_path, kind)
+    folder, _ = saved_index(tmp_path, kind.split()[-1])
+    if kind.startswith("former"):
+        folder = written_by_0_1(Index.load(folder), folder)
     whole = (folder / name).read_bytes()
     for data in (b"", whole[: len(whole) // 2], whole + b"x", whole[:8] + b"\xff" * 8 + whole[16:]):
         (folder / name).write_bytes(data)
