@@ -15,6 +15,7 @@ from recsys.protocols import Context
 from recsys.recommenders.base import Ranker
 from recsys.storage.bounds import bounded
 from recsys.storage.folders import check_hashes
+from recsys.storage.kinds import mistaken
 from recsys.storage.layout import CONFIG, FORMAT, KIND, MANIFEST, STOPS, VOCABULARY, WEIGHTS
 from recsys.storage.parts import build, class_of
 from recsys.storage.reading import inert, read_json, reading
@@ -88,12 +89,10 @@ def read_config(path: Path, verify: bool = False) -> dict[str, Any]:
         DataError: it is missing, damaged or of another format.
     """
     remedy = "it is not a run folder, or it is damaged; copy it again"
-    manifest, config = read_json(path / MANIFEST, remedy), read_json(path / CONFIG, remedy)
+    manifest = read_json(path / MANIFEST, remedy)
     if manifest.get("kind") != KIND:
-        raise DataError(
-            f"{printable(path, None)} is a folder of kind {printable(repr(manifest.get('kind')))}, and a run "
-            f"({KIND!r}) was expected"
-        )
+        raise DataError(mistaken(path, manifest.get("kind"), KIND))
+    config = read_json(path / CONFIG, remedy)
     if config.get("format") != FORMAT:
         raise DataError(
             f"{printable(path, None)} has run format {printable(repr(config.get('format')))}, and this version of "

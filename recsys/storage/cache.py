@@ -24,7 +24,7 @@ def cache_folder() -> Path:
             return Path.home() / "Library" / "Caches" / "recsys"
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recsys"
     except RuntimeError as error:
-        raise DataError(f"there is no place for a cache ({error}): set RECSYS_CACHE to a folder") from None
+        raise DataError(f"no folder for the cache is known ({error}): set RECSYS_CACHE to a folder") from None
 
 
 def make_folder(folder: Path) -> None:

@@ -35,7 +35,7 @@ def fresh(path: Path, ending: str = "partial") -> Path:
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write(fresh file)`` fill a file and put it in the place of ``path``, whole or not at all, flushed to disk.
+    """Let ``write(fresh file)`` fill a file and exchange it for ``path``, whole or not at all, flushed to disk.
 
     A link at ``path`` is replaced, not followed. The file is readable as the umask says, whoever wrote it.
 
@@ -147,7 +147,7 @@ def hold(path: Path, what: Path) -> Any:
             lock.acquire(timeout=0)
         except Timeout:
             raise BlockingIOError(
-                errno.EAGAIN, "another process is writing there: wait for it, or name another place", str(what)
+                errno.EAGAIN, "another process is writing there: wait for it, or name another folder", str(what)
             ) from None
         if path.exists():  # else its last holder has just removed it
             return lock
@@ -155,7 +155,7 @@ def hold(path: Path, what: Path) -> Any:
 
 
 class Workplace:
-    """A fresh folder beside ``target``, in which it is written; ``path`` is gone when the block is left.
+    """A fresh folder beside ``target``, in which it is written; ``path`` is gone when the ``with`` is left.
 
     Folders that killed writers of the same target left behind are removed first.
 
@@ -184,7 +184,7 @@ class Workplace:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def exchange(self, ours: Callable[[Path], bool]) -> None:
-        """Put the folder in the place of the target, which is removed afterwards.
+        """Exchange the folder for the target, which is removed afterwards.
 
         Args:
             ours: whether a folder that an interrupted exchange left is one of this kind and may go.

@@ -10,6 +10,7 @@ from typing import Any
 
 from recsys.errors import DataError, printable
 from recsys.storage.files import MARK, Workplace, kept_beside, writing
+from recsys.storage.kinds import kind_name, mistaken
 from recsys.storage.reading import read_json, reading
 
 MANIFEST = "manifest.json"
@@ -33,11 +34,11 @@ def write_folder(
     """
     folder = Path(folder).absolute()
     refuse_foreign(folder, kind)
-    with Workplace(folder) as place, writing(folder):
-        facts = fill(place.path)
-        manifest = {"kind": kind, "format": version, **facts, "files": hashes(place.path, apart)}
-        (place.path / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
-        _exchange(place, kind)
+    with Workplace(folder) as work, writing(folder):
+        facts = fill(work.path)
+        manifest = {"kind": kind, "format": version, **facts, "files": hashes(work.path, apart)}
+        (work.path / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
+        _exchange(work, kind)
 
 
 def hashes(folder: Path, apart: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
@@ -65,9 +66,10 @@ def refuse_foreign(folder: Path | str, kind: str) -> None:
         other = _kind(folder)
         if other == kind:
             return
-        found = "a folder with another manifest.json" if other is None else f"a folder of kind {other!r}"
+        found = "a folder with another manifest.json" if other is None else kind_name(other)
     raise FileExistsError(
-        f"{printable(folder, None)} is {found}, not a {kind} to replace: name another folder, or delete it yourself"
+        f"{printable(folder, None)} is {found}, not {kind_name(kind)} to replace: name another folder, or delete it "
+        "yourself"
     )
 
 
@@ -95,10 +97,10 @@ def read_manifest(
         kept = [*kept_beside(folder.absolute()), folder.with_name(folder.name + ".old")]
         left = [printable(one, None) for one in kept if _kind(one) == kind]
         hint = f"; an interrupted write left the previous one in {left[0]}: rename it back" if left else ""
-        raise FileNotFoundError(f"{shown} is not a {kind}: it has no {MANIFEST}{hint}")
+        raise FileNotFoundError(f"{shown} is not {kind_name(kind)}: it has no {MANIFEST}{hint}")
     manifest = read_json(folder / MANIFEST, "write the folder anew")
     if manifest.get("kind") != kind:
-        raise DataError(f"{shown} is a {printable(repr(manifest.get('kind')))}, and a {kind!r} was expected")
+        raise DataError(mistaken(folder, manifest.get("kind"), kind))
     if manifest.get("format") not in range(version if oldest is None else oldest, version + 1):
         raise DataError(
             f"{shown} has format {printable(manifest.get('format'))}, and this version of recsys reads "
@@ -142,8 +144,8 @@ def _check_file(folder: Path, name: str, size: int, sha256: str | None) -> None:
             raise DataError(f"{shown} is not what was written (its SHA-256 differs): copy or write it again")
 
 
-def _exchange(place: Workplace, kind: str) -> None:
-    place.exchange(lambda other: _kind(other) == kind)
+def _exchange(work: Workplace, kind: str) -> None:
+    work.exchange(lambda other: _kind(other) == kind)
 
 
 def _kind(folder: Path) -> str | None:

@@ -1,7 +1,7 @@
 """Parts as class name and JSON arguments, so that run folders and bundles load without pickle.
 
-One convention carries it: a part keeps every constructor argument as an attribute of the same name. A part that stands
-in two places is described once, with a number ("shared"), and named by that number in the other place. A class whose
+One convention carries it: a part keeps every constructor argument as an attribute of the same name. A part that is
+used twice is described once, with a number ("shared"), and named by that number where it is used again. A class whose
 new argument has a default that changes what it computes says in ``former`` which value stands for what it did before.
 """
 
@@ -29,7 +29,7 @@ PACKAGES = (
     "recsys.augmentations", "recsys.targets", "recsys.negatives", "recsys.weighting", "recsys.statistics.similarity",
     "recsys.nn", "recsys.llm.tokens",
 )  # fmt: skip
-_METHODS = (("train", "query"), ("sample",))  # what a part has that is no module: targets, negatives
+_METHODS = (("train", "query"), ("sample",))  # what a part has that is not a module: targets, negatives
 
 
 def describe(part: Any) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def describe(part: Any) -> dict[str, Any]:
     Raises:
         TypeError: an argument is not kept as an attribute, or is neither plain data nor a part.
     """
-    return _describe(part, {id(one): number for number, one in enumerate(_in_two_places(part), 1)}, set())
+    return _describe(part, {id(one): number for number, one in enumerate(_shared(part), 1)}, set())
 
 
 def title(part: Any) -> str:
@@ -59,13 +59,13 @@ def title(part: Any) -> str:
 def build(description: dict[str, Any], trust: Sequence[str] = ()) -> Any:
     """The part that :func:`describe` described, freshly constructed; nothing else is read meanwhile.
 
-    Only parts are made: public classes of :data:`PACKAGES` that are modules, targets or negatives, each in a place
+    Only parts are made: public classes of :data:`PACKAGES` that are modules, targets or negatives, each for an argument
     that it fits. Code of anybody else runs only if its module (or a package above it) is listed in ``trust``.
 
     Raises:
         PermissionError: the class lives in a module that is neither ours nor trusted, or its making would read from
             somewhere else.
-        ValueError: the name does not lead to a part, or the part does not fit its place.
+        ValueError: the name does not lead to a part, or the part does not fit the argument it is for.
     """
     with inert(trust):
         return _build(description, tuple(trust), {})
@@ -108,7 +108,7 @@ def _arguments(part: Any) -> dict[str, Any]:
     return found
 
 
-def _in_two_places(part: Any) -> list[Any]:
+def _shared(part: Any) -> list[Any]:
     """The parts inside ``part`` that several arguments, or one of them several times, hold."""
     found: dict[int, Any] = {}
     times: Counter[int] = Counter()
@@ -153,14 +153,17 @@ def _build(description: Any, trust: tuple[str, ...], made: dict[Any, Any]) -> An
     name, number = description["class"], description.get("shared")
     if "arguments" not in description:
         if not isinstance(number, int) or number not in made:
-            raise ValueError(f"{printable(name)} is to be the part {printable(number)} of another place: there is none")
+            raise ValueError(
+                f"{printable(name)} is to be shared part number {printable(number)}, which is not described: the "
+                "folder is damaged"
+            )
         return made[number]
     given = description["arguments"]
     if not isinstance(given, dict):
-        raise ValueError(f"{printable(name)} has arguments that are no object: {printable(repr(given))}")
+        raise ValueError(f"{printable(name)} has arguments that are not an object: {printable(repr(given))}")
     arguments = {key: _decode(value, trust, made) for key, value in given.items()}
     if not _inside(cls.__module__, trust):
-        _check_places(cls, arguments)
+        _check_arguments(cls, arguments)
     part = cls(**{**getattr(cls, "former", {}), **arguments})
     if isinstance(number, int):
         made[number] = part
@@ -187,7 +190,7 @@ def _resolve(name: str, trust: tuple[str, ...]) -> type:
             f"if you know it and want that, pass trust=[{printable(repr(module))}]"
         )
     if not trusted and (not ours or any(word.startswith("_") for word in (*module.split("."), qualname))):
-        raise ValueError(f"{printable(name)} is no part of a recommender: this folder is damaged, or made to do harm")
+        raise ValueError(f"{printable(name)} is not a part of a model: this folder is damaged, or made to do harm")
     try:
         found = getattr(importlib.import_module(module), qualname, None)
     except ModuleNotFoundError as error:
@@ -201,7 +204,7 @@ def _resolve(name: str, trust: tuple[str, ...]) -> type:
             "version?"
         )
     if not trusted and not _is_part(found):
-        raise ValueError(f"{printable(name)} is no part of a recommender: this folder is damaged, or made to do harm")
+        raise ValueError(f"{printable(name)} is not a part of a model: this folder is damaged, or made to do harm")
     return found
 
 
@@ -217,8 +220,8 @@ def _is_part(cls: type) -> bool:
     return any(all(callable(getattr(cls, name, None)) for name in names) for names in _METHODS)
 
 
-def _check_places(cls: type, arguments: dict[str, Any]) -> None:
-    """Raise ValueError where an argument is a part that is not asked for there, or no part where one is asked for."""
+def _check_arguments(cls: type, arguments: dict[str, Any]) -> None:
+    """Raise ValueError where an argument is a part and none is asked for, or is not the part asked for."""
     try:
         hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
     except (NameError, TypeError):  # annotations that only a type checker can resolve

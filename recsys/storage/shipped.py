@@ -11,13 +11,13 @@ def folder(name: str) -> Path:
     """The folder ``"datasets"`` or ``"configs"``: inside the installed package, or beside it in a checkout.
 
     Raises:
-        FileNotFoundError: neither place has it, so the installation is incomplete.
+        FileNotFoundError: neither has it, so the installation is incomplete.
     """
-    places = (_PACKAGE / "_shipped" / name, _PACKAGE.parent / name)
-    for place in places:
-        if place.is_dir():
-            return place
+    candidates = (_PACKAGE / "_shipped" / name, _PACKAGE.parent / name)
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
     raise FileNotFoundError(
-        f"the folder {name!r} that comes with recsys is neither at {places[0]} nor at {places[1]}: "
+        f"the folder {name!r} that ships with recsys is neither at {candidates[0]} nor at {candidates[1]}: "
         "the installation is incomplete, install recsys again"
     )

@@ -1,7 +1,7 @@
 """Tensors as safetensors files: the one writer and the one reader, for runs, checkpoints and bundles.
 
-A tensor that goes by several names (a parameter of two parts, a part in two places) is stored once; the other names
-are in the metadata of the file, and reading gives the same tensor under all of them. The metadata also holds a hash of
+A tensor that goes by several names (a parameter of two parts, a part used twice) is stored once; the other names are
+in the metadata of the file, and reading gives the same tensor under all of them. The metadata also holds a hash of
 names and contents, so that a file vouches for itself however it was copied. Files without metadata are read as well.
 """
 
@@ -65,7 +65,7 @@ def read_tensors(path: Path, verify: bool = True, remedy: str = "copy or write i
             raise DataError(f"{path} is not what was written (its hash differs): {remedy}")
         for name, first in dict(told.get("same", {})).items():
             if name in found:
-                raise ValueError(f"{name} stands twice in it")
+                raise ValueError(f"{name} is in it twice")
             found[name] = found[first]
         return found
 
@@ -105,7 +105,7 @@ def shared(tensors: Mapping[str, Tensor]) -> list[list[str]]:
     groups: dict[Any, list[str]] = {}
     for name, value in tensors.items():
         if value.numel():
-            groups.setdefault(_place(value), []).append(name)
+            groups.setdefault(_memory(value), []).append(name)
     return [names for names in groups.values() if len(names) > 1]
 
 
@@ -114,10 +114,10 @@ def once_each(tensors: Mapping[str, Tensor], change: Callable[[Tensor], Tensor])
     made: dict[Any, Tensor] = {}
     found = {}
     for name, value in tensors.items():
-        place = _place(value) if value.numel() else name
-        if place not in made:
-            made[place] = change(value)
-        found[name] = made[place]
+        key = _memory(value) if value.numel() else name
+        if key not in made:
+            made[key] = change(value)
+        found[name] = made[key]
     return found
 
 
@@ -128,10 +128,10 @@ def _distinct(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     first: dict[Any, str] = {}
     storages: set[int] = set()
     for name, value in tensors.items():
-        if value.numel() and _place(value) in first:
-            also[name] = first[_place(value)]
+        if value.numel() and _memory(value) in first:
+            also[name] = first[_memory(value)]
             continue
-        first[_place(value)] = name
+        first[_memory(value)] = name
         storage = value.untyped_storage().data_ptr()
         alone = value.contiguous()
         # The format knows no views: a part of another tensor becomes one of its own.
@@ -140,7 +140,7 @@ def _distinct(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     return own, also
 
 
-def _place(value: Tensor) -> tuple[Any, ...]:
+def _memory(value: Tensor) -> tuple[Any, ...]:
     """Equal for two tensors that are the same numbers in memory."""
     return value.device, value.data_ptr(), value.dtype, tuple(value.shape), tuple(value.stride())
 

@@ -247,3 +247,9 @@ def test_hostile_14_items_that_begin_at_another_row_are_refused(tmp_path, first)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"first": first}))
     with pytest.raises(DataError, match="run"):
         load_run(folder, verify=False)
+
+
+def test_a_bundle_where_a_run_is_expected_is_called_so_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"kind": "recsys.bundle", "format": 1}')
+    with pytest.raises(DataError, match="is a bundle, and a run folder was expected: pass the run folder"):
+        load_run(tmp_path)

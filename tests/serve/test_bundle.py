@@ -207,7 +207,7 @@ def _vocabulary():
 
 def test_a_run_in_the_place_of_a_bundle_is_called_so(tmp_path) -> None:
     (tmp_path / "manifest.json").write_text('{"kind": "recsys.run", "format": 1}')
-    with pytest.raises(DataError, match=r"is a 'recsys\.run', and a 'recsys\.bundle' was expected"):
+    with pytest.raises(DataError, match=r"is a run folder, and a bundle was expected: .*recsys export "):
         Bundle.load(tmp_path)
 
 

@@ -240,3 +240,23 @@ def test_hostile_10_a_table_that_finds_the_disk_full_says_so():
     table = polars.DataFrame({"user": list(range(1000))})
     with pytest.raises(OSError, match="make room"), writing(Path("/dev/full")):
         write_parquet(Path("/dev/full"), table)
+
+
+PAIRS = {
+    ("recsys.run", "recsys.bundle"): r"is a run folder, and a bundle was expected: export it first, recsys export \S+ ",
+    ("recsys.bundle", "recsys.run"): r"is a bundle, and a run folder was expected: pass the run folder that was expor",
+    ("recsys.bundle", "recsys.index"): r"is a bundle, and an index was expected: its index is in \S+/index",
+    ("recsys.run", "recsys.split"): r"is a run folder, and a split was expected: pass a folder that Split\.save wrote",
+    (
+        "mine",
+        "recsys.vectors",
+    ): r"is a folder of kind 'mine', and a folder of vectors was expected: pass a folder that rs\.embed",
+    (5, "test"): r"is a folder of kind 5, and a folder of kind 'test' was expected: name another folder",
+}
+
+
+@pytest.mark.parametrize(("found", "expected"), PAIRS)
+def test_a_folder_of_another_kind_is_called_by_its_name_with_what_leads_to_the_right_one(tmp_path, found, expected):
+    (tmp_path / "manifest.json").write_text(json.dumps({"kind": found, "format": 1}))
+    with pytest.raises(DataError, match=PAIRS[found, expected]):
+        read_manifest(tmp_path, expected, 1)
