@@ -13,7 +13,7 @@ from recsys.items.ids import IdItems
 from recsys.objectives.softmax import FullSoftmax
 from recsys.recommenders.composed import Recommender
 from recsys.runs.read import read_tensors
-from recsys.runs.state import CLOCK
+from recsys.runs.state import TIMES
 
 
 def cycles(users=100, items=20, seed=0, splitter=None):
@@ -52,4 +52,4 @@ def plain(tensors):
 
 
 def without_clock(record):
-    return {name: value for name, value in record.items() if name not in CLOCK}
+    return {name: value for name, value in record.items() if name not in TIMES}

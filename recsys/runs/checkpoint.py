@@ -103,22 +103,22 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
     head = read_json(pointer, REMEDY)
     _check_format(pointer, head)
     with reading(pointer, REMEDY):
-        place = folder / head["folder"]
-        if not _OURS.fullmatch(place.name) or place.parent != folder or not is_folder(place):
+        target = folder / head["folder"]
+        if not _OURS.fullmatch(target.name) or target.parent != folder or not is_folder(target):
             raise DataError(
-                f"{printable(pointer, None)} names {printable(repr(head['folder']))}, and that is no checkpoint beside "
+                f"{printable(pointer, None)} names {printable(repr(head['folder']))}, which is not a checkpoint beside "
                 f"it: {REMEDY}"
             )
-    with reading(place, REMEDY):
-        data = (place / STATE).read_bytes()
+    with reading(target, REMEDY):
+        data = (target / STATE).read_bytes()
         if hashlib.sha256(data).hexdigest() != head.get("sha256", hashlib.sha256(data).hexdigest()):
-            raise DataError(f"{place / STATE} is not what was written (its SHA-256 differs): {REMEDY}")
+            raise DataError(f"{target / STATE} is not what was written (its SHA-256 differs): {REMEDY}")
         state = json.loads(data)
-        _check_format(place, state)
+        _check_format(target, state)
         groups = [group for group in state["groups"] if _GROUP.fullmatch(group)]
         if len(groups) != len(state["groups"]):
             raise ValueError("it names files outside of it")
-        files = {group: place / f"{group}.safetensors" for group in groups}
+        files = {group: target / f"{group}.safetensors" for group in groups}
         return Checkpoint(state, {group: read_tensors(path, remedy=REMEDY) for group, path in files.items()})
 
 

@@ -25,12 +25,12 @@ _HOMES: list[str] = []  # folders that recipes may import from, the newest first
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
+    """The recipes that ship with recsys."""
     return sorted(path.stem for path in folder("configs").glob("*.py") if not path.stem.startswith("_"))
 
 
 def find_recipe(name: str) -> Path:
-    """The recipe file: what has a separator or ends in ``.py`` is a path, any other name one of those that come along.
+    """The recipe file: what has a separator or ends in ``.py`` is a path, any other name a recipe of recsys.
 
     Raises:
         FileNotFoundError: there is none; the message names the nearest.
@@ -45,17 +45,17 @@ def find_recipe(name: str) -> Path:
     own = [path for path in (Path(f"{name}.py"), given / KEPT) if path.is_file()]
     here = f"; recsys fit {own[0]} runs the file here" if own else ""
     near = closest(name, recipe_names())
-    raise FileNotFoundError(f"no recipe {name!r} comes with recsys; {near} (a file of your own ends in .py){here}")
+    raise FileNotFoundError(f"no recipe {name!r} ships with recsys; {near} (a file of your own ends in .py){here}")
 
 
 def load_recipe(path: Path) -> Callable[..., Any]:
     """The function ``run`` of a recipe file; shared knobs by their names, see :func:`recsys.runs.knobs.flat`.
 
-    A recipe may import what lies beside it, as any script may, and the recipes that come with the package. Parts may
+    A recipe may import what lies beside it, as any script may, and the recipes that ship with recsys. Parts may
     be defined in the recipe itself: its file name is their module, the one to trust when the run is loaded.
 
     Raises:
-        ValueError: it has no such function, or it is no Python.
+        ValueError: it has no such function, or is not Python.
     """
     path = Path(path)
     _import_from(_homes(path))
@@ -63,7 +63,7 @@ def load_recipe(path: Path) -> Callable[..., Any]:
     if spec is None or spec.origin is None or Path(spec.origin).resolve() != path.resolve():  # the name is taken
         spec = importlib.util.spec_from_file_location(f"recsys_recipe_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is no Python source: a recipe ends in .py")
+        raise ValueError(f"{path} is not Python source: a recipe ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
@@ -71,7 +71,7 @@ def load_recipe(path: Path) -> Callable[..., Any]:
     except BaseException as error:
         del sys.modules[spec.name]
         if isinstance(error, SyntaxError):
-            raise ValueError(f"{error.filename or path} is no Python source ({error})") from error
+            raise ValueError(f"{error.filename or path} is not Python source ({error})") from error
         raise
     if not callable(getattr(module, "run", None)):
         raise ValueError(f"{path} has no function run(...) that returns a recsys.Run: that is what makes it a recipe")
@@ -113,33 +113,33 @@ def _is_path(name: str) -> bool:
 
 
 def _no_file(given: Path) -> str:
-    """Why ``given`` is no recipe, and what was meant perhaps."""
+    """Why ``given`` is not a recipe, and what was meant perhaps."""
     if (given / KEPT).is_file():
         return f"{given} is a folder: recsys fit {given / KEPT} runs the recipe in it"
     if given.exists():
-        return f"{given} is no recipe: a recipe is a file that ends in .py"
+        return f"{given} is not a recipe: a recipe is a file that ends in .py"
     names = recipe_names()
-    known = f"recsys fit {given.stem} runs the one that comes with recsys" if given.stem in names else None
+    known = f"recsys fit {given.stem} runs the one that ships with recsys" if given.stem in names else None
     return f"there is no file {given}; {known or closest(given.stem, names)}"
 
 
 def _homes(path: Path) -> list[Path]:
-    """Where a recipe imports from: beside it, what was kept with it, and last the recipes that come along."""
+    """Where a recipe imports from: beside it, what was kept with it, and last the recipes that ship with recsys."""
     beside = path.resolve().parent
-    return [place for place in dict.fromkeys((beside, beside / IMPORTS, folder("configs"))) if place.is_dir()]
+    return [home for home in dict.fromkeys((beside, beside / IMPORTS, folder("configs"))) if home.is_dir()]
 
 
 def _import_from(homes: list[Path]) -> None:
     """Put these folders behind all others on the path, but before those of other recipes, whose modules go."""
     ours = [str(home) for home in homes]
-    others = [place for place in _HOMES if place not in ours]
+    others = [home for home in _HOMES if home not in ours]
     _HOMES[:] = [*ours, *others]
-    sys.path[:] = [place for place in sys.path if place not in _HOMES] + _HOMES
+    sys.path[:] = [entry for entry in sys.path if entry not in _HOMES] + _HOMES
     for name, module in list(sys.modules.items()):
-        place = _home_of(name, getattr(module, "__file__", None))
-        if place in _HOMES:
+        origin = _home_of(name, getattr(module, "__file__", None))
+        if origin in _HOMES:
             home, _ = _first(name.partition(".")[0], homes)
-            if home is not None and str(home) != place:
+            if home is not None and str(home) != origin:
                 del sys.modules[name]
 
 
@@ -190,12 +190,12 @@ def _clear(run: Path) -> None:
     """Remove the recipe of an earlier run: Python files, and folders that are then empty; no link is followed."""
     refuse_links(run, (IMPORTS,))
     (run / KEPT).unlink(missing_ok=True)
-    for place, _, files in os.walk(run / IMPORTS, topdown=False):
+    for inner, _, files in os.walk(run / IMPORTS, topdown=False):
         for name in files:
             if name.endswith((".py", ".pyc")):
-                (Path(place) / name).unlink()
-        if not os.listdir(place):
-            Path(place).rmdir()
+                (Path(inner) / name).unlink()
+        if not os.listdir(inner):
+            Path(inner).rmdir()
 
 
 def _spec(name: str) -> ModuleSpec | None:

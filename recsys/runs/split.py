@@ -71,15 +71,15 @@ def split_of(run: Path, model: Ranker, given: Path | None = None) -> Split:
     """
     from recsys.data.split import Split
 
-    place, cut = (given, None) if given is not None else _kept(run)
-    split = Split.load(place)
+    folder, cut = (given, None) if given is not None else _kept(run)
+    split = Split.load(folder)
     if cut is not None and split.cut.digest != cut:
-        raise DataError(f"{place} is not the split that {run} was trained on: {REMEDY}")
+        raise DataError(f"{folder} is not the split that {run} was trained on: {REMEDY}")
     known = model.vocabulary
     if known is None or split.items.digest != known.digest:
         same = known is not None and set(split.items.ids.tolist()) == set(known.ids.tolist())
         found = "the same items in another order than" if same else "other items than"
-        raise DataError(f"{place} holds a split with {found} {run} was trained on: pass one of the same data")
+        raise DataError(f"{folder} holds a split with {found} {run} was trained on: pass one of the same data")
     for _, part in having(model, "check_split", used=True):
         part.check_split(split)
     return split
@@ -123,43 +123,43 @@ def _features(split: Split) -> list[Features | None]:
     return [split.item_features, split.user_features, split.prepared.features]
 
 
-def _keep(split: Split, place: Path) -> None:
-    """Write the split to ``place``, unless it is there already."""
-    if _is_split(place):
+def _keep(split: Split, folder: Path) -> None:
+    """Write the split to ``folder``, unless it is there already."""
+    if _is_split(folder):
         return
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        mine = fresh(place)  # runs that start together do not meet
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        mine = fresh(folder)  # runs that start together do not meet
         split.save(mine)
     except OSError as error:
-        raise DataError(f"{place.parent}: {error.strerror or error}") from error
+        raise DataError(f"{folder.parent}: {error.strerror or error}") from error
     try:
-        os.replace(mine, place)
+        os.replace(mine, folder)
     except OSError:
-        if not _is_split(place):  # else another process was faster: its folder holds the same
+        if not _is_split(folder):  # else another process was faster: its folder holds the same
             raise
     finally:
         remove(mine)
 
 
-def _is_split(place: Path) -> bool:
-    """Whether there is a complete split in the folder ``place`` itself."""
+def _is_split(folder: Path) -> bool:
+    """Whether there is a complete split in ``folder``, which is no link."""
     from recsys.data.split import FORMAT, KIND
     from recsys.storage.folders import read_manifest
 
-    if not is_folder(place):
+    if not is_folder(folder):
         return False
     try:
-        read_manifest(place, KIND, FORMAT, verify=False)
+        read_manifest(folder, KIND, FORMAT, verify=False)
     except (OSError, DataError):
         return False
     return True
 
 
-def _drop(place: Path) -> None:
+def _drop(folder: Path) -> None:
     """Remove a split that an earlier run kept in its own folder."""
-    if _is_split(place):
-        remove(place)
+    if _is_split(folder):
+        remove(folder)
 
 
 def _kept(run: Path) -> tuple[Path, str | None]:
@@ -170,10 +170,10 @@ def _kept(run: Path) -> tuple[Path, str | None]:
     inside, name, cut = read_json(path, REMEDY, _noted)
     if inside is None and name is None:
         raise DataError(f"the split of {run} was not kept: {REMEDY}")
-    place = run / INSIDE if inside is not None else splits_folder() / Path(name).name
-    if not _is_split(place):
-        raise DataError(f"the split of {run} is not (or not whole) at {place}: {REMEDY}")
-    return place, cut
+    folder = run / INSIDE if inside is not None else splits_folder() / Path(name).name
+    if not _is_split(folder):
+        raise DataError(f"the split of {run} is not (or not whole) at {folder}: {REMEDY}")
+    return folder, cut
 
 
 def _noted(note: dict[str, Any]) -> tuple[Any, str | None, str | None]:

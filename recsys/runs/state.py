@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-CLOCK = ("seconds", "targets_per_second", "validation_seconds")  # what differs between two equal runs
+TIMES = ("seconds", "targets_per_second", "validation_seconds")  # what differs between two equal runs
 
 
 @dataclass
@@ -37,7 +37,7 @@ class State:
         """
         lacking = [entry.name for entry in fields(cls) if entry.name not in record]
         if lacking:
-            raise ValueError(f"where it stands is not whole: {', '.join(lacking)} lacking")
+            raise ValueError(f"the state of training lacks {', '.join(lacking)}")
         state = cls(**record)
         counts = {name: getattr(state, name) for name in ("stage", "stage_epoch", "epoch", "consumed", "step", "stale")}
         wrong = [name for name, value in counts.items() if type(value) is not int or value < 0]
@@ -49,7 +49,7 @@ class State:
         wrong += ["sums"] if not isinstance(state.sums, dict) else []
         wrong += ["best"] if not isinstance(state.best, (dict, type(None))) else []
         if wrong:
-            raise ValueError(f"where it stands makes no sense: {', '.join(dict.fromkeys(wrong))}")
+            raise ValueError(f"the state of training makes no sense: {', '.join(dict.fromkeys(wrong))}")
         return state
 
     @property
@@ -120,8 +120,10 @@ class State:
         text += f"  {record['targets_per_second']:,.0f} targets/s  {record['seconds']:.1f} s"
         took = [entry["seconds"] + entry["validation_seconds"] for entry in self.history]
         left = sum(took) / len(took) * (epochs - record["epoch"])
-        return f"{text}  at most {_span(left)} left" if left else text
+        return f"{text}  {_span(left)} left" if left else text
 
 
 def _span(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    if seconds < 1:
+        return "less than 1 s"
+    return f"at most {seconds:.0f} s" if seconds < 120 else f"at most {seconds / 60:.0f} min"

@@ -66,7 +66,7 @@ class RunFolder:
 
         Raises:
             BlockingIOError: another process is training there.
-            FileExistsError: the folder holds something else than a run, or links in the place of its folders.
+            FileExistsError: the folder holds something other than a run, or links instead of its folders.
         """
         refuse_foreign(self.path, KIND)
         refuse_links(self.path, (CHECKPOINTS, VOCABULARY), others=True)
@@ -91,7 +91,7 @@ class RunFolder:
             resume: "auto" goes on if there is a checkpoint, True insists on one, False starts over.
 
         Raises:
-            FileExistsError: the folder holds something else than a run.
+            FileExistsError: the folder holds something other than a run.
             ValueError: it holds another run (the message lists the differences), or there is nothing to resume.
             DataError: the checkpoint is damaged or of another format.
         """
@@ -250,9 +250,9 @@ def _head(git: Path) -> str | None:
     if not _REFERENCE.fullmatch(name) or ".." in name:
         return None
     common = git / _line(git / "commondir") if (git / "commondir").is_file() else git
-    for place in (git, common):
-        if (place / name).is_file():
-            found = _line(place / name)
+    for home in (git, common):
+        if (home / name).is_file():
+            found = _line(home / name)
             return found if _HASH.fullmatch(found) else None
     if not (common / "packed-refs").is_file():
         return None
@@ -281,8 +281,8 @@ def clear_baselines(run: Path) -> None:
     if not home.is_dir():
         return
     refuse_links(home, tuple(path.name for path in home.iterdir() if path.is_symlink()))
-    for place in (*filter(is_folder, home.iterdir()), home):
+    for folder in (*filter(is_folder, home.iterdir()), home):
         for name in _REPORT:
-            (place / name).unlink(missing_ok=True)
-        if not any(place.iterdir()):
-            place.rmdir()
+            (folder / name).unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()

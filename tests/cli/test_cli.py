@@ -17,7 +17,7 @@ import recsys as rs
 from recsys.cli import COMMANDS, main
 from recsys.cli.quickstart import show
 from recsys.runs.recipe import load_recipe
-from recsys.runs.state import CLOCK
+from recsys.runs.state import TIMES
 from recsys.testing import toy_split
 
 RECIPE = '''
@@ -79,7 +79,7 @@ def test_a_finished_run_is_not_trained_again(recipe: Path, capsys: pytest.Captur
 def lines(run: str) -> list[dict[str, object]]:
     """metrics.jsonl without clock readings."""
     records = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if name not in CLOCK} for record in records]
+    return [{name: value for name, value in record.items() if name not in TIMES} for record in records]
 
 
 def test_a_run_is_repeated_from_its_folder(recipe: Path) -> None:

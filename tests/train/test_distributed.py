@@ -11,7 +11,7 @@ import torch
 from two_processes import train
 
 from recsys.runs.read import read_tensors
-from recsys.runs.state import CLOCK
+from recsys.runs.state import TIMES
 
 HERE = Path(__file__).parent
 
@@ -32,7 +32,7 @@ def test_weights_and_metrics_are_those_of_one_process(runs):
     assert len(one[2]) == len(two[2]) == 4
     for alone, together in zip(one[2], two[2], strict=True):
         assert together["targets"] == alone["targets"] and together["step"] == alone["step"]
-        for name in alone.keys() - {*CLOCK, "terms"}:
+        for name in alone.keys() - {*TIMES, "terms"}:
             assert together[name] == pytest.approx(alone[name], abs=1e-5), name
     first, second = (read_tensors(runs / name / "model.safetensors") for name in ("1", "2"))
     for name, value in first.items():
