@@ -1,1 +1,1 @@
-"""Texts, and what language models make of them: vectors and profiles."""
+"""Texts of items and users: text vectors, and profiles written by language models."""

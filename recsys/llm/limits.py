@@ -1,4 +1,4 @@
-"""How fast requests may go out: limits per minute, and pauses that a server asks for."""
+"""Rate limits of requests: per minute, and pauses that a server asks for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Bucket:
         return max(0.0, -self.level / self.rate)
 
 
-class Pace:
+class RateLimit:
     """When the next request may go out, for all threads together."""
 
     def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:

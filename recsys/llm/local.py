@@ -128,7 +128,7 @@ class LocalWriter:
         )[:, width:].tolist()
         answers = []
         for row, new in zip(rows, written, strict=True):
-            end = next((place for place, token in enumerate(new) if token in stops), None)
+            end = next((at for at, token in enumerate(new) if token in stops), None)
             text = tokenizer.decode(new[:end], skip_special_tokens=True)
             begun = tokenizer.decode(row[-THINKING:]).rstrip().endswith("<think>")  # by the template, for the model
             text = without_thoughts(f"<think>{text}" if begun else text)

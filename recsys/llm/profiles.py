@@ -141,7 +141,7 @@ class Profiles:
             if not all(type(one) in (int, str) for one in ids) or not all(
                 isinstance(one, str) for one in texts + sources
             ):
-                raise ValueError("it holds ids that are neither int nor str, or texts that are none")
+                raise ValueError("it holds ids that are neither int nor str, or texts that are not strings")
         if not isinstance(manifest.get("report"), dict):
             raise DataError(f"{folder / MANIFEST} has no report: its profiles cannot be named, write the folder again")
         return cls(ids, texts, sources, manifest["report"], folder)
@@ -177,10 +177,10 @@ def profiles(
             what :func:`recsys.llm.texts.item_texts` takes for items.
         max_history: newest training events of a user that are used.
         max_chars: longest value of a column, in characters.
-        histories: of items: also show so many training histories that end in the item, drawn with ``seed``, up to
-            ten items before it each.
+        histories: of items: also show N training histories that end in the item, drawn with ``seed``, up to ten
+            items before it each.
         words: longest profile that is asked for.
-        limit: let the writer write the first so many rows only, to try it out; the rest is offline.
+        limit: let the writer write the first N profiles only, to try it out; the rest is offline.
 
     Raises:
         DataError: the data have no item text, or not those columns.

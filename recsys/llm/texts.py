@@ -116,7 +116,7 @@ def given_texts(
     """Texts by raw id as texts by row, and how many rows have none; ids that are not in the data are counted.
 
     Raises:
-        DataError: no id is in the data, a text is no string, or no text is left.
+        DataError: no id is in the data, a text is not a string, or no text is left.
     """
     keys = list(texts)
     rows = vocabulary.rows(keys) if keys else np.zeros(0, np.int64)

@@ -167,7 +167,7 @@ class ItemTokens(nn.Module):
         if _digest(split.items, self._rows_of(split.item_text or {})) != bytes(self.checksum.cpu().numpy()):
             raise DataError(
                 "this item table is not the one that the model was made with (other texts, or another order of items): "
-                "bind and train the model anew, or load the split it was trained on"
+                "train the model on it with rs.fit, or load the split it was trained on"
             )
 
     def _rows_of(self, item_text: Mapping[str, Any]) -> list[list[tuple[str, str]]]:

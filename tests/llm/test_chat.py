@@ -149,7 +149,7 @@ def test_a_crowded_server_is_left_alone_by_all_threads(server: Server) -> None:
     began = time.monotonic()
     ask(writer, "one", "two")
     assert time.monotonic() - began >= 0.3  # half the back-off is the least
-    assert writer._pace._resume > began + 0.3
+    assert writer._limit._resume > began + 0.3
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_bucket_lets_a_seconds_worth_through_and_then_the_rate() -> None:
 def test_rate_limits_are_waited_for(server: Server) -> None:
     writer = endpoint(server, requests_per_minute=6000, tokens_per_minute=6e6, concurrency=2)
     assert len(ask(writer, *"abcd")) == 4
-    assert writer._pace._tokens is not None and writer._pace._tokens.level > 0, "what was set aside is given back"
+    assert writer._limit._tokens is not None and writer._limit._tokens.level > 0, "what was set aside is given back"
 
 
 @pytest.mark.parametrize(
