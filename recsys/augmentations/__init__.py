@@ -1,1 +1,1 @@
-"""Changed copies of a batch, one file per idea."""
+"""Augmentations of histories: crop, mask, reorder, substitute, insert and their choice, one file each."""

@@ -5,7 +5,7 @@ A walk from the oldest item to the newest keeps an item, deletes a run of items,
 operation that undoes what happened there, and the first item behind a deleted run carries that run, nearest item first:
 an editor writes backwards from its anchor. The newest item is never deleted and never followed by noise.
 
-What we do differently: the whole batch walks at once, one step per position; the number of noise items before an item
+What we do differently: the whole batch walks at once, one position at a time; the number of noise items before an item
 is one geometric draw (the same distribution as the draws one by one).
 
 Legend: B histories, L longest of the batch, L' longest corrupted one, M most items inserted before one token, N items.
@@ -58,15 +58,17 @@ def corrupt(
     check_probabilities(keep, delete, insert)
     if max_inserted < 1:
         raise ValueError(f"max_inserted must be at least 1, found {max_inserted}")
-    pool = num_items - _distinct(batch)
-    noise, removed, run = _walk(batch, pool, generator, keep, delete, insert, max_inserted, max_length)
+    absent = num_items - _distinct(batch)  # (B,): items that noise can still be drawn from
+    noise, removed, run = _walk(batch, absent, generator, keep, delete, insert, max_inserted, max_length)
     emitted = batch.mask & ~removed
-    ends = (noise + emitted).cumsum(1)  # (B, L): slots used up to and with each item
+    ends = (noise + emitted).cumsum(1)  # (B, L): tokens up to and with each item
     lengths = ends[:, -1]
-    slots = torch.arange(max(int(lengths.max()), 1) if len(batch) else 1, device=ends.device).expand(len(batch), -1)
-    owner = torch.searchsorted(ends, slots.contiguous(), right=True).clamp(max=ends.shape[1] - 1)  # item of each slot
-    mask = slots < lengths[:, None]
-    original = mask & emitted.gather(1, owner) & (slots == ends.gather(1, owner) - 1)
+    position = torch.arange(max(int(lengths.max()), 1) if len(batch) else 1, device=ends.device).expand(len(batch), -1)
+    owner = torch.searchsorted(ends, position.contiguous(), right=True).clamp(
+        max=ends.shape[1] - 1
+    )  # item of each token
+    mask = position < lengths[:, None]
+    original = mask & emitted.gather(1, owner) & (position == ends.gather(1, owner) - 1)
     ids = batch.ids.gather(1, owner) * original
     ids = ids + _noise(batch.ids, mask & ~original, num_items, generator)
     run = run.gather(1, owner) * original
@@ -93,7 +95,7 @@ def check_probabilities(keep: float, delete: float, insert: float) -> None:
 
 def _walk(
     batch: Batch,
-    pool: Tensor,
+    absent: Tensor,
     generator: torch.Generator,
     keep: float,
     delete: float,
@@ -106,19 +108,19 @@ def _walk(
     draws, chances = torch.rand((2, *batch.ids.shape), generator=generator, device=batch.ids.device)
     wanted = torch.where(last, _geometric(draws, insert / (keep + insert)), _geometric(draws, insert))
     may = batch.mask & ~last
-    starts = may & (chances < delete / (keep + delete))  # the first draw that is no insertion
+    starts = may & (chances < delete / (keep + delete))  # the first draw that is not an insertion
     goes_on = may & (chances < delete)  # the next draw of a run
     run = torch.zeros_like(batch.lengths)
     length, noise, removed, runs = batch.lengths, [], [], []
-    for place in range(batch.ids.shape[1]):
-        free = (run == 0) & batch.mask[:, place]
-        added = torch.minimum(wanted[:, place], torch.minimum(max_length - length, pool)).clamp(min=0) * free
-        gone = torch.where(run == 0, starts[:, place], goes_on[:, place] & (run < max_inserted))
+    for at in range(batch.ids.shape[1]):
+        free = (run == 0) & batch.mask[:, at]
+        added = torch.minimum(wanted[:, at], torch.minimum(max_length - length, absent)).clamp(min=0) * free
+        gone = torch.where(run == 0, starts[:, at], goes_on[:, at] & (run < max_inserted))
         noise.append(added)
         removed.append(gone)
         runs.append(run * ~gone)
         run = (run + 1) * gone
-        length, pool = length + added - gone.long(), pool - added
+        length, absent = length + added - gone.long(), absent - added
     return torch.stack(noise, 1), torch.stack(removed, 1), torch.stack(runs, 1) * batch.mask
 
 
@@ -155,7 +157,7 @@ def _noise(ids: Tensor, wanted: Tensor, num_items: int, generator: torch.Generat
 
 
 def _labels(ids: Tensor, owner: Tensor, run: Tensor, max_inserted: int, end: int) -> Tensor:
-    """(B, L', M): the ``run`` (B, L') items before each slot's item ``owner``, backwards, and the end token."""
+    """(B, L', M): the ``run`` (B, L') items before each token's item ``owner``, backwards, and the end token."""
     back = torch.arange(max_inserted, device=ids.device)
     source = (owner[:, :, None] - 1 - back).clamp(min=0)
     items = ids.gather(1, source.flatten(1)).view(source.shape)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from recsys.augmentations.positions import part, places, take, whole
+from recsys.augmentations.positions import part, positions, take, whole
 from recsys.augmentations.view import View, at_least_one, checked_share
 from recsys.data.batch import Batch
 
@@ -33,5 +33,5 @@ class Crop(View):
         """Draws (B,) uniform numbers, for the starts."""
         kept = torch.minimum(part(batch.lengths, self.share).clamp(min=self.least), batch.lengths)
         start = whole(batch, batch.lengths - kept + 1, generator)
-        index = (start[:, None] + places(batch)).clamp(max=batch.ids.shape[1] - 1)
+        index = (start[:, None] + positions(batch)).clamp(max=batch.ids.shape[1] - 1)
         return take(batch, index, kept)

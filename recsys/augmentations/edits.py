@@ -56,11 +56,11 @@ def assemble(
     alone = (total == 0) & (batch.lengths > 0)
     lengths = total.clamp(max=max_length) + alone.long()
     width = max(int(lengths.max()), 1) if len(batch) else 1
-    place = valid.cumsum(1) - 1 - (total - max_length).clamp(min=0)[:, None]
-    place = torch.where(valid & (place >= 0), place, width)
+    column = valid.cumsum(1) - 1 - (total - max_length).clamp(min=0)[:, None]
+    column = torch.where(valid & (column >= 0), column, width)
 
     def lay(values: Tensor, lone: Tensor) -> Tensor:
-        laid = values.new_zeros(len(batch), width + 1).scatter(1, place, values)[:, :width].contiguous()
+        laid = values.new_zeros(len(batch), width + 1).scatter(1, column, values)[:, :width].contiguous()
         laid[:, 0] = torch.where(alone, lone, laid[:, 0])
         return laid
 
@@ -85,9 +85,9 @@ def _repeats(ids: Tensor) -> Tensor:
 
 def _set_order(ids: Tensor, valid: Tensor) -> Tensor:
     """(B, W): the order in which a Python set of the ``valid`` rows is walked, the others behind."""
-    places = torch.full_like(ids, ids.shape[1])
-    for line, mask, place in zip(ids.tolist(), valid.tolist(), places, strict=True):
+    ranks = torch.full_like(ids, ids.shape[1])
+    for line, mask, rank in zip(ids.tolist(), valid.tolist(), ranks, strict=True):
         column_of = {row: column for column, (row, good) in enumerate(zip(line, mask, strict=True)) if good}
-        rows = list(column_of)  # a set of the dictionary itself would have other slots
-        place[[column_of[row] for row in set(rows)]] = torch.arange(len(rows), device=ids.device)
-    return places.argsort(dim=1, stable=True)
+        rows = list(column_of)  # a set of the dictionary itself would have another order
+        rank[[column_of[row] for row in set(rows)]] = torch.arange(len(rows), device=ids.device)
+    return ranks.argsort(dim=1, stable=True)

@@ -1,4 +1,4 @@
-"""Places in histories: how many, which ones, and the batch of the events that stand there.
+"""Positions in histories: how many, which ones, and the batch of the events at them.
 
 Legend: B histories, L longest history, n items of a history, W longest history of what is made.
 """
@@ -22,7 +22,7 @@ def part(lengths: Any, share: float) -> Any:
     return lengths * exact.numerator // exact.denominator
 
 
-def places(batch: Batch) -> Tensor:
+def positions(batch: Batch) -> Tensor:
     """(L,) int64: 0, 1, ..."""
     return torch.arange(batch.ids.shape[1], device=batch.ids.device)
 
@@ -39,14 +39,14 @@ def whole(batch: Batch, count: Any, generator: torch.Generator) -> Tensor:
 
 
 def lowest(draws: Tensor, eligible: Tensor, count: Tensor) -> Tensor:
-    """(B, L) bool: of each row's ``eligible`` places the ``count`` (B,) with the lowest ``draws`` (B, L) in 0..1."""
+    """(B, L) bool: of each row's ``eligible`` positions the ``count`` (B,) with the lowest ``draws`` (B, L) in 0..1."""
     order = draws.masked_fill(~eligible, 2.0).argsort(dim=1, stable=True)
     first = torch.arange(draws.shape[1], device=draws.device) < count[:, None]
     return torch.zeros_like(eligible).scatter(1, order, first) & eligible
 
 
 def located(taken: Tensor, width: int, skip: Tensor | None = None) -> Tensor:
-    """(B, width) int64: where the first, second, ... True of ``taken`` (B, L) bool stands, after ``skip`` (B,) of them.
+    """(B, width) int64: where the first, second, ... True of ``taken`` (B, L) bool is, after ``skip`` (B,) of them.
 
     Behind the last one it is L - 1.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from recsys.augmentations.positions import part, places, take, uniform, whole
+from recsys.augmentations.positions import part, positions, take, uniform, whole
 from recsys.augmentations.view import View, checked_share
 from recsys.data.batch import Batch
 
@@ -31,9 +31,9 @@ class Reorder(View):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Draws (B,) uniform numbers, for the starts, then (B, L), for the order in the windows."""
-        window, place = part(batch.lengths, self.share), places(batch)
+        window, position = part(batch.lengths, self.share), positions(batch)
         start = whole(batch, batch.lengths - window + 1, generator)[:, None]
-        inside = (place >= start) & (place < start + window[:, None])
-        keys = torch.where(inside, start - 0.5 + uniform(batch, generator) * window[:, None], place)
+        inside = (position >= start) & (position < start + window[:, None])
+        keys = torch.where(inside, start - 0.5 + uniform(batch, generator) * window[:, None], position)
         index = keys.argsort(dim=1, stable=True)  # keys inside stay within start - .5 and start + window - .5
         return take(batch, index, batch.lengths).replace(times=batch.times)
