@@ -51,23 +51,23 @@ class Attention(nn.Module):
         return self._begin(query, source, batch.groups, batch.newest_groups)
 
     def _begin(
-        self, query: Tensor, source: Tensor, groups: Sequence[Group], slots: Sequence[Group]
+        self, query: Tensor, source: Tensor, groups: Sequence[Group], asked: Sequence[Group]
     ) -> tuple[Tensor, Past]:
-        """From queries on the view ``slots`` and sources on the view ``groups`` of the same rows."""
-        counts, own = [len(group.index) for group in groups], [len(slot.index) for slot in slots]
-        queries = [slot.pad(one) for one, slot in zip(self.query(query).split(own), slots, strict=True)]
+        """From queries on the view ``asked`` and sources on the view ``groups`` of the same rows."""
+        counts, own = [len(group.index) for group in groups], [len(group.index) for group in asked]
+        queries = [group.pad(one) for one, group in zip(self.query(query).split(own), asked, strict=True)]
         pairs = zip(self.key_value(source).split(counts), groups, strict=True)
         rows = [group.pad(pair) for pair, group in pairs]
         del pairs  # the flat ones need not stay in memory beside the padded ones
-        mixed = [self._attend(*views) for views in zip(queries, rows, groups, slots, strict=True)]
+        mixed = [self._attend(*views) for views in zip(queries, rows, groups, asked, strict=True)]
         return self.output(mixed[0] if len(mixed) == 1 else torch.cat(mixed)), Past(rows)
 
     def extend(self, query: Tensor, source: Tensor, past: Past, places: Sequence[Place]) -> tuple[Tensor, Past]:
         """(Q, D) of one more token behind each wanted one, from its query and source (Q, D), and the past with it."""
         past = past.append(self.key_value(source))
         heads = self.num_heads, self.dim // self.num_heads
-        own = torch.stack(past.own, 1).unflatten(2, (2, *heads))  # (Q, steps, 2, H, D / H)
-        counts = [len(place.slots.index) for place in places]
+        own = torch.stack(past.own, 1).unflatten(2, (2, *heads))  # (Q, K, 2, H, D / H)
+        counts = [len(place.layout.index) for place in places]
         queries = self.query(query).unflatten(1, heads).split(counts)
         dropout = self.dropout if self.training else 0.0
         mixed = [
@@ -76,11 +76,11 @@ class Attention(nn.Module):
         ]
         return self.output(torch.cat(mixed)), past
 
-    def _attend(self, query: Tensor, row: Tensor, group: Group, slots: Group) -> Tensor:
+    def _attend(self, query: Tensor, row: Tensor, group: Group, asked: Group) -> Tensor:
         heads = self.num_heads, self.dim // self.num_heads
-        queries = query.unflatten(2, heads).transpose(1, 2)  # (R, H, S, D / H), S slots a row
+        queries = query.unflatten(2, heads).transpose(1, 2)  # (R, H, S, D / H), S asked for a row
         keys, values = row.unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4).unbind(0)  # (R, H, W, D / H)
-        causal = self.causal and slots is group
+        causal = self.causal and asked is group
         mixed = F.scaled_dot_product_attention(
             queries,
             keys,
@@ -89,7 +89,7 @@ class Attention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=causal,
         )
-        return slots.flatten(mixed.transpose(1, 2).flatten(2))
+        return asked.flatten(mixed.transpose(1, 2).flatten(2))
 
 
 def _real_keys(group: Group) -> Tensor | None:

@@ -196,7 +196,9 @@ class Backbone(nn.Module):
 
     def _bound(self) -> Any:
         if self.body is None:
-            raise ValueError("the backbone has no model yet: call bind(context) first, as fit and load_run do")
+            raise ValueError(
+                "the backbone has no model yet: train it with rs.fit or load a run (or call bind(context) yourself)"
+            )
         return self.body
 
     def _add_adapters(self) -> None:
@@ -207,10 +209,10 @@ class Backbone(nn.Module):
         try:
             peft.inject_adapter_in_model(config, self.body)
             if any("lora_embedding_" in name for name, _ in self.body.named_parameters()):
-                raise ValueError("a table of tokens is none, and items do not pass it")
+                raise ValueError("the table of token vectors cannot be adapted, since items do not pass through it")
             for name, value in self.body.named_parameters():
                 if "lora_" in name:
-                    value.data = value.data.float()  # small steps need more digits than a base may have
+                    value.data = value.data.float()  # small updates need more digits than a base may have
         except ValueError as error:
             raise ValueError(
                 f"no adapter fits: adapt={self.adapt} must name linear layers of the model ({error})"

@@ -24,29 +24,29 @@ from recsys.nn.kernels.available import compiled
 
 @dataclass(frozen=True)
 class Place:
-    """The wanted tokens of one group of rows, on a view of S slots a row, and what each sees of its row."""
+    """The wanted tokens of one group of rows, laid out as S a row, and what each sees of its row."""
 
-    slots: Group  # lays (q, ...) out as (R, S, ...)
+    layout: Group  # lays (q, ...) out as (R, S, ...)
     reach: Tensor  # (q,) int64: how many tokens of its row, from the oldest on, each sees
     width: int  # W
 
     @cached_property
     def visible(self) -> Tensor | None:
-        """(R, 1, S, W) bool: what each slot sees; None if that is the whole row for all."""
+        """(R, 1, S, W) bool: what each sees; None if that is the whole row for all."""
         reach = self.pad(self.reach)
         visible = torch.arange(self.width, device=reach.device) < reach[:, None, :, None]
         return None if bool(visible.all()) else visible
 
     def pad(self, tokens: Tensor) -> Tensor:
-        """(q, ...) to (R, S, ...), without a copy where no slot is empty."""
-        slots = self.slots
-        full = len(slots.index) == slots.size * slots.width
-        return tokens.unflatten(0, (slots.size, slots.width)) if full else slots.pad(tokens)
+        """(q, ...) to (R, S, ...), without a copy where all rows have S."""
+        layout = self.layout
+        full = len(layout.index) == layout.size * layout.width
+        return tokens.unflatten(0, (layout.size, layout.width)) if full else layout.pad(tokens)
 
     def flatten(self, padded: Tensor) -> Tensor:
         """(R, S, ...) back to (q, ...)."""
-        full = len(self.slots.index) == self.slots.size * self.slots.width
-        return padded.flatten(0, 1) if full else self.slots.flatten(padded)
+        full = len(self.layout.index) == self.layout.size * self.layout.width
+        return padded.flatten(0, 1) if full else self.layout.flatten(padded)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Past:
     """Keys and values of one attention layer: those of the histories, by group, and those of the new tokens."""
 
     rows: list[Tensor]  # (R, W, 2 D) of each group
-    own: tuple[Tensor, ...] = ()  # (Q, 2 D) of each step
+    own: tuple[Tensor, ...] = ()  # (Q, 2 D) of each of the K
 
     def append(self, key_value: Tensor) -> Past:
         """A past with one more token (Q, 2 D) in it; this one stays as it is, so that continuations can fork."""
@@ -73,20 +73,20 @@ def places_of(batch: Batch, causal: bool) -> list[Place]:
     """Where ``batch.wanted`` sits in the groups of ``batch``, and how far each wanted token sees."""
     row = batch.flat[batch.wanted] // batch.ids.shape[1]  # (Q,) ascending
     counts = torch.bincount(row, minlength=len(batch))  # (B,)
-    slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    number = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]  # within its row
     reach = batch.positions[batch.wanted] + 1 if causal else batch.lengths[row]
     places, start, done = [], 0, 0
     for group in batch.groups:
         own = counts[start : start + group.size]
-        slots, stop = max(int(own.max()), 1) if group.size else 1, done + int(own.sum())
-        index = (row[done:stop] - start) * slots + slot[done:stop]
-        places.append(Place(Group(group.size, slots, index), reach[done:stop], group.width))
+        most, stop = max(int(own.max()), 1) if group.size else 1, done + int(own.sum())
+        index = (row[done:stop] - start) * most + number[done:stop]
+        places.append(Place(Group(group.size, most, index), reach[done:stop], group.width))
         start, done = start + group.size, stop
     return places
 
 
 def read(query: Tensor, own: Tensor, row: Tensor, place: Place, dropout: float = 0.0) -> Tensor:
-    """(q, D): attention of one new token per slot over its row and its continuation.
+    """(q, D): attention of one new token per continuation over its row and its continuation.
 
     Args:
         query: (q, H, C).
@@ -98,10 +98,10 @@ def read(query: Tensor, own: Tensor, row: Tensor, place: Place, dropout: float =
     """
     row = row.unflatten(2, own.shape[2:])  # (R, W, 2, H, C)
     query = query * query.shape[-1] ** -0.5
-    if place.slots.width == 1 and not dropout and not torch.is_grad_enabled():
+    if place.layout.width == 1 and not dropout and not torch.is_grad_enabled():
         loops = compiled("auto", "continuation", query.shape[2], query)
         if loops is not None:
-            found: Tensor = loops.forward(query, own, row, place.slots.index, place.reach)
+            found: Tensor = loops.forward(query, own, row, place.layout.index, place.reach)
             return found.flatten(1)
     keys, values = own.unbind(2)  # (q, K, H, C)
     row_keys, row_values = row.unbind(2)  # (R, W, H, C)
@@ -119,8 +119,8 @@ def read(query: Tensor, own: Tensor, row: Tensor, place: Place, dropout: float =
 def _scores(query: Tensor, keys: Tensor) -> Tensor:
     """(R, H, S, W) products of queries (R, S, H, C) with keys (R, W, H, C).
 
-    One slot a row takes H queries that are zero outside their head against keys of width D: that is H times the
-    arithmetic, but the keys are read once, where they lie, and reading them is what one slot costs.
+    One token a row takes H queries that are zero outside their head against keys of width D: that is H times the
+    arithmetic, but the keys are read once, where they lie, and reading them is what one token costs.
     """
     if query.shape[1] > 1:
         return query.transpose(1, 2) @ keys.permute(0, 2, 3, 1)
@@ -130,7 +130,7 @@ def _scores(query: Tensor, keys: Tensor) -> Tensor:
 
 
 def _mix(weights: Tensor, values: Tensor) -> Tensor:
-    """(R, S, H, C) sums of values (R, W, H, C) by weights (R, H, S, W); one slot a row as in :func:`_scores`."""
+    """(R, S, H, C) sums of values (R, W, H, C) by weights (R, H, S, W); one token a row as in :func:`_scores`."""
     if weights.shape[2] > 1:
         return (weights @ values.transpose(1, 2)).transpose(1, 2)
     every = torch.bmm(weights.squeeze(2), values.flatten(2)).unflatten(2, values.shape[2:])  # (R, H, H, C)

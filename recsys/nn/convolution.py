@@ -1,4 +1,4 @@
-"""A short causal convolution, channel by channel, over ragged rows, and SiLU: the step before Mamba's scan.
+"""A short causal convolution, channel by channel, over ragged rows, and SiLU: what comes before Mamba's scan.
 
 Token t of a row gets SiLU(b + sum_k w_k x_{t-k}) over the W newest tokens of its row; nothing lies in front of a row.
 

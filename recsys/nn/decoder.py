@@ -183,11 +183,11 @@ def _truncate(body: Any, layers: int | None, drop: str) -> None:
     chosen = [held[index] for index in kept]
     _shorten(body.config, kept)
     del held[layers:]
-    for place, layer in enumerate(chosen):
-        held[place] = layer
+    for index, layer in enumerate(chosen):
+        held[index] = layer
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = place  # type: ignore[assignment]  # where the cache keeps its keys
+                module.layer_idx = index  # type: ignore[assignment]  # where the cache keeps its keys
 
 
 def _shorten(config: Any, kept: Sequence[int]) -> None:

@@ -3,8 +3,8 @@
     r = s(W_ir x + W_hr h), q = s(W_iq x + W_hq h), n = tanh(W_in x + r * (W_hn h)), h' = (1 - q) * n + q * h
 
 The gates, their order and the weights are those of ``torch.nn.GRU(bias=False)``, which stays the owner of the weights
-and does the work on a GPU. On a CPU torch records a dozen operations for every step; here the backward pass is written
-out, so a step costs one product and a few operations in place. Legend: T tokens, R rows, X input width, D width.
+and does the work on a GPU. On a CPU torch records a dozen operations for every time step; here the backward pass is
+written out, so each costs one product and a few operations in place. Legend: T tokens, R rows, X input width, D width.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 @dataclass(frozen=True)
 class Steps:
-    """Tokens in the order in which all rows are worked on at once: step by step, longest row first.
+    """Tokens in the order in which all rows are worked on at once: by time step, longest row first.
 
-    ``index`` (T,) says which flat token comes when; ``counts`` how many rows are still running at each step.
+    ``index`` (T,) says which flat token comes when; ``counts`` how many rows are still running at each time step.
     """
 
     index: Tensor
@@ -30,7 +30,7 @@ class Steps:
 
     @staticmethod
     def of(lengths: Tensor) -> Steps:
-        """The steps of consecutive rows of ``lengths`` (R,) tokens each."""
+        """The time steps of consecutive rows of ``lengths`` (R,) tokens each."""
         sizes, order = lengths.sort(descending=True, stable=True)
         starts = (lengths.cumsum(0) - lengths)[order]
         longest = int(sizes[0]) if len(sizes) else 0
@@ -68,7 +68,7 @@ def _by_hand(gru: nn.GRU, ordered: Tensor, steps: Steps) -> Tensor:
 
 
 class _Gru(torch.autograd.Function):
-    """The recurrence on tokens ordered by step."""
+    """The recurrence on tokens ordered by time step."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w_in: Tensor, w_h: Tensor, counts: list[int]) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from recsys.nn.documents import Documents
 from recsys.nn.dropout import Dropout
-from recsys.nn.local_attention import Blocks, Whole, local_attention
+from recsys.nn.local_attention import Chunks, Whole, local_attention
 from recsys.storage.hub import from_hub
 
 FIRST_POSITION = 2  # as in RoBERTa: 1 is the position of padding, 0 is never used
@@ -112,8 +112,8 @@ class Longformer(nn.Module):
         length = words.shape[1]
         if length > self.max_tokens:
             raise ValueError(f"a document of {length} tokens came to a Longformer with max_tokens={self.max_tokens}")
-        places = torch.arange(FIRST_POSITION, FIRST_POSITION + length, device=words.device)
-        positions = torch.where(real, places, FIRST_POSITION - 1)
+        running = torch.arange(FIRST_POSITION, FIRST_POSITION + length, device=words.device)
+        positions = torch.where(real, running, FIRST_POSITION - 1)
         x = self.words(words) + self.positions(positions) + self.types(documents.types) + self.places(documents.places)
         x = self.drop(self.norm(x))
         local = local_attention(real, self.window // 2)
@@ -156,7 +156,7 @@ class _Layer(nn.Module):
         self.inner, self.outer = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         self.drop = Dropout(dropout)
 
-    def forward(self, x: Tensor, local: Whole | Blocks, real: Tensor) -> Tensor:
+    def forward(self, x: Tensor, local: Whole | Chunks, real: Tensor) -> Tensor:
         return self._rest(x, self.attention(x, local, real))
 
     def first(self, x: Tensor, real: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ class LongAttention(nn.Module):
         self.query_global, self.key_global = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.value_global, self.output = nn.Linear(dim, dim), nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, local: Whole | Blocks, real: Tensor) -> Tensor:
+    def forward(self, x: Tensor, local: Whole | Chunks, real: Tensor) -> Tensor:
         """(B, S, D) from (B, S, D), where a token sees what ``local`` says, and the first one all ``real`` (B, S)."""
         mixed = self._attend(local, self.query(x), self.key(x), self.value(x))
         return self.output(torch.cat([self._global(x, real), mixed[:, 1:]], 1))  # type: ignore[no-any-return]
@@ -202,7 +202,7 @@ def pretrained_longformer(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]
 
     Raises:
         ImportError: transformers is not installed.
-        ValueError: it is no Longformer, or neither here nor to be had.
+        ValueError: it is not a Longformer, or neither here nor on the hub.
     """
     try:
         from transformers import AutoConfig, LongformerForMaskedLM

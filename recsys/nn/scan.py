@@ -7,8 +7,8 @@ state for every token: states are saved every 16 tokens and those between are co
 | kernel | what it does | for |
 |---|---|---|
 | ``numba`` | compiled loops (:mod:`recsys.nn.kernels.scan`) | float32 on a CPU |
-| ``torch`` | one step per token for all rows at once (:mod:`recsys.nn.scan_torch`) | many rows on a CPU |
-| ``chunked`` | the same for all blocks of 16 tokens at once, in two rounds (there too) | one or two rows, a GPU |
+| ``torch`` | one time step per token for all rows at once (:mod:`recsys.nn.scan_torch`) | many rows on a CPU |
+| ``chunked`` | the same for all chunks of 16 tokens at once, in two rounds (there too) | one or two rows, a GPU |
 
 Legend: T tokens of all rows, R rows, E channels, N states per channel, Q tokens asked for.
 """
@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from recsys.nn import scan_torch
 from recsys.nn.kernels.available import check_kernel, compiled, say_once
 
-FEW = 2  # rows up to which blocks at once are faster on a CPU than one token after another
+FEW = 2  # rows up to which chunks at once are faster on a CPU than one token after another
 
 
 def selective_scan(

@@ -83,7 +83,7 @@ class Transformer(nn.Module):
         return self._read(batch, items, layers), Memory(places_of(batch, causal=self.sees == "past"), layers)
 
     def extend(self, latents: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """States (Q, D) of one more token behind each wanted one, and the memory with it; see ``seams.Stepwise``."""
+        """States (Q, D) of one more token behind each wanted one, and the memory with it (``protocols.Stepwise``)."""
         x, layers = self.drop(self.before(latents)), []
         for block, past in zip(self.blocks, memory.layers, strict=True):
             x, longer = block.extend(x, past, memory.places)  # type: ignore[operator]

@@ -28,7 +28,7 @@ from recsys.items.recformer import RecformerItems
 from recsys.llm.tokens import ItemTokens
 from recsys.negatives.uniform import UniformNegatives
 from recsys.nn.documents import Documents, documents, newest_first
-from recsys.nn.local_attention import Blocks, Whole, band, local_attention
+from recsys.nn.local_attention import Chunks, Whole, band, local_attention
 from recsys.nn.longformer import Longformer, pretrained_longformer
 from recsys.objectives.sampled import SampledSoftmax
 from recsys.objectives.softmax import FullSoftmax
@@ -207,7 +207,7 @@ def test_blocks_attend_as_one_attention_under_the_mask_does(length, side):
         torch.randn(3, 2, length, 4, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(3)
     )
     real = torch.arange(length) < torch.tensor([[length], [max(length // 2, 1)], [1]])
-    outputs = [form(real, side)(query, key, value) for form in (Whole, Blocks)]
+    outputs = [form(real, side)(query, key, value) for form in (Whole, Chunks)]
     seen = real[:, None, :, None]
     assert (outputs[0] - outputs[1]).masked_fill(~seen, 0).abs().max() < 1e-12
     slopes = [torch.autograd.grad((out * seen).square().sum(), (query, key, value)) for out in outputs]

@@ -1,7 +1,7 @@
 """The attention of :mod:`recsys.nn.continuation` with one new token a row, without gradients, as a compiled loop for
 the CPU.
 
-Every number that is kept of a row is read once and used once, so a step should run at the speed of memory; products of
+Every number that is kept of a row is read once and used once, so a token should run at the speed of memory; products of
 matrices that have one row or two are far from it.
 
 Legend: q new tokens, R rows, W their width, K tokens of a continuation, H heads, C channels of a head.

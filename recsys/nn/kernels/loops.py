@@ -48,7 +48,7 @@ def plain(value: Tensor) -> np.ndarray[Any, Any]:
 
 
 def compile_loops(function: Callable[..., Any], *liberties: str) -> Callable[..., Any]:
-    """The function compiled at its first call, and kept on disk for other processes where there is a place for it.
+    """The function compiled at its first call, and kept on disk for other processes where a folder can be written.
 
     ``liberties`` are the LLVM fast-math flags to allow besides fused products and the sign of zero.
     """
