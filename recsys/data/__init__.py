@@ -1,1 +1,1 @@
-"""Raw files to batches: readers, cards, cleaning, splits, the audit, the prepared cache, batches, negatives."""
+"""From tables to a split: cleaning, vocabulary, splitters, audit, prepared arrays, batches."""

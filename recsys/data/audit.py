@@ -23,7 +23,7 @@ def audit(split: Split, expected: Mapping[str, int] | None = None, counts: Mappi
     Args:
         split: what to check.
         expected: what the data card says: "users", "items", "interactions", any of them.
-        counts: the same of the data as read, if steps after reading removed some (default: those of the split).
+        counts: the same of the data as read, if cleaning removed some (default: those of the split).
 
     Raises:
         LeakageError: a target lies in a range the model may see, or training holds what comes after the test.
@@ -133,8 +133,8 @@ def _cross_user_future(split: Split, times: np.ndarray) -> Finding:
     asked = np.sort(times[split.test.target_start])
     older = np.zeros(len(asked) + 1, dtype=np.int64)  # training events that are not later than the i-th first moments
     for users in blocks(split.train.lengths):
-        place = np.searchsorted(asked, _training_times(split, times, users), side="left")
-        older += np.bincount(place, minlength=len(asked) + 1)
+        after = np.searchsorted(asked, _training_times(split, times, users), side="left")
+        older += np.bincount(after, minlength=len(asked) + 1)
     share = 1 - np.cumsum(older)[:-1] / split.train.num_events
     text = (
         f"training holds the future of other users: {share.mean():.1%} of its events are later than the test target, "
@@ -152,7 +152,7 @@ def _placeholders(split: Split) -> list[Finding]:
 
 
 def _same_rows(split: Split, times: np.ndarray | None) -> Finding:
-    """Events that say what another says, and those of which the other is on the other side of a cut."""
+    """Events equal to another of the same user, and those of which the other is in another part of the split."""
     prepared, lengths = split.prepared, np.diff(split.prepared.offsets)
     count, apart, tested = 0, 0, 0
     for users in blocks(lengths):
@@ -170,7 +170,7 @@ def _same_rows(split: Split, times: np.ndarray | None) -> Finding:
     what = "user, item and time" if times is not None else "user and item as the event before"
     text = f"{count:,} events have the same {what}" + (" as another" if times is not None else "")
     if apart:
-        text += f"; {apart:,} of them lie in another part than that event, {tested:,} are test targets"
+        text += f"; {apart:,} of them are in another part of the split than that event, {tested:,} are test targets"
     if count:
         text += '; .clean(duplicates="exact") drops what was logged twice'
     level = "note" if count and times is not None else "ok"
@@ -228,8 +228,8 @@ def _repeats(split: Split) -> Finding:
         owner, items = test.history(index)
         user, targets = test.targets(index)
         wanted, seen = user * size + targets, owner * size + items  # wanted is sorted; sorting seen would cost more
-        place = np.minimum(np.searchsorted(wanted, seen), len(wanted) - 1)
-        repeats += len(np.unique(place[wanted[place] == seen]))
+        at = np.minimum(np.searchsorted(wanted, seen), len(wanted) - 1)
+        repeats += len(np.unique(at[wanted[at] == seen]))
         total += len(targets)
     text = f"{repeats:,} of {total:,} test targets ({_share(repeats, total):.1%}) repeat an item of the history"
     return Finding("repeats", "note" if repeats else "ok", text, {"targets": repeats})

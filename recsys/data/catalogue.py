@@ -1,4 +1,4 @@
-"""Whether two catalogues hold the same items, told by their ids and never by their number.
+"""Whether two catalogues hold the same items, by their ids, never by their number.
 
 Legend: N items (rows 1..N, 0 is padding).
 """

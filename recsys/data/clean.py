@@ -1,7 +1,7 @@
-"""Cleaning steps over events and the report of what each one took away.
+"""Cleaning of events, operation by operation, and the report of what each one took away.
 
-Legend: E events. A step is a mask or an index over the events of :class:`~recsys.readers.events.Events`; none loops
-over users. The order within one plan is: missing, duplicates, rating, longest users, k-core, history.
+Legend: E events. An operation is a mask or an index over the events of :class:`~recsys.readers.events.Events`; none
+loops over users. The order within one plan is: missing, duplicates, rating, longest users, k-core, history.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Plan:
     duplicates: str | Sequence[str] = "all"  # what goes of repeated events: one or several of DUPLICATES, in turn
     min_rating: float | None = None
     min_user: int = 0  # events a user must have, after all other users and items were dropped (k-core)
-    min_item: int = 0  # events an item must have, likewise
+    min_item: int = 0  # events an item must have, in the same core
     max_history: int | None = None  # newest events kept of each user
     max_user: int | None = None  # events of a user above which all of them are dropped (a bot)
     missing_times: Sequence[float | str] = ()  # times that stand for none, as in the source or as ISO text
 
     def __post_init__(self) -> None:
-        wrong = [name for name in self.steps if name not in DUPLICATES]
-        if wrong or not self.steps:
+        wrong = [name for name in self.rules if name not in DUPLICATES]
+        if wrong or not self.rules:
             raise ValueError(f"duplicates must be one or some of {', '.join(DUPLICATES)}, found {self.duplicates!r}")
         for name, least in (("min_user", 0), ("min_item", 0), ("max_history", 1), ("max_user", 1)):
             value = getattr(self, name)
@@ -57,14 +57,14 @@ class Plan:
         }
 
     @property
-    def steps(self) -> tuple[str, ...]:
+    def rules(self) -> tuple[str, ...]:
         """The choices of ``duplicates``, in turn."""
         return (self.duplicates,) if isinstance(self.duplicates, str) else tuple(self.duplicates)
 
 
 @dataclass(frozen=True)
-class Step:
-    """Rows, users and items before and after one step."""
+class Operation:
+    """Rows, users and items before and after one operation."""
 
     name: str
     rows_in: int
@@ -78,24 +78,24 @@ class Step:
 
 @dataclass
 class CleaningReport:
-    """What was read and what each step left; ``str()`` is a short aligned table."""
+    """What was read and what each operation left; ``str()`` is a short aligned table."""
 
-    steps: list[Step] = field(default_factory=list)
+    steps: list[Operation] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[Operation]:
         return iter(self.steps)
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __str__(self) -> str:
-        rows = [("step", "events", "users", "items", "")]
-        for step in self.steps:
-            after = (f"{step.rows_out:,}", f"{step.users_out:,}", f"{step.items_out:,}")
-            lost = step.rows_in - step.rows_out
+        rows = [("after", "events", "users", "items", "")]
+        for one in self.steps:
+            after = (f"{one.rows_out:,}", f"{one.users_out:,}", f"{one.items_out:,}")
+            lost = one.rows_in - one.rows_out
             gone = f"-{lost:,} events" if lost else ""
-            rows.append((step.name, *after, "; ".join(part for part in (gone, step.note) if part)))
+            rows.append((one.name, *after, "; ".join(part for part in (gone, one.note) if part)))
         width = [max(len(row[at]) for row in rows) for at in range(4)]
         lines = [
             f"{row[0]:<{width[0]}}  {row[1]:>{width[1]}}  {row[2]:>{width[2]}}  {row[3]:>{width[3]}}  {row[4]}".rstrip()
@@ -104,17 +104,17 @@ class CleaningReport:
         return "\n".join(lines + self.notes)
 
     def add(self, name: str, before: tuple[int, int, int], after: tuple[int, int, int], note: str = "") -> None:
-        """Append a step from its (rows, users, items) before and after."""
-        self.steps.append(Step(name, *before, *after, note))
+        """Append an operation from its (rows, users, items) before and after."""
+        self.steps.append(Operation(name, *before, *after, note))
 
     def to_dict(self) -> dict[str, Any]:
-        """Steps and notes as plain data."""
-        return {"steps": [asdict(step) for step in self.steps], "notes": list(self.notes)}
+        """Operations and notes as plain data."""
+        return {"steps": [asdict(one) for one in self.steps], "notes": list(self.notes)}
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> CleaningReport:
         """The report that :meth:`to_dict` described."""
-        return cls([Step(**step) for step in stored["steps"]], list(stored["notes"]))
+        return cls([Operation(**one) for one in stored["steps"]], list(stored["notes"]))
 
 
 def drop_missing(events: Events, allowed: bool, report: CleaningReport) -> Events:
@@ -133,12 +133,12 @@ def drop_missing(events: Events, allowed: bool, report: CleaningReport) -> Event
     counted = counted_missing(counts)
     if not keep.any():
         raise DataError(f"no event is left once missing values are dropped: {counted}. Are these the right columns?")
-    return _step("missing", events, keep, report, counted)
+    return _keep("missing", events, keep, report, counted)
 
 
 def note_repeats(plans: Sequence[Plan], events: Events, order: str, report: CleaningReport) -> None:
     """Count rows that say the same as another where no plan drops them; ``events`` are sorted by user."""
-    if any(name != "all" for plan in plans for name in plan.steps):
+    if any(name != "all" for plan in plans for name in plan.rules):
         return
     count = len(_repeats(events, order)[0])
     if count:
@@ -149,14 +149,14 @@ def apply(plan: Plan, events: Events, report: CleaningReport, order: str = "file
     """The events that the plan leaves; ``events`` are sorted by user and, if they have an order, oldest first.
 
     Raises:
-        DataError: a step leaves nothing (the message says which, and what would leave something), or a rating
+        DataError: an operation leaves nothing (the message says which, and what would leave something), or a rating
             threshold is asked for where no rating is read.
     """
-    for which in plan.steps:
+    for which in plan.rules:
         if which == "exact":
             events = _without_repeats(events, order, report)
         elif which != "all":
-            events = _step(f"duplicates, {which} kept", events, _one_per_pair(events, which), report)
+            events = _keep(f"duplicates, {which} kept", events, _one_per_pair(events, which), report)
     if plan.min_rating is not None:
         events = _by_rating(events, plan.min_rating, report)
     if plan.max_user is not None:
@@ -165,9 +165,9 @@ def apply(plan: Plan, events: Events, report: CleaningReport, order: str = "file
         keep = core(events.user, events.item, plan.min_user, plan.min_item)
         if not keep.any():
             raise _empty_core(events, plan.min_user, plan.min_item)
-        events = _step(f"core, users {plan.min_user}+, items {plan.min_item}+", events, keep, report)
+        events = _keep(f"core, users {plan.min_user}+, items {plan.min_item}+", events, keep, report)
     if plan.max_history is not None:
-        events = _step(f"newest {plan.max_history} per user", events, newest(events.user, plan.max_history), report)
+        events = _keep(f"newest {plan.max_history} per user", events, newest(events.user, plan.max_history), report)
     return events
 
 
@@ -202,7 +202,7 @@ def newest(user: np.ndarray, count: int) -> np.ndarray:
     return np.arange(len(user)) >= ends[user] - count
 
 
-def _step(name: str, events: Events, keep: np.ndarray, report: CleaningReport, note: str = "") -> Events:
+def _keep(name: str, events: Events, keep: np.ndarray, report: CleaningReport, note: str = "") -> Events:
     left = events if keep.all() else events.take(keep)
     report.add(name, events.counts(), left.counts(), note)
     return left
@@ -238,7 +238,7 @@ def _without_repeats(events: Events, order: str, report: CleaningReport) -> Even
         if values is not None:
             differ = int((~np.isclose(values[again], values[first], rtol=0, atol=0, equal_nan=True)).sum())
             notes += [f"{differ:,} of them with another {name}"] if differ else []
-    return _step("duplicates, same time too", events, keep, report, "; ".join(notes))
+    return _keep("duplicates, same time too", events, keep, report, "; ".join(notes))
 
 
 def _without_longest(events: Events, most: int, report: CleaningReport) -> Events:
@@ -248,7 +248,7 @@ def _without_longest(events: Events, most: int, report: CleaningReport) -> Event
         raise DataError(f"max_user={most} leaves no event: the shortest user has {counts[counts > 0].min():,} of them")
     bots = int((counts > most).sum())
     longest = f"{bots:,} users, the longest with {counts.max():,}" if bots else ""
-    return _step(f"users of {most:,} events at most", events, keep, report, longest)
+    return _keep(f"users of {most:,} events at most", events, keep, report, longest)
 
 
 def _pairs(events: Events) -> np.ndarray:
@@ -274,7 +274,7 @@ def _by_rating(events: Events, least: float, report: CleaningReport) -> Events:
         known = events.rating[~np.isnan(events.rating)]
         highest = f"the highest is {known.max():g}" if len(known) else "no event has one"
         raise DataError(f"min_rating={least:g} leaves no event: {highest}")
-    return _step(f"rating >= {least:g}", events, keep, report, f"{empty:,} without rating" if empty else "")
+    return _keep(f"rating >= {least:g}", events, keep, report, f"{empty:,} without rating" if empty else "")
 
 
 def _empty_core(events: Events, min_user: int, min_item: int) -> DataError:

@@ -1,4 +1,4 @@
-"""A split for new items: some items are taken out of training altogether, and are what is to be found.
+"""A split for cold items: some items are taken out of training altogether, and are the targets.
 
 Legend: U users, E events, N items (rows 1..N).
 """
@@ -19,7 +19,7 @@ from recsys.randomness import numpy_generator
 
 
 def cold_items(split: Split, share: float = 0.05, count: int | None = None, seed: int = 0, users: float = 1.0) -> Split:
-    """The data of ``split`` cut anew, so that no training event, no validation event and no history has a cold item.
+    """The data of ``split``, split again so that no training event, no validation event and no history has a cold item.
 
     Cold items are drawn evenly from those that occur. A user's test target is the first event with a cold item that
     has a warm one before it; the history is the warm events before that. The rest of the user's events are left out,

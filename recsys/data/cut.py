@@ -1,8 +1,8 @@
-"""Which events a model learned from: what tells a run from another one, and training events from held-out ones.
+"""Identity of what a model was trained on: hashes of the events and of where training and validation end.
 
 Two splits of one data set may have the same name, sizes and protocol and still train on other events (a learning curve,
-an own splitter). A cut is decided by the events themselves, by the ids behind their rows and by where training and
-validation end for each user.
+a splitter of your own). A cut is decided by the events themselves, by the ids behind their rows and by where training
+and validation end for each user.
 
 Legend: U users.
 """

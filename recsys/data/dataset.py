@@ -211,7 +211,7 @@ class Dataset:
 
     @property
     def report(self) -> CleaningReport:
-        """Rows, users and items in and out of each step; reads the data if that has not happened yet."""
+        """Rows, users and items in and out of each operation; reads the data if that has not happened yet."""
         return self.prepare().report
 
     @property
@@ -275,14 +275,16 @@ class Dataset:
             cache: as for :meth:`prepare`.
 
         Raises:
+            TypeError: ``splitter`` is not a splitter, such as the name of one.
             LeakageError: training could see what is to be predicted.
             DataError: the data lack what the splitter needs.
         """
         from recsys.data.audit import audit as find_leaks
         from recsys.data.split import Split
-        from recsys.data.splitters import GlobalTime
+        from recsys.data.splitters import GlobalTime, require_splitter
 
         splitter = GlobalTime(0.1, 0.1) if splitter is None else splitter
+        require_splitter(splitter)
         loaded = self.prepare(cache)
         with saying(f"splitting {self.name}", enabled=_speaks()):
             train_stop, valid_stop = splitter.apply(loaded.prepared)

@@ -1,4 +1,4 @@
-"""Rows that a log holds twice: the same user, item and time, as a genuine repeat of an item is not.
+"""Rows that were logged twice: the same user, item and time; a genuine repeat of an item has another time.
 
 Legend: E events.
 """

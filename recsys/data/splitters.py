@@ -1,4 +1,4 @@
-"""Where training ends and test begins: leave-last, global time, or as given.
+"""Splitters: leave-last, global time, or the parts as given.
 
 Each splitter answers ``apply(prepared) -> (train_stop, valid_stop)``, (U,) int64 event indices, and
 ``protocol(prepared)``, the JSON that is printed with every number; "order" in it is what the order of events rests on.
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from recsys.data.prepared import Prepared
-from recsys.errors import DataError, LeakageError
+from recsys.errors import DataError, LeakageError, printable
 from recsys.readers.times import NANOSECONDS, moment, moments, shown
 
 
@@ -31,6 +31,18 @@ class Splitter(Protocol):
     def protocol(self, prepared: Prepared) -> dict[str, Any]:
         """JSON that is printed with every number: a ``name``, and what was decided."""
         ...
+
+
+def require_splitter(splitter: Any) -> None:
+    """Raise TypeError unless ``splitter`` is an object with ``apply`` and ``protocol``."""
+    if isinstance(splitter, type):
+        raise TypeError(f"split takes a splitter, found the class {splitter.__name__}: pass {splitter.__name__}()")
+    if not all(callable(getattr(splitter, name, None)) for name in ("apply", "protocol")):
+        raise TypeError(
+            "split takes a splitter such as rs.LeaveLast() or rs.GlobalTime(), found "
+            f"{printable(repr(splitter))}. Random splits are not offered, since training then holds the future; for a "
+            "rule of your own pass an object with apply(prepared) and protocol(prepared)"
+        )
 
 
 class LeaveLast:

@@ -32,7 +32,7 @@ KIND = "recsys.vectors"
 FORMAT = 1
 ARRAY = "vectors.npy"
 _DONE = ".done.json"  # in a work folder: rows that are on disk, their width, how many texts were cut
-_BLOCK = 1 << 16  # rows worked on at a time
+_CHUNK = 1 << 16  # rows worked on at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +99,8 @@ class Vectors:
             raise DataError(f"there are {len(matrix):,} vectors for ids of shape {names.shape}: one id per vector")
         _refuse_repeated(names)
         vectors = cls(Vocabulary(names, first=0), matrix, dict(manifest))
-        for start in range(0, len(matrix), _BLOCK):
-            check_finite(names[start : start + _BLOCK], matrix[start : start + _BLOCK])
+        for start in range(0, len(matrix), _CHUNK):
+            check_finite(names[start : start + _CHUNK], matrix[start : start + _CHUNK])
         return vectors
 
     @classmethod
@@ -151,8 +151,8 @@ class Vectors:
     def digest(self) -> str:
         """SHA-256 of ids and numbers."""
         found = hashlib.sha256(repr((self.ids.tolist(), self.array.shape, str(self.array.dtype))).encode())
-        for start in range(0, len(self), _BLOCK):
-            found.update(np.ascontiguousarray(self.array[start : start + _BLOCK]).data)
+        for start in range(0, len(self), _CHUNK):
+            found.update(np.ascontiguousarray(self.array[start : start + _CHUNK]).data)
         return found.hexdigest()
 
     def aligned(self, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
@@ -171,10 +171,10 @@ class Vectors:
             )
         size = vocabulary.first + len(vocabulary)
         matrix, known = np.zeros((size, self.width), np.float32), np.zeros(size, bool)
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
-            inside = block >= 0
-            matrix[block[inside]] = self.array[start : start + _BLOCK][inside]
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            inside = chunk >= 0
+            matrix[chunk[inside]] = self.array[start : start + _CHUNK][inside]
         known[rows[rows >= 0]] = True
         return matrix, known
 

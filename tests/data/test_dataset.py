@@ -80,13 +80,13 @@ def test_order(tmp_path, settings, order, history):
     assert loaded.prepared.order == order and histories(loaded)["a"] == history
 
 
-def test_report_counts_each_step(tmp_path):
+def test_report_counts_each_operation(tmp_path):
     path = write(tmp_path, [*ROWS, ("a", 10, 1_500_000_900, 5), (None, 10, 1, 5), ("", 10, 1, 5)])
     data = scan(path).clean(duplicates="first", min_rating=3, min_user=2)
     report = data.report
-    assert [step.rows_out for step in report] == [9, 7, 6, 5, 3]
+    assert [one.rows_out for one in report] == [9, 7, 6, 5, 3]
     assert report.steps[0].users_out == 3 and "2 without user" in report.steps[1].note
-    assert "time read as" in str(report)
+    assert "time read as" in str(report) and str(report).split()[0] == "after"
     assert histories(data.prepare()) == {"a": [30, 10, 20]}
     assert histories(data.clean(max_history=1).prepare()) == {"a": [20]}
 
@@ -233,6 +233,20 @@ def test_global_time_is_the_default(tmp_path):
     rows = [(user, item, 1_500_000_000 + 1000 * item + user, 5) for user in range(5) for item in range(20)]
     split = scan(write(tmp_path, rows)).split()
     assert split.protocol == scan(write(tmp_path, rows)).split(GlobalTime(0.1, 0.1)).protocol
+
+
+SPLITTERS = {
+    "a name": ("random", r"such as rs\.LeaveLast\(\) or rs\.GlobalTime\(\), found 'random'\. Random splits are not"),
+    "a fraction": (0.2, r"found 0\.2\. .* an object with apply\(prepared\) and protocol\(prepared\)"),
+    "a class": (LeaveLast, r"found the class LeaveLast: pass LeaveLast\(\)"),
+}
+
+
+@pytest.mark.parametrize("case", SPLITTERS)
+def test_what_is_not_a_splitter_is_refused_with_what_to_pass(tmp_path, case):
+    given, message = SPLITTERS[case]
+    with pytest.raises(TypeError, match=message):
+        scan(write(tmp_path)).split(given)
 
 
 def test_leave_last_without_order_is_refused(tmp_path):
