@@ -1,1 +1,1 @@
-"""Raw files and frames as lazy tables with named columns."""
+"""Readers: files and frames of many formats as lazy tables of events with named columns."""

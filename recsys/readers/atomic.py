@@ -25,7 +25,7 @@ def read_header(path: str | Path) -> dict[str, str]:
     """Column name -> type of an atomic file, in order.
 
     Raises:
-        DataError: the file is missing or its first line is no typed header.
+        DataError: the file is missing or its first line is not a typed header.
     """
     path = Path(path)
     if not path.is_file():
@@ -66,7 +66,7 @@ def scan_atomic(path: str | Path) -> pl.LazyFrame:
     """A typed atomic file, lazily: token -> String, float -> Float64, sequences -> lists of these.
 
     Raises:
-        DataError: no typed header; collecting raises where a float is no number.
+        DataError: no typed header; collecting raises where a float is not a number.
     """
     blank = pl.lit(None, dtype=pl.List(pl.String))
     columns = []
@@ -98,7 +98,7 @@ def write_atomic(frame: pl.DataFrame, path: str | Path, types: Mapping[str, str]
     path, types = Path(path), dict(types or {})
     for name, kind in types.items():
         if name not in frame.columns or kind not in TYPES:
-            raise DataError(f"{name!r}: {kind!r} is no column of the frame with a type of {', '.join(TYPES)}")
+            raise DataError(f"{name!r}: {kind!r} is not a column of the frame with a type of {', '.join(TYPES)}")
     kinds = {name: types.get(name) or _kind(dtype) for name, dtype in frame.schema.items()}
     for name in kinds:
         if any(mark in name for mark in "\t\r\n"):

@@ -1,4 +1,4 @@
-"""Blanks around ids and names of columns: nobody sees them, and they make two of one."""
+"""Blanks around ids and column names, which would make two ids of one."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ _RATED = ColumnMap(user="user", item="item", rating="rating", time="time")
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How the fields of a text table are told apart; ``separator`` None is sniffed, ``quote`` "" or None is off."""
+    """How the fields of a text table are separated; ``separator`` None is sniffed, ``quote`` "" or None is off."""
 
     separator: str | None = None
     header: bool = True
@@ -253,8 +253,8 @@ def _open_movielens(path: Path, untyped: frozenset[str]) -> Table:
         return Table(scan_text(path, TextOptions(",")), ColumnMap("userId", "movieId", "timestamp", "rating"), untyped)
     else:
         raise DataError(
-            f"{path.name} is no MovieLens rating file: expected user::item::rating::time, the same four separated by "
-            f"tabs, or a header userId,movieId,rating,timestamp; it begins {first[:80]!r}"
+            f"{path.name} is not a MovieLens rating file: expected user::item::rating::time, the same four separated "
+            f"by tabs, or a header userId,movieId,rating,timestamp; it begins {first[:80]!r}"
         )
     if names[-1] not in frame.collect_schema().names():
         raise DataError(f"{path.name}: expected four fields user, item, rating, time; it begins {first[:80]!r}")
@@ -296,7 +296,7 @@ def _open_json(path: Path) -> pl.LazyFrame:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
             loaded = json.loads(stream.read())
     except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path} is no readable JSON ({error}): expected one object, user -> list of items") from error
+        raise DataError(f"{path} is not readable JSON ({error}): expected one object, user -> list of items") from error
     if not isinstance(loaded, dict) or not all(isinstance(items, list) for items in loaded.values()):
         raise DataError(f"{path} must be one JSON object, user -> list of items; for an object per line pass 'ndjson'")
     lengths = [len(items) for items in loaded.values()]

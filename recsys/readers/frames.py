@@ -31,7 +31,7 @@ class Frame:
         """The frame, copied if its owner could change it.
 
         Raises:
-            TypeError: it is no table that is known.
+            TypeError: it is none of these tables.
             DataError: a column holds values of several types.
         """
         if isinstance(table, Frame):
@@ -68,7 +68,7 @@ def vectors_of(table: Any, ids: Any, columns: str | Sequence[str] | None) -> tup
     """Raw ids (M,) and vectors (M, D) in a frame; see :meth:`recsys.data.vectors.Vectors.of`.
 
     Raises:
-        TypeError: it is no frame. DataError: a column is missing or holds neither ids nor numbers.
+        TypeError: it is not a frame. DataError: a column is missing or holds neither ids nor numbers.
     """
     if not is_frame(table):
         raise TypeError(

@@ -316,7 +316,9 @@ def _check_unreadable(role: str, bad: pl.Series, opened: list[_Opened]) -> None:
     advice = {"time": "pass time_format= or time_unit=, or repair these rows"}.get(role, "repair or drop these rows")
     advice += ', or call it a "category"' if role.startswith(FEATURE) else ""
     wanted = {"time": "times", "user": "whole numbers", "item": "whole numbers"}.get(role, "numbers")
-    raise DataError(f"{int(wrong.sum()):,} of {len(bad):,} values of {role} are no {wanted}, such as {shown}: {advice}")
+    raise DataError(
+        f"{int(wrong.sum()):,} of {len(bad):,} values of {role} are not {wanted}, such as {shown}: {advice}"
+    )
 
 
 def _check_beginning(opened: list[_Opened], allow_missing: bool) -> None:
