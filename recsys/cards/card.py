@@ -68,7 +68,7 @@ class Card:
         """The card in a TOML file.
 
         Raises:
-            DataError: the file is no card; the message names the key and what is allowed there.
+            DataError: the file is not a card; the message names the key and what is allowed there.
         """
         path = Path(path)
         try:
@@ -95,7 +95,7 @@ class Fetched:
 
 
 def names() -> list[str]:
-    """The names of the cards that come with the library."""
+    """The names of the cards that ship with recsys."""
     return sorted(path.stem for path in shipped.folder("datasets").glob("*.toml"))
 
 
@@ -181,22 +181,22 @@ def load(name: str | Path) -> Dataset:
         )
     fetched = fetch(found)
 
-    def place(value: Any) -> Any:
+    def paths(value: Any) -> Any:
         if isinstance(value, str):
             return fetched.files[value].path
-        return {key: place(inner) for key, inner in value.items()} if isinstance(value, dict) else [*map(place, value)]
+        return {key: paths(inner) for key, inner in value.items()} if isinstance(value, dict) else [*map(paths, value)]
 
     items = None
     if fetched.layout.items is not None:
         arguments = dict(fetched.layout.items)
-        path, via = place(arguments.pop("path")), arguments.pop("via", None)
+        path, via = paths(arguments.pop("path")), arguments.pop("via", None)
         if via is not None:
-            arguments["via"] = (place(via["path"]), via["from"], via["to"])
+            arguments["via"] = (paths(via["path"]), via["from"], via["to"])
         items = read_items(path, **arguments)
     arguments = dict(fetched.layout.events or {})
     for key in ("path", "splits"):
         if key in arguments:
-            arguments[key] = place(arguments[key])
+            arguments[key] = paths(arguments[key])
     arguments = {"order": fetched.layout.order, **arguments}
     return Dataset.scan(**arguments, items=items, name=found.name, expected=fetched.layout.expected or None)
 

@@ -49,7 +49,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Got:
-    """A file that is here, with the place it came from and its hash."""
+    """A file that is here, with the source it came from and its hash."""
 
     path: Path
     source: str
