@@ -1,1 +1,1 @@
-"""What recommends: the contract of every recommender, the one composed of parts, and the baselines of every table."""
+"""Recommenders: the contract of all of them, the one composed of parts, and the baselines."""

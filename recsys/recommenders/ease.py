@@ -32,7 +32,7 @@ class EASE(Ranker):
 
     Args:
         l2: regularisation; about the number of users who must agree before a weight counts.
-        limit_items: model only the so many most popular items; the others rank behind all of these.
+        limit_items: model only the N most popular items; the others rank behind all of these.
         precision: of the solve, "float64" or "float32" (two thirds of the memory, about 4 digits).
 
     Raises:
@@ -78,10 +78,10 @@ class EASE(Ranker):
     def score(self, batch: Batch) -> Tensor:
         """(B, N) summed weights from the distinct items of each history."""
         owner, items, _ = distinct(batch, self.num_items)
-        place = torch.searchsorted(self.kept, items).clamp(max=len(self.kept) - 1)
-        inside = self.kept[place] == items
+        column = torch.searchsorted(self.kept, items).clamp(max=len(self.kept) - 1)
+        inside = self.kept[column] == items
         counts = torch.bincount(owner[inside], minlength=len(batch))
-        scores = F.embedding_bag(place[inside], self.weights, counts.cumsum(0) - counts, mode="sum")
+        scores = F.embedding_bag(column[inside], self.weights, counts.cumsum(0) - counts, mode="sum")
         if len(self.kept) == self.num_items:
             return scores
         lowest = scores.amin(1, keepdim=True) - 1.0
@@ -89,7 +89,7 @@ class EASE(Ranker):
 
 
 def _inverse(gram: np.ndarray, letter: str) -> np.ndarray:
-    """The inverse of a positive definite matrix, in its place; only the lower triangle is meaningful."""
+    """The inverse of a positive definite matrix, computed in place; only the lower triangle is meaningful."""
     factor, failed = getattr(lapack, f"{letter}potrf")(gram.T, lower=0, overwrite_a=1, clean=0)
     if not failed:
         inverse, failed = getattr(lapack, f"{letter}potri")(factor, lower=0, overwrite_c=1)

@@ -63,8 +63,8 @@ class Markov(Ranker):
         total = (total + self.smoothing).clamp(min=1e-9)[:, None]
         prior = self.popularity[1:] / self.popularity.sum().clamp(min=1.0)
         scores = self.smoothing * prior / total  # (B, N)
-        place = owner * self.num_items + self.following[pairs].long() - 1
-        scores.view(-1).index_add_(0, place, self.counts[pairs] / total[owner, 0])
+        cell = owner * self.num_items + self.following[pairs].long() - 1
+        scores.view(-1).index_add_(0, cell, self.counts[pairs] / total[owner, 0])
         return scores
 
 
@@ -76,6 +76,6 @@ def _transitions(training: Training, width: int) -> tuple[np.ndarray, np.ndarray
         same = owner[1:] == owner[:-1]
         pairs = items[:-1][same].astype(np.int64) * width + items[1:][same]
         found.append(np.unique(pairs, return_counts=True))
-    keys, place = np.unique(np.concatenate([keys for keys, _ in found]), return_inverse=True)
+    keys, inverse = np.unique(np.concatenate([keys for keys, _ in found]), return_inverse=True)
     weights = np.concatenate([counts for _, counts in found])
-    return keys, np.bincount(place, weights=weights, minlength=len(keys))
+    return keys, np.bincount(inverse, weights=weights, minlength=len(keys))

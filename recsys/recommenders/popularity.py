@@ -1,4 +1,4 @@
-"""Popularity: everybody gets what most people took, of all time or of late.
+"""Popularity: the items with most training events first, of all time or of the last days.
 
 The first number a paper should be compared with. A recent window is the stronger of the two where taste drifts
 (Ji et al. 2020, "A re-visit of the popularity baseline in recommender systems", arXiv 2005.13829).
@@ -23,7 +23,7 @@ class Popularity(Ranker):
     """Items by their number of training events.
 
     Args:
-        window_days: count only the last so many days before the end of training (needs times); None: all time.
+        window_days: count only the events of the last N days before the end of training (needs times); None: all time.
 
     Raises:
         ValueError: ``window_days`` is not positive.

@@ -1,7 +1,7 @@
 """Any model of RecBole 1.2.1 as an outside baseline: RecBole trains it on our training events, our evaluator ranks it.
 
-RecBole gets the training part of the split and nothing else: one ``.inter`` file whose time is the place of an event in
-its user's history, and one ``.item`` file with the whole catalogue, so that items without training events have an
+RecBole gets the training part of the split and nothing else: one ``.inter`` file whose time is the position of an event
+in its user's history, and one ``.item`` file with the whole catalogue, so that items without training events have an
 (untrained) row as well. Samplers, prefix rows, losses and the training loop are RecBole's own, its defaults included.
 
 What differs from RecBole's own protocol: its early stopping cannot see our validation part, so the number of epochs is
@@ -40,7 +40,7 @@ from recsys.statistics.cooccurrence import require_memory
 
 NAME, USER, ITEM, TIME = "events", "user_id", "item_id", "timestamp"
 HOLD_OUT_LAST, KEEP_ALL = {"LS": "valid_only"}, {"RS": [1.0, 0.0, 0.0]}
-PLACE_BYTES = 12  # RecBole keeps an id and a time for every place of every prefix
+EVENT_BYTES = 12  # RecBole keeps an id and a time for every event of every prefix
 KINDS = ("GENERAL", "SEQUENTIAL", "TRADITIONAL")
 
 
@@ -52,7 +52,7 @@ class RecBole(Ranker):
         config: RecBole's own parameters, such as ``{"hidden_size": 64, "MAX_ITEM_LIST_LENGTH": 50}``; paths in it
             must be absolute. Negatives are left out where a loss over the whole catalogue forbids them. ``gpu_id=""``
             keeps it on the CPU.
-        epochs: most epochs.
+        epochs: most epochs to train.
         patience: validations without a better NDCG@10 on each user's last training event that end the search for the
             number of epochs; 0 trains once, on everything, for exactly ``epochs`` epochs.
         log: the file all of RecBole's messages go to; by default one in the folder for temporary files, named on
@@ -130,10 +130,10 @@ class RecBole(Ranker):
         """(B, N) what RecBole's ``full_sort_predict`` gives; users without training events get popularity.
 
         Raises:
-            ValueError: nothing was learned yet, or a model that knows users by name is asked for a bare history.
+            ValueError: it is not fitted, or a model that knows users by name is asked for a bare history.
         """
         if self._trained is None:
-            raise ValueError("RecBole has not trained anything yet: call fit(model, split)")
+            raise ValueError("RecBole is not fitted: call fit(model, split)")
         users = self._trained.users(batch.users)
         scores = self._trained.scores(batch, users).to(batch.ids.device).float()
         if self.max_length is None and bool((users == 0).any()):
@@ -154,15 +154,15 @@ class RecBole(Ranker):
 
         config = self._settings(str(folder), context.seed, split, epochs)
         if config["MODEL_TYPE"].name == "SEQUENTIAL":
-            places = float(self.popularity.sum()) * config["MAX_ITEM_LIST_LENGTH"]
-            require_memory(places * PLACE_BYTES, "RecBole's table of prefixes", "lower MAX_ITEM_LIST_LENGTH")
+            events = float(self.popularity.sum()) * config["MAX_ITEM_LIST_LENGTH"]
+            require_memory(events * EVENT_BYTES, "RecBole's table of prefixes", "lower MAX_ITEM_LIST_LENGTH")
         init_seed(config["seed"], config["reproducibility"])
         dataset = create_dataset(config)
         training, held_out, _ = data_preparation(config, dataset)
         model = get_model(self.model)(config, training.dataset).to(config["device"])
         trainer = get_trainer(config["MODEL_TYPE"], self.model)(config, model)
         found: dict[int, float] = {}  # epoch, from 0 -> NDCG@10 on the events held out
-        label = f"RecBole {self.model}, {'epochs are sought' if held_out else 'training'}"
+        label = f"RecBole {self.model}, {'finding the number of epochs' if held_out else 'training'}"
         with Progress(trainer.epochs * len(training), label, "batches") as progress:
             watched = _Watched(training, progress)
             trainer.fit(watched, held_out or None, saved=False, callback_fn=found.__setitem__)
@@ -301,9 +301,9 @@ def _write(folder: Path, training: Training) -> None:
 
     folder.mkdir()
     owner, items, _ = training.events(slice(None))
-    place = np.arange(len(owner)) - np.searchsorted(owner, owner)
+    position = np.arange(len(owner)) - np.searchsorted(owner, owner)
     write_atomic(
-        pl.DataFrame({USER: owner, ITEM: items, TIME: place}),
+        pl.DataFrame({USER: owner, ITEM: items, TIME: position}),
         folder / f"{NAME}.inter",
         {USER: "token", ITEM: "token", TIME: "float"},
     )

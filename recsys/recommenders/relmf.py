@@ -6,7 +6,7 @@ is over all pairs of user and item, exact, with s = <p_u, q_i>:
 - "squared" (default): w (1 - s)^2 + (1 - w) s^2 = s^2 - 2 w s + w on the raw score, so only the right-hand side of
   least squares is weighted: p_u = (Q'Q + l2 I)^-1 sum_clicks w_i q_i, one K x K factor for all users. Alternating.
 - "logistic" and "squared-sigmoid": w d1 + (1 - w) d0 with cross entropy, softplus(s) - w s, or the paper's squares of
-  x = sigmoid(s), x^2 - 2 w x + w; Adam on the gradient over all pairs, in blocks of users.
+  x = sigmoid(s), x^2 - 2 w x + w; Adam on the gradient over all pairs, in chunks of users.
 
 All add l2 (|P|^2 + |Q|^2). ``clip=1`` weighs every click 1: plain (naive) matrix factorisation.
 
@@ -49,9 +49,10 @@ class RelMF(Ranker):
         propensity: theta by item (default: ``PopularityPropensity(power=0.5)``).
         clip: M, the least theta; 1 weighs nothing.
         loss: "squared", "logistic" or "squared-sigmoid".
-        steps: alternations, or steps of Adam (default 30 or 300).
+        steps: iterations: of alternating least squares under "squared" (default 30), else optimizer steps of Adam
+            (default 300).
         learning_rate: of Adam.
-        fold_steps: descent steps that fit a history under a sigmoid loss.
+        fold_steps: gradient iterations that fold a new history in, under a sigmoid loss.
         seed: of the factors at the start, besides that of the fit.
 
     Raises:
@@ -97,7 +98,7 @@ class RelMF(Ranker):
         copies = 3 if self.loss == "squared" else 4
         needed = 4.0 * copies * self.dim * (training.num_users + context.num_items)
         needed += 8.0 * self.dim * max(training.num_users, context.num_items)  # a double of one side at a time
-        needed += 0.0 if self.loss == "squared" else 12.0 * _block(context.num_items) * context.num_items
+        needed += 0.0 if self.loss == "squared" else 12.0 * _chunk(context.num_items) * context.num_items
         require_memory(needed, f"Rel-MF with dim={self.dim}", "lower dim")
         super().bind(context)
         self.propensity.bind(context)
@@ -126,15 +127,15 @@ class RelMF(Ranker):
         if self.loss == "squared":
             return target @ self.inverse
         users = ahead = torch.zeros_like(target)
-        pace = target.new_ones(len(target), 1)
-        for _ in range(self.fold_steps):  # Nesterov's steps, begun anew where they go uphill (O'Donoghue & Candes 2015)
+        momentum = target.new_ones(len(target), 1)
+        for _ in range(self.fold_steps):  # Nesterov, restarted where it goes uphill (O'Donoghue & Candes 2015)
             slope = self._gradient(ahead, owner, items - 1)
             before, users = users, ahead - slope @ self.inverse
             uphill = (slope * (users - before)).sum(1, keepdim=True) > 0
-            pace = pace.masked_fill(uphill, 1.0)
-            after = (1 + (1 + 4 * pace.square()).sqrt()) / 2
-            ahead = users + ((pace - 1) / after).masked_fill(uphill, 0.0) * (users - before)
-            pace = after
+            momentum = momentum.masked_fill(uphill, 1.0)
+            after = (1 + (1 + 4 * momentum.square()).sqrt()) / 2
+            ahead = users + ((momentum - 1) / after).masked_fill(uphill, 0.0) * (users - before)
+            momentum = after
         return users
 
     def _start(self, rows: int, generator: torch.Generator) -> Tensor:
@@ -142,7 +143,7 @@ class RelMF(Ranker):
         return (torch.rand(rows, self.dim, generator=generator) * 2 - 1) * bound
 
     def _inverse(self, items: Tensor) -> Tensor:
-        """(Q'Q + l2 I)^-1, or that of a bound on the Hessian of a sigmoid loss, so that a step never overshoots."""
+        """(Q'Q + l2 I)^-1, or that of a bound on the Hessian of a sigmoid loss, so that no iteration overshoots."""
         gram = items.double().T @ items.double()
         eye = torch.eye(self.dim, dtype=torch.float64)
         if self.loss == "squared":
@@ -161,7 +162,7 @@ class RelMF(Ranker):
         """Solve for users and items in turns, each exactly."""
         weighted = clicks.multiply(self.labels.numpy()[None, :]).tocsr().astype(np.float32)
         transposed = weighted.T.tocsr()
-        with Progress(self.steps or 30, "Rel-MF", "alternations") as progress:
+        with Progress(self.steps or 30, "Rel-MF", "iterations") as progress:
             for _ in range(self.steps or 30):
                 users = torch.from_numpy(weighted @ items.numpy()) @ self._inverse(items)
                 items = torch.from_numpy(transposed @ users.numpy()) @ self._inverse(users)
@@ -186,13 +187,13 @@ class RelMF(Ranker):
 
 
 def gradients(
-    clicks: Any, users: Tensor, items: Tensor, labels: Tensor, loss: str, l2: float, block: int | None = None
+    clicks: Any, users: Tensor, items: Tensor, labels: Tensor, loss: str, l2: float, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Gradients (U, K) and (N, K) of the loss over all pairs plus l2 (|P|^2 + |Q|^2), ``block`` users at a time."""
-    block = _block(len(items)) if block is None else block
+    """Gradients (U, K) and (N, K) of the loss over all pairs plus l2 (|P|^2 + |Q|^2), ``chunk`` users at a time."""
+    chunk = _chunk(len(items)) if chunk is None else chunk
     to_users, to_items = 2 * l2 * users, 2 * l2 * items
-    for first in range(0, len(users), block):
-        part = slice(first, min(first + block, len(users)))
+    for first in range(0, len(users), chunk):
+        part = slice(first, min(first + chunk, len(users)))
         rows = clicks[part]
         owner = torch.from_numpy(np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr)))
         columns = torch.from_numpy(rows.indices.astype(np.int64))
@@ -202,7 +203,7 @@ def gradients(
     return to_users, to_items
 
 
-def _block(num_items: int) -> int:
+def _chunk(num_items: int) -> int:
     return max(min(1024, SCORES // max(num_items, 1)), 1)
 
 
