@@ -67,7 +67,8 @@ class Progress:
         text += f" {self.unit}".rstrip()
         text += f", {done / seconds:,.0f}/s" if done else f" after {seconds:.0f} s"
         if self.total is not None and done:
-            text += f", {max(self.total - done, 0) * seconds / done:.0f} s left"
+            left = max(self.total - done, 0) * seconds / done
+            text += f", {left:.0f} s left" if left >= 1 or not left else ", less than 1 s left"
         for key, value in self._extra.items():
             text += f", {key} {value:.4g}" if isinstance(value, float) else f", {key} {value}"
         self._open = self._terminal

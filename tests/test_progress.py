@@ -35,6 +35,14 @@ def test_hostile_12_a_slow_first_unit_is_announced(capsys: pytest.CaptureFixture
     assert "4,096/50,000" in line and "left" in line and "loss 0.5" in line
 
 
+def test_what_takes_less_than_a_second_longer_is_said_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(1001, "count", "rows", log_seconds=0.01, first_seconds=0.01) as shown:
+        shown.advance(1000)
+        assert "less than 1 s left" in wait_for(capsys, 1)[0]
+        shown.advance(1)
+        assert ", 0 s left" in wait_for(capsys, 2)[-1]
+
+
 def test_hostile_12_a_single_call_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
     with saying("building the graph", first_seconds=0.01, every_seconds=0.01) as now:
         first, second = wait_for(capsys, 2)[:2]
