@@ -1,1 +1,1 @@
-"""The folder of a run: written, read, resumed."""
+"""The run folder: written, read, resumed."""

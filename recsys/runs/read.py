@@ -64,7 +64,7 @@ def load_model(
 
     Raises:
         PermissionError: a part comes from a module that is neither ours nor trusted, or would be read from elsewhere.
-        DataError: it is no recommender, or the file is damaged, does not fit or holds what is not finite.
+        DataError: it is not a recommender, or the file is damaged, does not fit or holds what is not finite.
     """
     with reading(weights.parent, "copy or write it again"):
         if vocabulary.first != 1:

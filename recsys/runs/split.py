@@ -115,7 +115,7 @@ def _name(split: Split) -> str:
 
 
 def _own_texts(split: Split) -> Mapping[str, Any]:
-    """Texts that are no typed columns written out."""
+    """Texts that are not typed columns written out."""
     return {} if split.item_text is None or split.texts_are_features else split.item_text
 
 
@@ -143,7 +143,7 @@ def _keep(split: Split, folder: Path) -> None:
 
 
 def _is_split(folder: Path) -> bool:
-    """Whether there is a complete split in ``folder``, which is no link."""
+    """Whether there is a complete split in ``folder``, and it is not a link."""
     from recsys.data.split import FORMAT, KIND
     from recsys.storage.folders import read_manifest
 
