@@ -19,7 +19,7 @@ class Crop(View):
 
     Args:
         share: .6 in CL4SRec, .2 in CoSeRec.
-        least: items that are kept at least, where there are so many.
+        least: items that are kept at least, of histories that have that many.
 
     Raises:
         ValueError: ``share`` is outside of 0..1, or ``least`` below 1.

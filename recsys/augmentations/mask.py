@@ -25,7 +25,7 @@ class Mask(View):
         hide: "token" writes row N+1, for which the item table makes room (CL4SRec); "drop" takes the items out. CoSeRec
             writes padding, which leaves holes that attention skips: here the items close up, so that those behind a
             hole get other positions than there.
-        least: items that stay at least, where there are so many.
+        least: items that stay at least, of histories that have that many.
 
     Raises:
         ValueError: ``share`` is outside of 0..1, ``least`` below 1, or ``hide`` unknown.
