@@ -1,1 +1,1 @@
-"""Nearest items: exact search or a graph, raw ids in and out. The only package that imports faiss."""
+"""Nearest items: exact search or an HNSW graph, raw ids in and out. The only package that imports faiss."""

@@ -52,7 +52,7 @@ def measure(index: Index, queries: np.ndarray | None, denied: Pairs | None, k: i
             pairs = Pairs(np.repeat(np.arange(len(part)), least), truth[0][:, :least].ravel())
             if denied is not None:
                 pairs = denied.within(first, first + len(part))
-            for name, found in _block(index, part, truth[1], pairs, depths).items():
+            for name, found in _chunk(index, part, truth[1], pairs, depths).items():
                 sums[name] = sums.get(name, 0) + found
             shown.advance(len(part))
     shares = {name: found / len(queries) for name, found in sums.items()}
@@ -86,13 +86,13 @@ def mixtures(vectors: np.ndarray, living: np.ndarray, count: int, rng: np.random
 
 
 def checked(told: Any) -> dict[str, Any]:
-    """What a file says was measured; ValueError (or what Python makes of it) if that is no recall."""
+    """What a file says was measured; ValueError (or what Python makes of it) if that is not a recall."""
     found = dict(told)
     if found:
         shares = [*found.get("at", {}).values(), *found.get("denied", {}).values()]
         numbers = [found["k"], found["value"], found["num_queries"], found.get("depth", 0), *shares]
         if not all(type(one) in (int, float) and np.isfinite(one) for one in numbers):
-            raise ValueError("its recall holds what is no number")
+            raise ValueError("its recall holds a value that is not a number")
         if not isinstance(found["queries"], str) or ("denied" in found and not isinstance(found["denial"], str)):
             raise ValueError("its recall does not say on what it was measured")
     return found
@@ -124,7 +124,7 @@ def _effort(index: Index) -> int:
     return int(index._settings["ef_search"])
 
 
-def _block(
+def _chunk(
     index: Index, queries: np.ndarray, truth: np.ndarray, denied: Pairs, depths: list[int]
 ) -> dict[str, np.ndarray]:
     """Sums over queries: found of each depth, of each with ``denied``, and of each window of ranks."""
@@ -133,11 +133,11 @@ def _block(
     without = index._scan(queries, depths[-1], shown)[1]
     found: dict[str, np.ndarray] = {"at": np.zeros(len(depths)), "denied": np.zeros(len(depths))}
     owners, most = np.arange(rows)[:, None], int(np.bincount(denied.owners, minlength=1).max())
-    for place, depth in enumerate(depths):
+    for column, depth in enumerate(depths):
         for name, may, best, beam in (("at", Shown(), truth, depth), ("denied", shown, without, depth + most)):
             positions, scores = index._ask(queries, max(effort, min(beam, LONGEST)))
             hidden = may.hidden(np.broadcast_to(owners, positions.shape), positions, total) | (positions < 0)
-            found[name][place] = _share(np.where(hidden, -np.inf, scores), best, depth).sum()
+            found[name][column] = _share(np.where(hidden, -np.inf, scores), best, depth).sum()
     positions, scores = index._ask(queries, effort)
     ends = np.arange(WINDOW, min(effort, truth.shape[1]) + 1, WINDOW)
     upto = np.stack([np.zeros(rows), *(_share(scores, truth, end) * end for end in ends)])
