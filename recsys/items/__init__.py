@@ -1,1 +1,1 @@
-"""Item tables: what an item looks like to encoders and objectives, one file per kind."""
+"""Item tables: ids, texts, frozen vectors and their sums as item embeddings, one file per kind."""

@@ -1,1 +1,1 @@
-"""The rules of every list: which items may be shown, how scores are computed, what comes first among equal ones."""
+"""Ranking: which items may be recommended, how scores are computed, the order of equal scores."""

@@ -1,1 +1,1 @@
-"""Bundles: one folder that serves."""
+"""Bundles: one folder that holds everything for serving."""

@@ -1,1 +1,1 @@
-"""What is counted on training events, once."""
+"""Statistics of the training events, counted once: item similarity, co-occurrence, time gaps, same targets."""

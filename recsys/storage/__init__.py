@@ -1,1 +1,1 @@
-"""What is kept on disk: files and folders written beside and renamed, arrays, tensors, one error where they break."""
+"""Storage: files and folders written beside and renamed, arrays, tensors, parts as JSON, artifacts."""

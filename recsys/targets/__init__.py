@@ -1,1 +1,1 @@
-"""What is predicted where, one file per idea."""
+"""Targets: which item is predicted at which position, one file per idea."""

@@ -1,1 +1,1 @@
-"""How much each target counts."""
+"""Weights of targets: inverse propensities."""
