@@ -101,7 +101,7 @@ class ChatEndpoint:
         longest_wait: seconds; a server that asks for more makes :meth:`write` give up, so that nobody waits unaware.
         concurrency: requests under way at any time, at most.
         requests_per_minute: limit, spread evenly; None: none.
-        tokens_per_minute: limit of tokens of prompts and answers; ``max_tokens`` is set aside until the answer says what it was.
+        tokens_per_minute: limit of tokens of prompts and answers; ``max_tokens`` counts until the answer says how many.
         price_per_million: of prompt and answer tokens, in any currency.
         seed: of the random factor.
 
