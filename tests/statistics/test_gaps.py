@@ -9,10 +9,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from recsys.statistics import gaps as measured
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split, Training
 from recsys.data.vocabulary import Vocabulary
+from recsys.statistics import gaps as measured
 
 NUM_ITEMS = 20
 Event = tuple[int, float]  # item, seconds
