@@ -15,7 +15,7 @@ from torch import Tensor
 import recsys as rs
 from recsys.augmentations.crop import Crop
 from recsys.augmentations.reorder import Reorder
-from recsys.auxiliaries import pairs
+from recsys.auxiliaries import duorec, pairs
 from recsys.auxiliaries.cl4srec import CL4SRec
 from recsys.auxiliaries.contrast import false_negatives, newest_target, nt_xent, pooled
 from recsys.auxiliaries.coserec import CoSeRec
@@ -43,7 +43,7 @@ SHIPPED = [
     CoSeRec(),
     CoSeRec(similar=EmbeddingSimilar()),
 ]
-SHIPPED += [DuoRec(mode=mode, hide=("target", "user"), keep=0.5) for mode in pairs.MODES]
+SHIPPED += [DuoRec(mode=mode, hide=("target", "user"), keep=0.5) for mode in duorec.MODES]
 
 
 def model(
@@ -86,7 +86,7 @@ def test_auxiliaries_conform_to_the_seam(auxiliary: ViewContrast, targets: Any) 
 
 @pytest.mark.parametrize(
     ("auxiliary", "views"),
-    [(CL4SRec(), 2), (CoSeRec(), 2), *((DuoRec(mode=mode), n) for mode, n in zip(pairs.MODES, (2, 1, 1, 2)))],
+    [(CL4SRec(), 2), (CoSeRec(), 2), *((DuoRec(mode=mode), n) for mode, n in zip(duorec.MODES, (2, 1, 1, 2)))],
 )
 def test_all_views_of_a_step_go_through_the_encoder_in_one_pass(auxiliary: ViewContrast, views: int) -> None:
     of = bound(auxiliary)
@@ -203,7 +203,7 @@ def test_check_08_without_dropout_the_views_of_un_coincide(monkeypatch: pytest.M
 
 def test_modes_contrast_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for mode in pairs.MODES:
+    for mode in duorec.MODES:
         duo = DuoRec(mode=mode)
         seen = captured(duo, monkeypatch)
         duo(step_of(bound(duo))[0])
