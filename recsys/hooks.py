@@ -10,9 +10,27 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
+
+DEFAULTS: Mapping[str, Any] = MappingProxyType({
+    "needs": frozenset(), "gives": frozenset(), "reads": frozenset(), "newest_only": False, "longest": None,
+    "as_ranked": False, "rows_behind": 0, "appends": 0, "keeps_events": True, "writes_mask": False,
+    "scheme": "windows", "draw": None, "carried": (),
+})  # fmt: skip
+
+
+def member(part: Any, name: str) -> Any:
+    """What a part says under ``name``, one of ``DEFAULTS``, which has what holds for a part that says nothing.
+
+    The table at the top of :mod:`recsys.protocols` tells what each means.
+
+    >>> member(object(), "rows_behind")
+    0
+    """
+    return getattr(part, name, DEFAULTS[name])
 
 
 class PartList(nn.Module):
@@ -88,8 +106,15 @@ def having(model: Any, hook: str, used: bool = False) -> list[tuple[str, Any]]:
 
 def needs_of(*parts: Any) -> frozenset[str]:
     """The optional batch fields that these parts, or parts in them, read."""
-    fields = [getattr(part, "needs", None) for one in parts for _, part in parts_of(one, used=True)]
+    fields = [member(part, "needs") for one in parts for _, part in parts_of(one, used=True)]
     return frozenset().union(*(found for found in fields if isinstance(found, (frozenset, set, tuple, list))))
+
+
+def unread(encoder: Any, *losses: Any) -> list[tuple[Any, type]]:
+    """The parts of ``losses``, or parts in them, that read a class which ``encoder`` does not give, and that class."""
+    given = member(encoder, "gives")
+    parts = [part for one in losses for _, part in parts_of(one, used=True)]
+    return [(part, kind) for part in parts for kind in member(part, "reads") if kind not in given]
 
 
 def sources(model: Any) -> dict[str, Any]:

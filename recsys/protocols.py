@@ -33,9 +33,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -96,20 +96,31 @@ class ParamGroup(TypedDict, total=False):
     weight_decay: float  # absent: the one of the run
 
 
+def who_gives(kind: type) -> str:
+    """What to do where a loss reads what its encoder does not give."""
+    by = getattr(kind, "given_by", "")
+    return f"use {by} as the encoder, or leave the loss out" if by else "use an encoder that names it in gives"
+
+
+Given = TypeVar("Given")
+
+
 @dataclass(frozen=True)
 class Encoded:
-    """What an encoder saw in a batch: one state per real token, and one per user.
+    """What an encoder makes of a batch: one state per real token, one per user, and what else it ``gives``.
 
-    States of tokens that are not in ``batch.wanted`` may be zero, if the encoder spares itself their cost: encode
-    ``batch.ask_all()`` to read all of them.
+    States of tokens that are not in ``batch.wanted_tokens`` may be zero, if the encoder spares itself their cost:
+    encode ``batch.ask_all()`` to read all of them.
 
-    ``user`` is what is scored, exported and indexed; for an empty history it is zero. ``extra`` carries what a later
-    part asks for by name: reasoning steps, block ends, second branches.
+    ``user`` is what is scored, exported and indexed; for an empty history it is zero. ``given`` are small dataclasses,
+    each of a class that the encoder names in ``gives`` (reasoning states, block ends, branches), which losses that name
+    it in ``reads`` look up by :meth:`read`. Such a class says in ``given_by`` who gives it.
     """
 
     batch: Batch
     tokens: Tensor  # (T, D) states of the real tokens, in the order of ``batch.flat``
-    extra: dict[str, Any] = field(default_factory=dict)
+    given: tuple[Any, ...] = ()  # at most one of each class
+    users: Tensor | None = None  # (B, D) what is scored, where it is not the newest token's state
 
     @cached_property
     def states(self) -> Tensor:
@@ -118,13 +129,29 @@ class Encoded:
 
     @cached_property
     def user(self) -> Tensor:
-        """(B, D): the state of the newest token, zero for an empty history."""
-        if "user" in self.extra:
-            return self.extra["user"]
+        """(B, D): ``users``, or else the state of the newest token, zero for an empty history."""
+        if self.users is not None:
+            return self.users
         if self.tokens.shape[0] == 0:
             return self.tokens.new_zeros(len(self.batch), self.tokens.shape[1])
         state = self.tokens[self.batch.last.clamp(min=0)]
         return state * (self.batch.lengths > 0).unsqueeze(1)
+
+    def get(self, kind: type[Given]) -> Given | None:
+        """What the encoder gives of the class ``kind``, or None."""
+        return next((one for one in self.given if isinstance(one, kind)), None)
+
+    def read(self, kind: type[Given]) -> Given:
+        """What the encoder gives of the class ``kind``.
+
+        Raises:
+            ValueError: it gives none.
+        """
+        found = self.get(kind)
+        if found is None:
+            others = ", ".join(type(one).__name__ for one in self.given) or "nothing besides states"
+            raise ValueError(f"a loss reads {kind.__name__}, and the encoder gives {others}: {who_gives(kind)}")
+        return found
 
     def at_targets(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         """States (T', D), target rows (T',) and what multiplies their losses (T',), None for 1, in flat order.
@@ -203,7 +230,7 @@ class Step:
 
 @runtime_checkable
 class Targets(Protocol):
-    """What is predicted where. ``places = "newest"`` says that all targets are at the newest token of a row.
+    """What is predicted where. ``newest_only`` says that all targets are at the newest token of a row.
 
     ``scheme`` says which rows it gets, see :class:`recsys.train.loader.TrainBatches`; with "drawn" it may have
     ``draw(lengths, random)``, which gives the places of the targets.
@@ -233,7 +260,7 @@ class Weighting(Protocol):
 class Encoder(Protocol):
     """Histories to states. ``sees`` is "past" if a state depends on no later token, else "all".
 
-    ``gives = "newest"`` says that the newest token alone gets a state, so targets cannot be anywhere else.
+    ``newest_only`` says that the newest token alone gets a state, so targets cannot be anywhere else.
     """
 
     sees: str
@@ -247,12 +274,12 @@ class Encoder(Protocol):
 class Stepwise(Protocol):
     """An encoder that reads further tokens behind a history without reading the history again (ReaRec asks for it).
 
-    Each of the Q tokens of ``batch.wanted`` gets a continuation of its own: it sees what that token sees and its own
-    earlier latents, never another's. ``memory`` is the encoder's affair.
+    Each of the Q tokens of ``batch.wanted_tokens`` gets a continuation of its own: it sees what that token sees and its
+    own earlier latents, never another's. ``memory`` is the encoder's affair.
     """
 
     def begin(self, batch: Batch, items: ItemTable) -> tuple[Encoded, Any]:
-        """What calling the encoder gives, and the memory at ``batch.wanted``."""
+        """What calling the encoder gives, and the memory at ``batch.wanted_tokens``."""
 
     def extend(self, latents: Tensor, memory: Any) -> tuple[Tensor, Any]:
         """States (Q, D) of one more token each, from input vectors (Q, D), and the memory with that token in it.

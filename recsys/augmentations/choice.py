@@ -15,7 +15,7 @@ import torch
 from recsys.augmentations.positions import pick_rows, view_of, whole
 from recsys.augmentations.view import View
 from recsys.data.batch import Batch
-from recsys.hooks import PartList, bind
+from recsys.hooks import PartList, bind, member
 from recsys.protocols import Augmentation, Context, ItemTable
 
 
@@ -29,12 +29,12 @@ class _Several(View):
     @property
     def longest(self) -> int | None:
         """The longest history that an operation lets grow; None if none does, or without bound."""
-        return max(filter(None, (getattr(one, "longest", None) for one in self.operations)), default=None)
+        return max(filter(None, (member(one, "longest") for one in self.operations)), default=None)
 
     @property
     def writes_mask(self) -> bool:
         """Whether an operation writes the mask's row."""
-        return any(getattr(one, "writes_mask", False) for one in self.operations)
+        return any(member(one, "writes_mask") for one in self.operations)
 
     def bind(self, context: Context) -> None:
         """Bind every operation."""

@@ -57,14 +57,14 @@ def located(taken: Tensor, width: int, skip: Tensor | None = None) -> Tensor:
 
 
 def view_of(batch: Batch, **changes: Any) -> Batch:
-    """The batch with ``changes`` and without what speaks of the old events: targets, their weights, ``extra``.
+    """The batch with ``changes`` and without what speaks of the old events: targets, and all that belongs to them.
 
     Weights stay where there are no targets yet, as in training rows: then they belong to the items.
     """
     kept = {"weights": batch.weights, **changes}
     if batch.targets is not None:
         kept["weights"] = None
-    return batch.replace(**{**kept, "targets": None, "extra": {}})
+    return batch.histories().replace(**kept)
 
 
 def take(batch: Batch, index: Tensor, lengths: Tensor) -> Batch:

@@ -3,7 +3,8 @@
 The operations of CL4SRec (Xie et al. 2022, arXiv 2010.14395: crop, mask, reorder) and CoSeRec (Liu et al. 2021, arXiv
 2108.06479: substitute, insert), on the whole batch at once. What all of them have in common:
 
-- The batch that comes in is never changed; targets and ``extra``, which speak of the old events, are left out.
+- The batch that comes in is never changed; targets and what belongs to them, which speak of the old events, are left
+  out.
 - Made from a prepared batch (one with targets) a view has no weights, as these belong to the targets. From training
   rows, which have none yet (``Recommender(augmentations=[...])``), weights move with their items.
 - An empty history stays empty and no other becomes so. Rows behind the items (mask tokens) are not looked up.

@@ -148,7 +148,7 @@ def check_contrast(temperature: float, keep: float) -> None:
 
 def inputs(batch: Batch) -> Batch:
     """The inputs of a prepared batch alone: what views are made from, and as such a view that changes nothing."""
-    return batch.replace(targets=None, weights=None, extra={})
+    return batch.histories()
 
 
 def newest(view: Batch, width: int) -> Batch:

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.auxiliaries.teacher import CACHES, TeacherStates
+from recsys.encoders.slmrec import BlockEnds
 from recsys.protocols import Context, Encoded, Step
 from recsys.storage.layout import hash_run
 
@@ -186,7 +187,8 @@ class Distillation(nn.Module):
 
     def _student(self, encoded: Encoded) -> Tensor:
         """(B, b, H) block ends of the student."""
-        found = encoded.extra.get("blocks")
+        given = encoded.get(BlockEnds)
+        found = None if given is None else given.states
         if found is None or found.shape[1] != self.blocks:
             number = "none" if found is None else found.shape[1]
             raise ValueError(

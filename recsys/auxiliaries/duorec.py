@@ -106,9 +106,9 @@ class DuoRec(ViewContrast):
         """
         if self._training is None:
             raise ValueError("DuoRec draws partners from the training events, and knows none: bind(context) with them")
-        if "events" not in batch.extra:
-            raise ValueError(f'DuoRec reads extra["events"] of the batch: {NO_EVENTS}')
-        events, targets = batch.extra["events"].cpu().numpy(), newest_target(batch).cpu().numpy()
+        if batch.events is None:
+            raise ValueError(f"DuoRec reads the events of the batch: {NO_EVENTS}")
+        events, targets = batch.events.cpu().numpy(), newest_target(batch).cpu().numpy()
         users, found = same_item(self._training).draw(events, targets, generator)
         length = (batch.ids.shape[1] if self.max_length is None else self.max_length) + 1
         optional = {name for name in ("times", "query_time") if getattr(batch, name) is not None}

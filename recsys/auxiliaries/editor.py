@@ -49,6 +49,15 @@ class Edited:
     inserted: Tensor  # (B, L, M) int64: rows put before an INSERT, nearest first, then the end token, then 0
 
 
+@dataclass(frozen=True)
+class LowerStates:
+    """States of an encoder below the layers that the recommender reads."""
+
+    given_by = "Topped(encoder)"
+
+    tokens: Tensor  # (T, D)
+
+
 class Editor(nn.Module):
     """Learns to undo corruption (:meth:`loss`) and edits histories (:meth:`edit`).
 
@@ -63,7 +72,7 @@ class Editor(nn.Module):
         dedup: of an edited view, see :func:`recsys.augmentations.edits.assemble`.
         encoder: what gives the states, any part behind the Encoder seam, over the recommender's item table; one that
             sees "all" makes the editor see both sides of a token (STEAM). None reads the recommender's own encoder
-            (released code), from ``extra["base"]`` if it gives that.
+            (released code), from :class:`LowerStates` if it gives that.
         init: see :mod:`recsys.nn.initialise`.
 
     Raises:
@@ -113,7 +122,8 @@ class Editor(nn.Module):
         """(T, D): what the editor knows about each token; ``encode`` is used if it has no encoder of its own."""
         whole = batch.ask_all()  # an encoder may spare itself tokens that nobody asks for
         encoded = encode(whole) if self.encoder is None else self.encoder(whole, items)
-        states: Tensor = encoded.extra.get("base", encoded.tokens)
+        lower = encoded.get(LowerStates)
+        states = encoded.tokens if lower is None else lower.tokens
         if states.shape[1] != self.dim:
             raise ValueError(
                 f"the editor has dim={self.dim}, the encoder's states {states.shape[1]}: give both the same"

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from recsys.auxiliaries.contrast import alike, check_contrast, check_pool, halves, inputs, nt_xent, pooled, together
 from recsys.auxiliaries.pairs import ViewContrast
 from recsys.errors import DataWarning
-from recsys.hooks import bind
+from recsys.hooks import bind, member
 from recsys.index.clusters import kmeans
 from recsys.nn.processes import from_all
 from recsys.protocols import Change, Context, Step
@@ -91,9 +91,9 @@ class IntentContrast(nn.Module):
             raise ValueError(f'intents need both views of DuoRec read anew, mode="us_x"; found {pairs.mode!r}')
         self.pairs, self.dim, self.weight, self.intent, self.clusters = pairs, dim, weight, intent, clusters
         self.iterations, self.temperature, self.pool, self.hide = iterations, temperature, pool, hide
-        self.needs: frozenset[str] = getattr(pairs, "needs", frozenset())
-        self.longest: int | None = getattr(pairs, "longest", None)
-        self.as_ranked: bool = getattr(pairs, "as_ranked", False)
+        self.needs: frozenset[str] = member(pairs, "needs")
+        self.longest: int | None = member(pairs, "longest")
+        self.as_ranked: bool = member(pairs, "as_ranked")
         self._seed = 0
         self._forget()
 
@@ -154,7 +154,7 @@ class IntentContrast(nn.Module):
         """(B, D) what stands for the histories ``rows``, of the recommendation pass if that computed all it takes."""
         encoded = step.encoded
         read = torch.zeros(len(encoded.batch.flat), dtype=torch.bool, device=rows.device)
-        read[encoded.batch.wanted] = True
+        read[encoded.batch.wanted_tokens] = True
         if not bool((read[encoded.batch.last[encoded.batch.lengths > 0]] if self.pool == "last" else read).all()):
             with torch.no_grad():
                 encoded = together(step, [inputs(step.batch)], every=True)

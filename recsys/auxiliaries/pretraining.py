@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
+from recsys.encoders.recformer import ReadDocuments
 from recsys.nn.longformer import pretrained_longformer
 from recsys.nn.processes import from_all
 from recsys.protocols import Context, Encoded, Step
@@ -46,6 +47,8 @@ class RecformerPretraining(nn.Module):
         mask_same: leave out in-batch items that are the positive itself.
         pretrained: a Longformer whose language-model head is the start (folder or hub name).
     """
+
+    reads = frozenset({ReadDocuments})
 
     def __init__(
         self,
@@ -84,11 +87,9 @@ class RecformerPretraining(nn.Module):
         """Terms ``contrast`` and ``mlm``, scalars; without a factor ``mlm`` the words cost no pass."""
         if step.encode is None or step.batch.targets is None:
             raise ValueError("pre-training needs an encoder and targets: use it within a Recommender")
-        history = step.batch.replace(targets=None, weights=None, extra={})
+        history = step.batch.histories()
         target = _alone(step.batch.targets.amax(1))
         encoded = [step.encode(view) for view in (history, target)]
-        if any("words" not in one.extra for one in encoded):
-            raise ValueError("RecformerPretraining reads the documents of a Recformer encoder: this encoder has none")
         same = target.ids if self.mask_same else None
         own = slice(0 if step.share == 0 else None)  # a process without rows waits for the others, and brings nothing
         users, items = (one.user[own] for one in encoded)
@@ -101,14 +102,16 @@ class RecformerPretraining(nn.Module):
         return terms
 
     def _words(self, step: Step, view: Batch, encoded: Encoded, generator: torch.Generator) -> Tensor:
-        words, starts, real = (encoded.extra[name] for name in ("words", "starts", "real"))
-        mask = encoded.extra["mask"]
-        masked, labels = mask_words(words, starts, real, mask, self.vocab_size, self.probability, generator)
+        read = encoded.read(ReadDocuments)
+        masked, labels = mask_words(
+            read.words, read.starts, read.real, read.mask, self.vocab_size, self.probability, generator
+        )
         assert step.encode is not None
-        found = step.encode(view.replace(extra={"words": masked}))
+        found = step.encode(view.replace(words=masked)).read(ReadDocuments)
+        assert found.hidden is not None
         chosen = labels != IGNORED
-        hidden = self.norm(F.gelu(self.dense(found.extra["hidden"][chosen])))
-        scores = F.linear(hidden, found.extra["table"], self.bias)
+        hidden = self.norm(F.gelu(self.dense(found.hidden[chosen])))
+        scores = F.linear(hidden, found.table, self.bias)
         return F.cross_entropy(scores.float(), labels[chosen], reduction="sum") / chosen.sum().clamp(min=1)
 
 

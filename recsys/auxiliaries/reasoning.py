@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
+from recsys.encoders.rearec import NoisyStates, ReasoningStates
 from recsys.protocols import Encoded, ItemTable, Step
 
 REDUCTIONS = ("mean", "sum")
@@ -31,7 +32,7 @@ class ProgressiveSoftmax(nn.Module):
     loss_t = CE_K + early_weight * mean_{k<K} CE_k, where CE_k has the temperature tau_k = temperature * alpha^(K - k):
     hottest at the encoder's own state, ``temperature`` itself at the last step.
 
-    Use when: the last step is scored (``ReaRec(combine="last")``). An encoder that gives no ``extra["steps"]`` has one
+    Use when: the last step is scored (``ReaRec(combine="last")``). An encoder that gives no ``ReasoningStates`` has one
     state per token, and the loss is that of ``FullSoftmax(temperature)``.
 
     Args:
@@ -60,7 +61,8 @@ class ProgressiveSoftmax(nn.Module):
             ValueError: the steps in ``encoded`` are not those of the targets in ``batch``.
         """
         hidden, targets, weights = encoded.at_targets(batch)
-        steps = encoded.extra.get("steps", hidden.unsqueeze(1))  # (T', S, D)
+        given = encoded.get(ReasoningStates)
+        steps = hidden.unsqueeze(1) if given is None else given.states  # (T', S, D)
         if len(steps) != len(targets):
             raise ValueError(f"{len(targets)} targets, but reasoning steps of {len(steps)} tokens: encode this batch")
         count = steps.shape[1]
@@ -97,6 +99,8 @@ class StepDiversity(nn.Module):
         ValueError: a temperature that is not positive, or an unknown reduction.
     """
 
+    reads = frozenset({ReasoningStates})
+
     def __init__(
         self, weight: float = 0.05, temperature: float = 1.0, stop_gradient: bool = True, reduction: str = "mean"
     ) -> None:
@@ -111,7 +115,7 @@ class StepDiversity(nn.Module):
         Raises:
             ValueError: the encoder gives no reasoning steps.
         """
-        steps = _steps(step, "steps", "StepDiversity", "wrap the encoder in ReaRec")
+        steps = step.encoded.read(ReasoningStates).states
         assert step.items is not None
         count = steps.shape[1]
         if self.reduction == "mean":
@@ -141,6 +145,8 @@ class StepContrast(nn.Module):
         ValueError: a temperature that is not positive, or an unknown reduction.
     """
 
+    reads = frozenset({ReasoningStates, NoisyStates})
+
     def __init__(self, weight: float = 1.0, temperature: float = 1.0, reduction: str = "mean") -> None:
         super().__init__()
         _check(temperature, reduction)
@@ -152,8 +158,8 @@ class StepContrast(nn.Module):
         Raises:
             ValueError: the encoder gives no reasoning steps, or has no noisy branch.
         """
-        clean = _steps(step, "steps", "StepContrast", "wrap the encoder in ReaRec")[:, 1:]
-        noisy = _steps(step, "noisy", "StepContrast", "give ReaRec a noise, such as noise=0.01")
+        clean = step.encoded.read(ReasoningStates).states[:, 1:]
+        noisy = step.encoded.read(NoisyStates).states
         if noisy.numel() == 0:
             return clean.new_zeros(())
         chosen = one_per_history(step.batch, step.generator("StepContrast"))
@@ -166,19 +172,12 @@ class StepContrast(nn.Module):
 
 
 def one_per_history(batch: Batch, generator: torch.Generator) -> Tensor:
-    """(B',) indices into ``batch.wanted``: one at random of each history that has any."""
-    rows = batch.flat[batch.wanted] // batch.ids.shape[1]
+    """(B',) indices into ``batch.wanted_tokens``: one at random of each history that has any."""
+    rows = batch.flat[batch.wanted_tokens] // batch.ids.shape[1]
     counts = torch.bincount(rows, minlength=len(batch))
     draws = torch.rand(len(batch), generator=generator, device=rows.device)
     chosen = counts.cumsum(0) - counts + (draws * counts).long().minimum(counts - 1)
     return chosen[counts > 0]
-
-
-def _steps(step: Step, name: str, who: str, remedy: str) -> Tensor:
-    if step.encoded is None or name not in step.encoded.extra:
-        raise ValueError(f"{who} reads extra[{name!r}] of the encoder, which gives none: {remedy}")
-    steps: Tensor = step.encoded.extra[name]
-    return steps
 
 
 def _check(temperature: float, reduction: str) -> None:

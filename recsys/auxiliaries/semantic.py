@@ -261,9 +261,9 @@ class SemanticContrast(nn.Module):
     def _locate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Rows of the pool (A,) of the histories (A,) of the batch that have neighbours."""
         assert self.keys is not None and self.nearest is not None
-        if self.pool == "prefix" and "events" not in batch.extra:
-            raise ValueError(f'pool="prefix" finds a history by extra["events"]: {NO_EVENTS}')
-        wanted = batch.users if self.pool == "user" else batch.extra["events"]
+        wanted = batch.users if self.pool == "user" else batch.events
+        if wanted is None:
+            raise ValueError(f'pool="prefix" finds a history by the events of the batch: {NO_EVENTS}')
         rows = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
         found = (self.keys[rows] == wanted) & (self.nearest[rows, 0] >= 0) & (batch.lengths > 0)
         anchors = found.nonzero().squeeze(1)

@@ -17,7 +17,7 @@ from torch import Tensor
 from recsys.data.batch import Batch
 from recsys.data.prepared import spread
 from recsys.data.split import Training
-from recsys.encoders.slmrec import SLMRec
+from recsys.encoders.slmrec import BlockEnds, SLMRec
 from recsys.errors import DataError
 from recsys.progress import Progress
 from recsys.protocols import Context
@@ -75,7 +75,9 @@ class TeacherStates:
             )
         if self.cache is None:
             return self.compute(batch)
-        events = batch.extra["events"].cpu().numpy()
+        if batch.events is None:
+            raise ValueError("the kept states are found by the events of the batch, and it has none")
+        events = batch.events.cpu().numpy()
         kept, states = self._kept = self._kept or self._open(batch.ids.device)
         place = np.searchsorted(kept, events).clip(max=len(kept) - 1)
         if (kept[place] != events).any() or not self._as_cached(batch, events):
@@ -91,8 +93,7 @@ class TeacherStates:
         if self._device != batch.ids.device:
             self.model.to(batch.ids.device)
             self._device = batch.ids.device
-        found: Tensor = self.encoder(batch, self.model.items).extra["blocks"]
-        return found
+        return self.encoder(batch, self.model.items).read(BlockEnds).states
 
     def _as_cached(self, batch: Batch, events: np.ndarray) -> bool:
         """Whether the inputs are the plain histories before the targets, as long as the teacher read them."""

@@ -32,10 +32,10 @@ from recsys.augmentations.positions import take, view_of
 from recsys.augmentations.reorder import Reorder
 from recsys.auxiliaries.contrast import check_contrast, check_labels, false_negatives, newest_target, nt_xent
 from recsys.auxiliaries.edit_report import edit_sections, editor_quality
-from recsys.auxiliaries.editor import Editor
+from recsys.auxiliaries.editor import Editor, LowerStates
 from recsys.data.batch import Batch, blanked
 from recsys.errors import DataWarning
-from recsys.hooks import bind
+from recsys.hooks import bind, member
 from recsys.nn.blocks import Block
 from recsys.nn.initialise import initialise
 from recsys.nn.processes import from_all
@@ -115,7 +115,7 @@ class TripletContrast(nn.Module):
         self.editor = Editor() if editor is None and second == "edited" else editor
         self.views = OneOf([Crop(0.6), Mask(0.3), Reorder(0.6)]) if views is None else views
         own = getattr(self.editor, "encoder", None)
-        self.needs: frozenset[str] = getattr(own, "needs", frozenset()) | getattr(self.views, "needs", frozenset())
+        self.needs: frozenset[str] = member(own, "needs") | member(self.views, "needs")
         self.register_buffer("taught", torch.tensor(False))
         self._asked = False
         self.on_epoch(0)
@@ -242,7 +242,8 @@ class TripletContrast(nn.Module):
 class Topped(nn.Module):
     """An encoder with further blocks on top: the recommender reads those, an :class:`Editor` the states below.
 
-    Its ``extra["base"]`` are the inner encoder's states, as TCLARec has them under its recommender layer.
+    The inner encoder's states are its :class:`recsys.auxiliaries.editor.LowerStates`, as TCLARec has them under its
+    recommender layer.
 
     Args:
         layers: blocks on top, in the layout of the released code (LayerNorm behind each residual, width 4 D inside).
@@ -252,8 +253,9 @@ class Topped(nn.Module):
         super().__init__()
         self.encoder, self.layers, self.num_heads, self.dropout = encoder, layers, num_heads, dropout
         self.sees, self.dim, self.max_length = encoder.sees, encoder.dim, encoder.max_length
-        self.longest = getattr(encoder, "longest", encoder.max_length)
-        self.needs: frozenset[str] = getattr(encoder, "needs", frozenset())
+        self.longest: int = member(encoder, "longest") or encoder.max_length
+        self.needs: frozenset[str] = member(encoder, "needs")
+        self.gives = frozenset({LowerStates})
         causal = encoder.sees == "past"
         self.blocks = nn.ModuleList(
             Block("post", self.dim, num_heads, 4 * self.dim, dropout, norm_eps=1e-5, causal=causal)
@@ -266,11 +268,11 @@ class Topped(nn.Module):
         initialise(self.blocks, "xavier_normal")
 
     def forward(self, batch: Batch, items: ItemTable) -> Encoded:
-        """States of all real tokens, zero for an empty history, with those below in ``extra["base"]``."""
+        """States of all real tokens, zero for an empty history, with :class:`LowerStates`."""
         base = states = self.encoder(batch.ask_all(), items).tokens
         for block in self.blocks:
             states = block(states, batch)
-        return Encoded(batch, states, {"base": base})
+        return Encoded(batch, states, (LowerStates(base),))
 
 
 def triplet_loss(anchors: Tensor, near: Tensor, far: Tensor, reduction: str = "sum") -> Tensor:
@@ -294,7 +296,7 @@ def training_rows(batch: Batch, num_items: int, max_length: int) -> Batch:
     times = batch.times
     if times is not None:
         at = (lengths - 1).clamp(min=0)[:, None]
-        asked = batch.extra.get("target_times", times).gather(1, at)
+        asked = (times if batch.target_times is None else batch.target_times).gather(1, at)
         times = F.pad(times, (0, 1)).scatter(1, lengths[:, None], asked * behind[:, None])
     lengths = lengths + behind.long()
     surplus = (lengths - max_length).clamp(min=0)

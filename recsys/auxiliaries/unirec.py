@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
+from recsys.encoders.unirec import Branches
 from recsys.negatives.in_batch import InBatchNegatives
 from recsys.negatives.uniform import UniformNegatives
 from recsys.nn.scoring import score_ids, score_targets
@@ -46,7 +47,7 @@ KEPT = 1.0  # normalised variance from which an older item stays in the sub-sequ
 class UniRecLoss(nn.Module):
     """Binary cross-entropy of each branch, summed: logit_b(j) = <[E_j ; ctx_b], q_b>, ctx_b the target's own time.
 
-    Reads ``extra["branches"]`` and ``extra["contexts"]`` of :class:`recsys.encoders.unirec.UniRec`. All candidates of
+    Reads the :class:`recsys.encoders.unirec.Branches` of UniRec, and the times of the targets. All candidates of
     a target share its time, so the time half of the logit only shifts them.
 
     Use when: reproducing UniRec. Prefer instead: the full or a sampled softmax, which train the same encoder through
@@ -57,6 +58,7 @@ class UniRecLoss(nn.Module):
     """
 
     needs = NEEDS
+    reads = frozenset({Branches})
 
     def __init__(self, negatives: UniformNegatives | InBatchNegatives | None = None) -> None:
         super().__init__()
@@ -69,15 +71,15 @@ class UniRecLoss(nn.Module):
         Raises:
             ValueError: the encoder is not UniRec's, or the batch does not say when its targets happened.
         """
-        states = _branches(encoded)  # (C, T, 2 D)
-        if "contexts" not in encoded.extra:
+        branches = encoded.read(Branches)
+        if branches.contexts is None:
             raise ValueError(
                 "UniRecLoss reads the times of the targets, and this batch has none: use NextItem or LastItem targets "
                 "on data with times"
             )
         _, targets, weights = encoded.at_targets(batch)
         chosen = batch.flatten(batch.targets) > 0  # type: ignore[arg-type]
-        states, contexts = states[:, chosen], encoded.extra["contexts"][:, chosen]
+        states, contexts = branches.states[:, chosen], branches.contexts[:, chosen]
         hidden, timed = states.split(items.dim, dim=-1)  # (C, T', D) each
         count = len(states)
         drawn = self.negatives.sample(batch, targets, items.num_items, generator)
@@ -158,6 +160,8 @@ class SequenceEnhancement(nn.Module):
     flags: Tensor  # (U,) bool, by user row; not saved
     variance: Tensor  # (N+1,) float32, not saved
 
+    reads = frozenset({Branches})
+
     def __init__(
         self,
         dim: int = 64,
@@ -196,7 +200,7 @@ class SequenceEnhancement(nn.Module):
         """
         batch, encoded = step.batch, step.encoded
         assert encoded is not None and step.encode is not None
-        full = _branches(encoded)[0]
+        full = encoded.read(Branches).states[0]
         if len(self.flags) == 0:
             raise ValueError("SequenceEnhancement knows no users: bind it with training data, as recsys.fit does")
         rows = (self.flags[batch.users] & (batch.lengths > 0)).nonzero().squeeze(1)
@@ -206,9 +210,10 @@ class SequenceEnhancement(nn.Module):
         part = self.thin(whole)
         weights, same = self.weigh(step.epoch, part.lengths), batch.last[rows]
         if self.mode == "paper":
-            thinned, size = _branches(step.encode(part))[0][part.last], (batch.lengths > 0).sum()
+            thinned, size = step.encode(part).read(Branches).states[0][part.last], (batch.lengths > 0).sum()
         else:
-            thinned, size = _branches(step.encode(_seated(part, whole)))[0], batch.lengths.sum()
+            thinned = step.encode(_seated(part, whole)).read(Branches).states[0]
+            size = batch.lengths.sum()
             same = same.repeat_interleave(whole.lengths) - whole.ages
             weights = (weights * (2.0 if step.epoch >= self.start else 1.0)).repeat_interleave(whole.lengths)
         errors = (self.generator(thinned).float() - full[same].float()).square().mean(1)
@@ -224,7 +229,7 @@ class SequenceEnhancement(nn.Module):
         inside = torch.arange(width, device=batch.ids.device) < lengths[:, None]
         empty = batch.ids.new_zeros(len(batch), width)
         ids, times = (empty.masked_scatter(inside, values[keep]) for values in (batch.ids, batch.times))
-        return batch.replace(ids=ids, lengths=lengths, times=times, targets=None, weights=None, extra={}, features={})
+        return batch.histories().replace(ids=ids, lengths=lengths, times=times, features={})
 
     def weigh(self, epoch: int, kept: Tensor) -> Tensor:
         """w_u of histories of which ``kept`` (B,) items are left."""
@@ -339,21 +344,12 @@ class ItemEnhancement(nn.Module):
         return (rebuilt.float() - own).square().mean(1)
 
 
-def _branches(encoded: Encoded) -> Tensor:
-    """(C, T, 2 D) states of all branches."""
-    if "branches" not in encoded.extra:
-        raise ValueError(
-            'UniRec\'s losses read extra["branches"], which only the encoder UniRec gives: use the two together'
-        )
-    return encoded.extra["branches"]
-
-
 def _seated(part: Batch, whole: Batch) -> Batch:
     """The items of ``part`` at the newest slots of ``whole``, with the times there; the slots before hold no item."""
     age = whole.lengths[:, None] - 1 - torch.arange(whole.ids.shape[1], device=whole.ids.device)
     seats = whole.mask & (age < part.lengths[:, None])
     ids = torch.zeros_like(whole.ids).masked_scatter(seats, part.flat_ids)
-    return whole.replace(ids=ids, targets=None, weights=None, extra={})
+    return whole.histories().replace(ids=ids)
 
 
 def _check(mode: str, epochs: int) -> None:

@@ -56,7 +56,11 @@ class Batch:
     importance: Tensor | None = None  # (B, L) float32
     times: Tensor | None = None  # (B, L) int64, milliseconds since the epoch
     query_time: Tensor | None = None  # (B,) int64, milliseconds since the epoch
-    extra: dict[str, Tensor] = field(default_factory=dict)
+    target_times: Tensor | None = None  # (B, L) int64, when the targets happened, set by Targets where there are times
+    target_index: Tensor | None = None  # (B,) int64, which event of the row is to be predicted, where that was drawn
+    events: Tensor | None = None  # (B,) int64, the training event that the newest target is, -1 for none
+    words: Tensor | None = None  # (B, S) int64, tokens that a text encoder reads in place of the histories' own
+    wanted: Tensor | None = None  # (Q,) int64 ascending, flat tokens whose states are asked for; see wanted_tokens
     features: dict[str, Tensor] = field(default_factory=dict)  # (B, L) int64 codes or float32, (B, L, K) of lists
     user_features: dict[str, Tensor] = field(default_factory=dict)  # (B,) or of lists (B, K)
 
@@ -94,11 +98,14 @@ class Batch:
         return self.lengths.cumsum(0) - 1
 
     @cached_property
-    def wanted(self) -> Tensor:
-        """(Q,) int64: flat tokens whose states are asked for: those with a target, else each history's newest one.
+    def wanted_tokens(self) -> Tensor:
+        """(Q,) int64: flat tokens whose states are asked for: ``wanted``, or where that is None the tokens with a
+        target, or where there are no targets each history's newest token.
 
         An encoder may spare itself the states of other tokens and leave zeros there; see :meth:`ask_all`.
         """
+        if self.wanted is not None:
+            return self.wanted
         if self.targets is None:
             return self.last[self.lengths > 0]
         return (self.flatten(self.targets) > PAD).nonzero().squeeze(1)
@@ -135,15 +142,24 @@ class Batch:
         return Group(self.ids.shape[0], self.ids.shape[1], self.flat).pad(tokens)
 
     def replace(self, **changes: Any) -> Batch:
-        """A copy with some fields exchanged; cached views are computed anew."""
+        """A copy with some fields exchanged; cached views are computed anew.
+
+        Other ``lengths`` number the tokens otherwise, so that ``wanted`` is None again unless it is among the changes.
+        """
+        if self.wanted is not None and "lengths" in changes:
+            changes = {"wanted": None, **changes}
         return replace(self, **changes)
+
+    def histories(self) -> Batch:
+        """The histories alone: no targets, nothing that belongs to them, nothing wanted but the newest states."""
+        return self.replace(**dict.fromkeys(_OF_TARGETS))
 
     def _values(self) -> list[tuple[str, Any]]:
         return [(entry.name, getattr(self, entry.name)) for entry in fields(self)]
 
     def ask_all(self) -> Batch:
-        """The batch whose ``wanted`` are all tokens, to read the states of all; its targets are lost."""
-        return self.replace(targets=self.ids)
+        """The same batch, the states of all its tokens wanted."""
+        return self.replace(wanted=torch.arange(len(self.flat), device=self.ids.device))
 
     def select(self, index: Tensor) -> Batch:
         """The batch of the histories at ``index`` (n,)."""
@@ -153,11 +169,15 @@ class Batch:
                 return value[index]
             return {key: pick(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
-        return self.replace(**{name: pick(value) for name, value in self._values()})
+        picked = self.replace(**{name: pick(value) for name, value in self._values() if name != "wanted"})
+        if self.wanted is None:
+            return picked
+        asked = torch.zeros(len(self.flat), dtype=torch.bool, device=index.device).index_fill(0, self.wanted, True)
+        return picked.replace(wanted=picked.flatten(self.pad(asked)[index]).nonzero().squeeze(1))
 
     def trim(self, width: int) -> Batch:
         """The batch padded to ``width`` only, which no history may exceed."""
-        names = ("ids", "targets", "weights", "importance", "times")
+        names = ("ids", "targets", "weights", "importance", "times", "target_times")
         cut = {name: getattr(self, name)[:, :width] for name in names if getattr(self, name) is not None}
         return self.replace(**cut, features={name: value[:, :width] for name, value in self.features.items()})
 
@@ -165,8 +185,7 @@ class Batch:
     def join(cls, batches: Sequence[Batch]) -> Batch:
         """The histories of several batches under each other, so that one pass of an encoder reads them all.
 
-        Padded to the widest. Times and features come along where all batches have them; targets, weights and ``extra``
-        do not.
+        Padded to the widest. Times and features come along where all batches have them; all else does not.
         """
         width = max(batch.ids.shape[1] for batch in batches)
 
@@ -239,3 +258,6 @@ def _widened(values: Tensor, sizes: Sequence[int]) -> Tensor:
     """Values (B, L, ...) with zeros behind them, so that they are (B, *sizes)."""
     edges = [edge for have, size in zip(values.shape[:0:-1], sizes[::-1], strict=True) for edge in (0, size - have)]
     return torch.nn.functional.pad(values, edges)
+
+
+_OF_TARGETS = ("targets", "weights", "importance", "target_times", "target_index", "events", "words", "wanted")

@@ -31,7 +31,7 @@ def gather(
     """Events [start, stop) of each row, right-padded to the longest; a batch of nothing still has one column.
 
     All of ``rows, users, start, stop, asked`` are (B,); the time of event ``asked`` is the query's, 0 if -1, and
-    with "events" among the needs the event itself comes along as ``extra["events"]`` (B,), with "features.device" the
+    with "events" among the needs the event itself comes along as ``events`` (B,), with "features.device" the
     column "device" of the events, with "user_features.age" the column "age" of the users.
     """
     lengths = stop - start
@@ -62,7 +62,7 @@ def gather(
         times=lay(prepared.times, np.int64) if "times" in needs and prepared.times is not None else None,
         weights=lay(prepared.weights, np.float32) if "weights" in needs and prepared.weights is not None else None,
         query_time=query_time,
-        extra={"events": torch.from_numpy(np.array(asked, dtype=np.int64))} if "events" in needs else {},
+        events=torch.from_numpy(np.array(asked, dtype=np.int64)) if "events" in needs else None,
         features={name: lay_column(column) for name, column in asked_for if f"{FEATURES}{name}" in needs},
         user_features={
             name: torch.from_numpy(_numbers(column, np.asarray(users)))

@@ -134,7 +134,7 @@ class Training:
     ) -> Batch:
         """A batch of training events [start, stop) of ``users`` (B,): their whole histories unless given, and of
         these the last ``length``. Weights are carried whenever the data have them; ``query_time`` is the time of each
-        row's last event, the last one predicted from the row, and ``extra["events"]`` that event (-1: no events).
+        row's last event, the last one predicted from the row, and ``events`` that event (-1: no events).
 
         Raises:
             IndexError: a range reaches outside its user's training events.

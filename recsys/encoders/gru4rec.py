@@ -64,9 +64,9 @@ class GRU4Rec(nn.Module):
         return Encoded(batch, self.output(self._run(batch, items)[-1]))
 
     def begin(self, batch: Batch, items: ItemTable) -> tuple[Encoded, list[Tensor]]:
-        """What calling the encoder gives, and the hidden states (Q, H) of each layer at ``batch.wanted``."""
+        """What calling the encoder gives, and the hidden states (Q, H) of each layer at ``batch.wanted_tokens``."""
         hidden = self._run(batch, items)
-        return Encoded(batch, self.output(hidden[-1])), [layer[batch.wanted] for layer in hidden]
+        return Encoded(batch, self.output(hidden[-1])), [layer[batch.wanted_tokens] for layer in hidden]
 
     def extend(self, latents: Tensor, memory: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """States (Q, D) one step after ``memory`` on inputs (Q, D), and the memory after it."""

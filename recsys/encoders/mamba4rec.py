@@ -39,7 +39,7 @@ class Mamba4Rec(nn.Module):
         ssm_init: "recbole", with which the published numbers were made, or "mamba", the block's own; see there.
         hidden: width inside the feed-forward part (default: 4 D).
         kernel: of the scan, see :func:`recsys.nn.scan.selective_scan`.
-        readout: "wanted" computes the end of the last layer only for the tokens of ``batch.wanted`` and leaves zeros
+        readout: "wanted" computes the end of the last layer only for ``batch.wanted_tokens`` and leaves zeros
             elsewhere; "all" for all tokens. The wanted states are the same.
 
     Raises:
@@ -148,8 +148,8 @@ def check_width(items: ItemTable, dim: int) -> None:
 
 def wanted(batch: Batch, readout: str) -> Tensor | None:
     """The flat tokens (Q,) to answer for, or None for all of them."""
-    few = readout == "wanted" and len(batch.wanted) < len(batch.flat)
-    return batch.wanted if few else None
+    few = readout == "wanted" and len(batch.wanted_tokens) < len(batch.flat)
+    return batch.wanted_tokens if few else None
 
 
 def laid_out(batch: Batch, states: Tensor, at: Tensor | None) -> Encoded:

@@ -24,7 +24,7 @@ Legend: B histories, L longest of the batch, T real tokens, Q wanted tokens, D w
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from recsys.data.batch import PAD, Batch
 from recsys.errors import DataWarning
-from recsys.hooks import bind
+from recsys.hooks import bind, member
 from recsys.protocols import Context, Encoded, Encoder, ItemTable, Stepwise
 
 COMBINE = ("mean", "last")
@@ -40,11 +40,28 @@ CACHE = ("auto", "always", "never")
 LATENT = 2**40  # ids from here on are latent vectors, not items
 
 
+@dataclass(frozen=True)
+class ReasoningStates:
+    """States r_0..r_K of the wanted tokens (``batch.wanted_tokens``), in their order."""
+
+    given_by = "ReaRec(encoder)"
+
+    states: Tensor  # (Q, K + 1, D)
+
+
+@dataclass(frozen=True)
+class NoisyStates:
+    """The second branch of PRL, of the wanted tokens, without rows while it is off."""
+
+    given_by = "ReaRec(encoder, noise=0.01)"
+
+    states: Tensor  # (Q, K, D)
+
+
 class ReaRec(nn.Module):
     """An encoder that thinks K steps before it answers; with K = 0 it is the wrapped encoder itself.
 
-    ``extra["steps"]`` (Q, K + 1, D) of what it gives holds r_0..r_K of the tokens ``batch.wanted``, in their order. If
-    ``noise`` is set, ``extra["noisy"]`` (Q, K, D) holds the second branch of PRL, without rows while it is off.
+    It gives :class:`ReasoningStates` and, if ``noise`` is set, :class:`NoisyStates`.
     ``max_length`` is that of the wrapped encoder, or without a cache K less, as the latents take the room of K items.
 
     Args:
@@ -86,7 +103,9 @@ class ReaRec(nn.Module):
         self.encoder, self.steps, self.combine, self.noise, self.warmup = encoder, steps, combine, noise, warmup
         self.cache, self.inference_steps = cache, inference_steps
         self.sees, self.dim = encoder.sees, encoder.dim
-        self.needs: frozenset[str] = getattr(encoder, "needs", frozenset())
+        self.needs: frozenset[str] = member(encoder, "needs")
+        inner: frozenset[type] = member(encoder, "gives") if steps == 0 else frozenset()
+        self.gives = inner | {ReasoningStates} | (set() if noise is None else {NoisyStates})
         self.cached = cache != "never" and isinstance(encoder, Stepwise)
         self.max_length = encoder.max_length - (0 if self.cached else steps)
         if self.max_length < 1:
@@ -110,7 +129,7 @@ class ReaRec(nn.Module):
         self.epoch = epoch
 
     def forward(self, batch: Batch, items: ItemTable, steps: int | None = None) -> Encoded:
-        """States of all real tokens; those of ``batch.wanted`` are combined from ``steps`` + 1 reasoning states.
+        """States of all real tokens; those of ``batch.wanted_tokens`` are combined from ``steps`` + 1 reasoning states.
 
         Args:
             steps: at most K (default: K in training, ``inference_steps`` in evaluation).
@@ -122,15 +141,17 @@ class ReaRec(nn.Module):
         self._check_steps(steps)
         encoded, states = self._reason(batch, items, steps, None)
         # What the wrapped encoder says besides has not reasoned, so that no loss may take it for the answer.
-        extra: dict[str, Any] = {**({} if steps else encoded.extra), "steps": torch.stack(states, 1)}
+        reasoned = ReasoningStates(torch.stack(states, 1))
+        given: tuple[Any, ...] = (*(() if steps else encoded.given), reasoned)
         if self.noise is not None:
             on = self.training and self.epoch >= self.warmup and steps > 0
             noisy = self._reason(batch, items, steps, states)[1][1:] if on else []
-            extra["noisy"] = torch.stack(noisy, 1) if on else states[0].new_zeros(0, steps, self.dim)
+            given += (NoisyStates(torch.stack(noisy, 1) if on else states[0].new_zeros(0, steps, self.dim)),)
         if steps == 0:
-            return replace(encoded, extra=extra)
-        combined = extra["steps"].mean(1) if self.combine == "mean" else states[-1]
-        return Encoded(batch, encoded.tokens.index_copy(0, batch.wanted, combined.to(encoded.tokens.dtype)), extra)
+            return replace(encoded, given=given)
+        combined = reasoned.states.mean(1) if self.combine == "mean" else states[-1]
+        tokens = encoded.tokens.index_copy(0, batch.wanted_tokens, combined.to(encoded.tokens.dtype))
+        return Encoded(batch, tokens, given)
 
     def extra_repr(self) -> str:
         """Steps, and whether they are read from a cache, for printed models."""
@@ -147,8 +168,8 @@ class ReaRec(nn.Module):
         reaches later steps only through what the encoder remembers of it (as in the released code).
         """
         reader = (_Cached if self.cached and steps else _Rereading)(self, batch, items)
-        states = [reader.encoded.tokens[batch.wanted]]
-        for step in range(steps if len(batch.wanted) else 0):
+        states = [reader.encoded.tokens[batch.wanted_tokens]]
+        for step in range(steps if len(batch.wanted_tokens) else 0):
             assert self.position is not None
             latent = (states if clean is None else clean)[step] + self.position[step]
             if clean is not None:
@@ -213,7 +234,7 @@ def _longer(batch: Batch, count: int, whole: bool) -> Batch:
 
     Each latent takes the values of the token that it follows (its time, its target's time); the newest its target.
     """
-    rows, place = batch.flat[batch.wanted] // batch.ids.shape[1], batch.positions[batch.wanted]
+    rows, place = batch.flat[batch.wanted_tokens] // batch.ids.shape[1], batch.positions[batch.wanted_tokens]
     lengths = batch.lengths[rows] if whole else place + 1
     column = torch.arange(int(lengths.max()) + count, device=batch.ids.device)
     source = torch.where(column < lengths[:, None], column, place[:, None])  # (Q, L') where a value is taken from
@@ -224,16 +245,16 @@ def _longer(batch: Batch, count: int, whole: bool) -> Batch:
         outside = ~inside.view(*inside.shape, *[1] * (values.dim() - 2))
         return values[rows[:, None], source].masked_fill(outside, 0)
 
-    names = ("targets", "times")
-    laid = {name: lay(getattr(batch, name)) for name in names if getattr(batch, name) is not None}
+    names = ("targets", "times", "target_times")
+    laid: dict[str, Any] = {name: lay(getattr(batch, name)) for name in names if getattr(batch, name) is not None}
     if "targets" in laid:
         laid["targets"] = laid["targets"] * (column == (lengths + count - 1)[:, None])
     ids = lay(batch.ids).masked_fill(latent, PAD)
     ids[latent] = LATENT + torch.arange(len(rows) * count, device=ids.device)
-    extra = {
-        key: lay(value) if value.shape[:2] == batch.ids.shape else value[rows] for key, value in batch.extra.items()
-    }
-    return batch.select(rows).replace(ids=ids, lengths=lengths + count, weights=None, extra=extra, **laid)
+    laid["features"] = {name: lay(values) for name, values in batch.features.items()}
+    plain = batch.replace(wanted=None, weights=None, importance=None).select(rows)
+    longer = plain.replace(ids=ids, lengths=lengths + count, **laid)
+    return longer.replace(wanted=longer.last)  # also of tokens without a target
 
 
 class _WithLatents:

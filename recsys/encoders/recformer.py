@@ -20,6 +20,7 @@ Legend: B histories, S tokens, D width, N items.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,6 +50,20 @@ class ItemSentences(TokenRows, Protocol):
     def encode(self, texts: Sequence[Mapping[str, str]]) -> Any: ...
 
 
+@dataclass(frozen=True)
+class ReadDocuments:
+    """The documents that were read, with what it takes to predict words of theirs."""
+
+    given_by = "Recformer(...)"
+
+    words: Tensor  # (B, S) int64
+    starts: Tensor  # (B, S) bool, where a word begins
+    real: Tensor  # (B, S) bool, not padding
+    table: Tensor  # (V, D) vectors of the tokens
+    mask: int  # the token that stands for a hidden one
+    hidden: Tensor | None = None  # (B, S, D) states of all tokens, where the batch gave the words
+
+
 class Recformer(nn.Module):
     """Histories to users by their items' text; needs ``LastItem`` or ``OneTarget``, and ``RecformerItems``.
 
@@ -72,7 +87,8 @@ class Recformer(nn.Module):
     """
 
     sees = "all"
-    gives = "newest"
+    newest_only = True
+    gives = frozenset({ReadDocuments})
 
     def __init__(
         self,
@@ -144,9 +160,8 @@ class Recformer(nn.Module):
     def forward(self, batch: Batch, items: ItemTable) -> Encoded:
         """User vectors of unit length, also as the states of the newest tokens; other states are zero.
 
-        ``extra`` holds the documents ("words", "starts", "real", each (B, S)), the token table ("table" (V, D)) and the
-        id of the mask token ("mask"). If ``batch.extra`` has "words" (B, S), these are read in place of the histories'
-        own, and ``extra`` has the states of all tokens, "hidden" (B, S, D).
+        It gives :class:`ReadDocuments`. If the batch has ``words``, these are read in place of the histories' own, and
+        the documents come with the states of all their tokens.
         """
         make = None if getattr(items, "made", True) else getattr(items, "make", None)
         if make is not None and not torch.is_grad_enabled():
@@ -154,7 +169,7 @@ class Recformer(nn.Module):
         found = documents(
             self.tokens, newest_first(batch, self.max_length), self.max_tokens, self.tokens, self.max_length
         )
-        changed = batch.extra.get("words")
+        changed = batch.words
         if changed is not None:
             found = Documents(changed, found.types, found.places, found.starts, found.real)
         hidden = self.text(found, first_only=changed is None and self.pooling == "first")
@@ -163,11 +178,11 @@ class Recformer(nn.Module):
             user = user * (batch.lengths > 0)[:, None]
         newest = batch.lengths > 0
         tokens = user.new_zeros(int(batch.lengths.sum()), self.dim).index_copy(0, batch.last[newest], user[newest])
-        extra: dict[str, Any] = {"user": user, "words": found.words, "starts": found.starts, "real": found.real}
-        extra |= {"table": self.text.words.weight, "mask": self.tokens.mask} | (
-            {} if changed is None else {"hidden": hidden}
-        )
-        return Encoded(batch, tokens, extra)
+        read = ReadDocuments(
+            found.words, found.starts, found.real, self.text.words.weight, self.tokens.mask,
+            None if changed is None else hidden,
+        )  # fmt: skip
+        return Encoded(batch, tokens, (read,), user)
 
     def encode_items(self, texts: Sequence[Mapping[str, str]], shard: int = 256) -> Tensor:
         """(n, D) unit vectors of items by their text, column -> value, as ``RecformerItems`` has for the catalogue."""

@@ -62,7 +62,7 @@ class SIGMA(nn.Module):
             released file reverses the first 45 positions whatever L is, which is ``keep=155`` at L = 200.
         flip, gate_cross: see above.
         ssm_init: "recbole", with which the published numbers were made, or "mamba", the block's own; see there.
-        readout: "wanted" computes the end of the last layer only for the tokens of ``batch.wanted`` and leaves zeros
+        readout: "wanted" computes the end of the last layer only for ``batch.wanted_tokens`` and leaves zeros
             elsewhere; "all" for all tokens. The wanted states are the same.
         kernel: of the scan, see :func:`recsys.nn.scan.selective_scan`.
         hidden: width inside the feed-forward part (default: 4 D).

@@ -23,6 +23,7 @@ Legend: B histories, T real tokens, D width of items, H hidden size, P and S tok
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +36,20 @@ PREFIX = "What this user took, oldest first:"
 SUFFIX = "Taken next:"
 
 
+@dataclass(frozen=True)
+class BlockEnds:
+    """States at the last token at the ends of b equal blocks of layers, for distillation."""
+
+    given_by = "SLMRec(..., blocks=b)"
+
+    states: Tensor  # (B, b, H)
+
+
 class SLMRec(nn.Module):
     """A causal language model between item vectors and a user vector.
 
-    Of the token states only the newest of each history is not zero: it is the user vector. ``extra["blocks"]``
-    (B, b, H) holds the states at the last token at the ends of b equal blocks of layers, for distillation.
+    Of the token states only the newest of each history is not zero: it is the user vector. It gives
+    :class:`BlockEnds` if there are ``blocks``.
 
     Args:
         backbone: the language model.
@@ -55,7 +65,7 @@ class SLMRec(nn.Module):
     """
 
     sees = "all"
-    gives = "newest"
+    newest_only = True
 
     def __init__(
         self,
@@ -107,7 +117,12 @@ class SLMRec(nn.Module):
         known = batch.lengths > 0
         user = self.project_out(final) * known[:, None]
         tokens = user.new_zeros(len(batch.flat), self.dim).index_copy(0, batch.last[known], user[known])
-        return Encoded(batch, tokens, {"user": user, "blocks": blocks} if self.blocks else {"user": user})
+        return Encoded(batch, tokens, (BlockEnds(blocks),) if self.blocks else (), user)
+
+    @property
+    def gives(self) -> frozenset[type]:
+        """Block ends, where there are blocks."""
+        return frozenset({BlockEnds} if self.blocks else ())
 
     def set_blocks(self, blocks: int) -> None:
         """Give the ends of so many blocks from now on, on a trained model too.

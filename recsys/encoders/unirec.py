@@ -25,6 +25,7 @@ Legend: B histories, W padded width, T real tokens, C branches, H heads, D width
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -42,11 +43,20 @@ FIRST_TIMES = ("calendar", "own")
 EPS = 1e-6
 
 
+@dataclass(frozen=True)
+class Branches:
+    """States of each branch and, where the batch says when its targets happened, what each makes of those times."""
+
+    given_by = "UniRec(...)"
+
+    states: Tensor  # (C, T, 2 D)
+    contexts: Tensor | None = None  # (C, T, D)
+
+
 class UniRec(nn.Module):
     """Histories with times to states, all positions at once, each from its past.
 
-    ``extra["branches"]`` is (C, T, 2 D), the states of each branch; where the batch says when its targets happened,
-    ``extra["contexts"]`` is (C, T, D), those times as each branch's clock encodes them. A token of row 0 is an empty
+    It gives :class:`Branches`. A token of row 0 is an empty
     slot: it has a position and a time, and no item.
 
     Args:
@@ -55,7 +65,7 @@ class UniRec(nn.Module):
         num_heads: heads that the mixed scores are split into; 2 D is divisible by it.
         dropout: on inputs, times, attention weights and inside the feed-forward part.
         max_length: longest history read.
-        branches: some of "calendar" and "interval", in the order of ``extra["branches"]``.
+        branches: some of "calendar" and "interval", in the order of :class:`Branches`.
         share_norms: branches share LayerNorms and score mixing, else each has its own, as in the authors' code.
         first_times: what the time scores of the first block are made of: the "calendar" in every branch, as the
             authors do, or each branch's "own" clock.
@@ -69,6 +79,7 @@ class UniRec(nn.Module):
 
     sees = "past"
     needs = frozenset({"times"})
+    gives = frozenset({Branches})
     former: ClassVar[dict[str, str]] = {"first_times": "own"}  # of models saved before there was a choice
 
     def __init__(
@@ -144,15 +155,13 @@ class UniRec(nn.Module):
             x = block(x, z, batch)
             z = x[..., self.dim :]
         x = self.after(x)
-        extra = {"branches": x.transpose(0, 1)}
-        if contexts is not None:
-            extra["contexts"] = contexts.transpose(0, 1)
-        return Encoded(batch, x[..., : self.dim].sum(1), extra)
+        given = Branches(x.transpose(0, 1), None if contexts is None else contexts.transpose(0, 1))
+        return Encoded(batch, x[..., : self.dim].sum(1), (given,))
 
     def _read_clocks(self, batch: Batch, times: Tensor) -> tuple[Tensor, Tensor | None]:
         """(T, C, D) of the tokens, and of what they are to predict if the batch knows when that happened."""
         earlier = torch.where(batch.positions > 0, times.roll(1), times)  # an item without a predecessor: 0 hours
-        targets = batch.extra.get("target_times") if batch.targets is not None else None
+        targets = batch.target_times if batch.targets is not None else None
         if targets is not None:
             # One pass for both. A token without a target has time 0 there, and nobody reads its vector.
             earlier, times = torch.cat([earlier, times]), torch.cat([times, batch.flatten(targets)])

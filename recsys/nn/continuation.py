@@ -70,11 +70,11 @@ class Memory:
 
 
 def places_of(batch: Batch, causal: bool) -> list[Place]:
-    """Where ``batch.wanted`` sits in the groups of ``batch``, and how far each wanted token sees."""
-    row = batch.flat[batch.wanted] // batch.ids.shape[1]  # (Q,) ascending
+    """Where ``batch.wanted_tokens`` sits in the groups of ``batch``, and how far each wanted token sees."""
+    row = batch.flat[batch.wanted_tokens] // batch.ids.shape[1]  # (Q,) ascending
     counts = torch.bincount(row, minlength=len(batch))  # (B,)
     number = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]  # within its row
-    reach = batch.positions[batch.wanted] + 1 if causal else batch.lengths[row]
+    reach = batch.positions[batch.wanted_tokens] + 1 if causal else batch.lengths[row]
     places, start, done = [], 0, 0
     for group in batch.groups:
         own = counts[start : start + group.size]

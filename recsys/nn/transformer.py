@@ -78,7 +78,7 @@ class Transformer(nn.Module):
         return self._read(batch, items, None)
 
     def begin(self, batch: Batch, items: ItemTable) -> tuple[Encoded, Memory]:
-        """The same, and what is needed to read on behind ``batch.wanted``."""
+        """The same, and what is needed to read on behind ``batch.wanted_tokens``."""
         layers: list[Past] = []
         return self._read(batch, items, layers), Memory(places_of(batch, causal=self.sees == "past"), layers)
 
@@ -101,7 +101,7 @@ class Transformer(nn.Module):
             del past  # or it stays in memory for the next block
         states = self.after(x)
         if top is not None:
-            states = states.new_zeros(whole).index_copy(0, batch.wanted, states)
+            states = states.new_zeros(whole).index_copy(0, batch.wanted_tokens, states)
         return Encoded(batch, states)
 
     def _enter(self, batch: Batch, items: ItemTable) -> Tensor:
@@ -123,4 +123,5 @@ class Transformer(nn.Module):
 
 def _newest_alone(batch: Batch) -> bool:
     """Whether the states of each history's newest token are asked for and no others, and sparing these is worth it."""
-    return 0 < 2 * len(batch.wanted) <= len(batch.flat) and torch.equal(batch.wanted, batch.last[batch.lengths > 0])
+    wanted = batch.wanted_tokens
+    return 0 < 2 * len(wanted) <= len(batch.flat) and torch.equal(wanted, batch.last[batch.lengths > 0])

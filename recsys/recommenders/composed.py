@@ -6,7 +6,7 @@ Legend: B histories, T targets, N items, D width, K cut-off.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from recsys.data.batch import PAD, Batch
 from recsys.data.vectors import Vectors
 from recsys.errors import UnknownItemError
-from recsys.hooks import PartList, bind, needs_of, parts_of, unused
+from recsys.hooks import PartList, bind, having, member, needs_of, parts_of, unread, unused
 from recsys.items.local import check_table
 from recsys.protocols import (
     Augmentation,
@@ -30,6 +30,7 @@ from recsys.protocols import (
     Step,
     Targets,
     Weighting,
+    who_gives,
 )
 from recsys.randomness import derive_seed
 from recsys.ranking.products import check_metric, refuse_nonfinite
@@ -57,8 +58,8 @@ class Recommender(Ranker):
         weightings: how much each target counts, multiplied with the weights that the data may have.
 
     Raises:
-        ValueError: widths differ, the encoder would see its own target, gives no state where the targets are, or reads
-            less than a part makes.
+        ValueError: widths differ, the encoder would see its own target, gives no state where the targets are, reads
+            less than a part makes, or gives nothing of what a loss reads.
     """
 
     def __init__(
@@ -79,8 +80,8 @@ class Recommender(Ranker):
         self.auxiliaries = PartList(auxiliaries)
         self.augmentations = PartList(augmentations)
         self.weightings = PartList(weightings)
-        room = getattr(encoder, "longest", encoder.max_length)  # tokens it reads; targets may append some to a query
-        self.max_length = min(encoder.max_length, room - getattr(self.targets, "appends", 0))
+        room = member(encoder, "longest") or encoder.max_length  # tokens it reads; targets may append some to a query
+        self.max_length = min(encoder.max_length, room - member(self.targets, "appends"))
         self.needs = needs_of(encoder, self.targets)
         check_table(items)
         if items.dim != encoder.dim:
@@ -92,14 +93,19 @@ class Recommender(Ranker):
                 "the past"
             )
 
-        if getattr(encoder, "gives", "all") == "newest" and getattr(self.targets, "places", "all") != "newest":
+        if member(encoder, "newest_only") and not member(self.targets, "newest_only"):
             raise ValueError(
                 f"{type(encoder).__name__} gives the state of the newest token alone, and "
                 f"{type(self.targets).__name__} has targets elsewhere: use LastItem or OneTarget"
             )
-        appended = getattr(self.targets, "appends", 0)
+        for part, kind in unread(encoder, objective, *(part for _, _, part in self._weighted())):
+            raise ValueError(
+                f"{type(part).__name__} reads {kind.__name__}, which {type(encoder).__name__} does not give: "
+                f"{who_gives(kind)}"
+            )
+        appended = member(self.targets, "appends")
         for part in (*(part for _, _, part in self._weighted()), *augmentations):
-            longest, most = getattr(part, "longest", None), room - appended * getattr(part, "as_ranked", False)
+            longest, most = member(part, "longest"), room - appended * member(part, "as_ranked")
             if longest is not None and longest > most:
                 raise ValueError(
                     f"{type(part).__name__} makes histories of up to max_length={longest} items, and "
@@ -107,14 +113,14 @@ class Recommender(Ranker):
                 )
         self._reserve()
         for part in augmentations:
-            if not getattr(part, "keeps_events", True):
+            if not member(part, "keeps_events"):
                 for name, _, other in self._weighted():
                     if "events" in needs_of(other):
                         raise ValueError(
                             f"{name} looks rows up by the event they predict, and {type(part).__name__} changes which "
                             "that is: leave one of the two out"
                         )
-            if getattr(part, "writes_mask", False):
+            if member(part, "writes_mask"):
                 raise ValueError(
                     f"what {type(part).__name__} writes among augmentations becomes a target, and a mask is no item: "
                     'give its Mask hide="drop"'
@@ -127,7 +133,7 @@ class Recommender(Ranker):
             ValueError: it has none to give.
         """
         for path, part in parts_of(self, used=True):
-            asked = getattr(part, "rows_behind", 0)
+            asked = member(part, "rows_behind")
             if asked:
                 try:
                     self.items.reserve(asked)
@@ -189,9 +195,8 @@ class Recommender(Ranker):
 
     def on_epoch(self, epoch: int) -> None:
         """Let a table whose vectors the encoder makes have them made."""
-        refresh: Callable[[Encoder, int], None] | None = getattr(self.items, "refresh", None)
-        if refresh is not None:
-            refresh(self.encoder, epoch)
+        for _, table in having(self.items, "refresh"):
+            table.refresh(self.encoder, epoch)
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         """The scalar terms of one prepared batch, by name; their sum is what is minimised.

@@ -54,7 +54,7 @@ class SameItem:
         """(user rows (B,), events (B,)) of a partner of each event; itself where the item has no other event.
 
         Args:
-            events: (B,) training events, as in ``extra["events"]`` of a batch.
+            events: (B,) training events, as in ``events`` of a batch.
             items: (B,) the item row of each.
             generator: where chance comes from.
         """

@@ -1,6 +1,6 @@
 """One item after a whole prefix: the newest of each row. A training row arrives as up to L + 1 events without targets
 and leaves as up to L inputs with targets; a query (a history to recommend for) is already what the encoder reads. Where
-the batch has times, ``extra["target_times"]`` (B, L) holds those of the events to predict.
+the batch has times, ``target_times`` (B, L) holds those of the events to predict.
 
 Legend: B histories, L longest input of the batch.
 """
@@ -21,7 +21,7 @@ class LastItem:
     """
 
     sees = "all"
-    places = "newest"
+    newest_only = True
     scheme = "prefixes"
 
     def train(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:

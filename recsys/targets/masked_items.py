@@ -1,6 +1,6 @@
 """Items masked out of a history. A training row arrives as up to L + 1 events without targets and leaves as
 up to L inputs with targets; a query (a history to recommend for) is already what the encoder reads. Where the batch has
-times, ``extra["target_times"]`` (B, L) holds those of the events to predict.
+times, ``target_times`` (B, L) holds those of the events to predict.
 
 Legend: B histories, L longest input of the batch.
 """
@@ -62,7 +62,7 @@ class MaskedItems:
             targets=batch.ids * masked,
             weights=None if batch.weights is None else batch.weights * masked,
             features={name: blanked(values, masked) for name, values in batch.features.items()},
-            extra=batch.extra if batch.times is None else {**batch.extra, "target_times": batch.times},
+            target_times=batch.times,
         )
 
     def query(self, batch: Batch) -> Batch:

@@ -1,6 +1,6 @@
 """The next item at every position. A training row arrives as up to L + 1 events without targets and leaves as
 up to L inputs with targets; a query (a history to recommend for) is already what the encoder reads. Where the batch has
-times, ``extra["target_times"]`` (B, L) holds those of the events to predict.
+times, ``target_times`` (B, L) holds those of the events to predict.
 
 Legend: B histories, L longest input of the batch.
 """

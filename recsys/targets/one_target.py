@@ -1,6 +1,6 @@
 """One item of each history, drawn, and only what came before it. A training row arrives as up to L + 1 events without
 targets and leaves as up to L inputs with targets; a query (a history to recommend for) is already what the encoder
-reads. Where the batch has times, ``extra["target_times"]`` (B, L) holds those of the events to predict.
+reads. Where the batch has times, ``target_times`` (B, L) holds those of the events to predict.
 
 Legend: B histories, L longest input of the batch.
 """
@@ -27,7 +27,7 @@ class OneTarget:
     """
 
     sees = "all"
-    places = "newest"
+    newest_only = True
     scheme = "drawn"
 
     def __init__(self, late: Sequence[str] = ("pretrain",)) -> None:
@@ -49,11 +49,10 @@ class OneTarget:
     def train(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
         """The events before a random one as input, and that one as the target of the last position.
 
-        ``extra["place"]`` (B,) says which event that is, where it was drawn before the rows were read; else it is drawn
+        ``target_index`` (B,) says which event that is, where it was drawn before the rows were read; else it is drawn
         from the events of the row.
         """
-        extra = dict(batch.extra)
-        drawn = extra.pop("place", None)
+        drawn = batch.target_index
         if drawn is None:
             draws = torch.rand(len(batch), generator=generator, device=batch.ids.device)
             late = self.stage in self.late
@@ -69,19 +68,20 @@ class OneTarget:
 
         ids = torch.nn.functional.pad(batch.ids, (0, 1))[:, : len(place)]
         changes: dict[str, Any] = {"ids": ids * keep, "lengths": inputs, "targets": shifted(batch.ids)}
+        changes["target_index"] = None
         if batch.features:
             head = torch.arange(len(place), device=place.device).clamp(max=batch.ids.shape[1] - 1)
             changes["features"] = {name: only(values[:, head], keep) for name, values in batch.features.items()}
         if batch.weights is not None:
             changes["weights"] = shifted(batch.weights)
-        if "events" in extra:  # the event that is predicted, not the newest of the row
-            extra["events"] = extra["events"] - (batch.lengths - 1 - inputs).clamp(min=0)
+        if batch.events is not None:  # the event that is predicted, not the newest of the row
+            changes["events"] = batch.events - (batch.lengths - 1 - inputs).clamp(min=0)
         if batch.times is not None:
             changes["times"] = torch.nn.functional.pad(batch.times, (0, 1))[:, : len(place)] * keep
-            extra["target_times"] = shifted(batch.times)
+            changes["target_times"] = shifted(batch.times)
             if batch.query_time is not None:
-                changes["query_time"] = extra["target_times"].sum(1)
-        return batch.replace(**changes, extra=extra)
+                changes["query_time"] = changes["target_times"].sum(1)
+        return batch.replace(**changes)
 
     def query(self, batch: Batch) -> Batch:
         """The history itself: its last position predicts the next item."""

@@ -19,7 +19,7 @@ def shifted(batch: Batch, targets: Tensor, weights: Tensor | None) -> Batch:
         weights=weights,
         times=None if batch.times is None else head(batch.times, lengths),
         features={name: only(values[:, : inside.shape[1]], inside) for name, values in batch.features.items()},
-        extra=batch.extra if batch.times is None else {**batch.extra, "target_times": tail(batch.times)},
+        target_times=None if batch.times is None else tail(batch.times),
     )
 
 

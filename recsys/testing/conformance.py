@@ -26,6 +26,7 @@ from recsys.data.split import LeaveLast, Split
 from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.sasrec import SASRec
 from recsys.eval.metrics.ranked import Catalogue, Metric, Ranked
+from recsys.hooks import needs_of
 from recsys.items.ids import IdItems
 from recsys.objectives.softmax import FullSoftmax
 from recsys.protocols import (
@@ -145,7 +146,7 @@ def check_encoder(encoder: Encoder, items: ItemTable | None = None) -> None:
 def check_targets(targets: Targets) -> None:
     """Targets: well-formed rows and queries, nothing in place, seeded, and no target visible in its own input."""
     require(targets.sees in ("past", "all"), f'sees must be "past" or "all", found {targets.sees!r}')
-    scheme = getattr(targets, "scheme", None)
+    scheme = getattr(targets, "scheme", None)  # a default would hide that it was forgotten
     require(scheme in SCHEMES, f"scheme must be one of {', '.join(SCHEMES)}, found {scheme!r}")
     targets = _bound(targets)
     batch = toy_batch((6, 2, 5, 3))
@@ -223,7 +224,7 @@ def check_auxiliary(auxiliary: Auxiliary, model: Recommender | None = None) -> N
     model = model or Recommender(IdItems(DIM), SASRec(DIM, num_layers=1, dropout=0.0, max_length=8), FullSoftmax())
     model.bind(toy_context())
     rows = toy_batch((6, 2, 5, 3))
-    if "events" in getattr(auxiliary, "needs", ()):  # it looks the rows up in the training events
+    if "events" in needs_of(auxiliary):  # it looks the rows up in the training events
         context = toy_context()
         assert context.training is not None
         rows = context.training.gather(np.arange(8), model.max_length, needs=auxiliary.needs)  # type: ignore[attr-defined]

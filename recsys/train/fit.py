@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recsys.data.cut import Cut
 from recsys.errors import DataWarning, LeakageError, closest
-from recsys.hooks import sources
+from recsys.hooks import member, sources
 from recsys.protocols import Context
 from recsys.recommenders.base import Ranker
 from recsys.recommenders.composed import Recommender
@@ -277,7 +277,7 @@ def _batches(run: _Request, fabric: Fabric) -> TrainBatches:
     settings, model = run.settings, run.model
     return TrainBatches(
         run.split.train,
-        scheme=getattr(getattr(model, "targets", None), "scheme", "windows"),
+        scheme=member(getattr(model, "targets", None), "scheme"),
         max_length=model.max_length,
         batch_size=settings.batch_size if settings.tokens is None else None,
         tokens=settings.tokens,
@@ -288,7 +288,7 @@ def _batches(run: _Request, fabric: Fabric) -> TrainBatches:
         workers=settings.workers,
         needs=getattr(model, "train_needs", model.needs),
         pin=fabric.device.type == "cuda",
-        draw=getattr(getattr(model, "targets", None), "draw", None),
+        draw=member(getattr(model, "targets", None), "draw"),
     )
 
 

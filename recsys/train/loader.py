@@ -100,8 +100,8 @@ class TrainBatches:
     Args:
         training: what may be learned from.
         scheme: "windows" (many targets per row), "prefixes" (one target per row) or "drawn" (one target per user and
-            epoch, from anywhere in the history; ``extra["place"]`` (B,) says where in the row it is); the ``scheme`` of
-            the targets. With windows="sliding" targets are drawn from each window instead.
+            epoch, from anywhere in the history; ``target_index`` (B,) says which event of the row it is); the
+            ``scheme`` of the targets. With windows="sliding" targets are drawn from each window instead.
         max_length: L, the most events the encoder reads.
         batch_size: rows per batch, over all ranks.
         tokens: instead, the most inputs per batch, over all ranks.
@@ -302,7 +302,7 @@ class _Gather(Dataset[Batch]):
         )
         if self.rows.place is None:
             return batch
-        return batch.replace(extra={**batch.extra, "place": batch.lengths - 1})
+        return batch.replace(target_index=batch.lengths - 1)
 
 
 def _as_is(batch: Any) -> Any:

@@ -28,7 +28,7 @@ from recsys.train.loader import TrainBatches
 from recsys.train.settings import Stage
 
 ROWS = 8  # training histories that parts are tried on
-OPTIONAL = ("targets", "weights", "times", "query_time")  # fields of a batch that are not always there
+OPTIONAL = ("targets", "weights", "times", "query_time", "target_times", "events")  # fields that a batch may lack
 
 
 def try_parts(model: Any, batches: TrainBatches, plan: Sequence[Stage]) -> None:
@@ -233,7 +233,6 @@ def _blamed(part: Any, batch: Batch) -> Iterator[None]:
         if not _foreign(part):
             raise
         absent = [f"batch.{name}" for name in OPTIONAL if getattr(batch, name) is None]
-        absent += [] if batch.extra else ["anything in batch.extra"]
         more = f"; these batches do not have {', '.join(absent)}: does it read one, and not declare it in needs?"
         raise ValueError(
             f"{_title(part)} failed on some rows ({type(error).__name__}: {error}){more if absent else ''}"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from recsys.data.cut import Cut
 from recsys.data.vocabulary import Vocabulary
-from recsys.hooks import having
+from recsys.hooks import having, member
 from recsys.protocols import Change, Context
 
 MORE = {"item": 3, "user": 5}  # how many more of each a trial has, to see which tensors have a row for each
@@ -138,7 +138,7 @@ def _carried(
     fresh = _bound(model, context)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     moved = {MORE["item"]: items, MORE["user"]: people}
-    own = {f"{path}.{name}" for path, part in having(model, "carry") for name in getattr(part, "carried", ())}
+    own = {f"{path}.{name}" for path, part in having(model, "carry") for name in member(part, "carried")}
     found: dict[str, Tensor] = {}
     for name, value in fresh.items():
         filled = name not in blank or blank[name].shape != value.shape or not torch.equal(blank[name], value)

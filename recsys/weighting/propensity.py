@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from recsys.data.batch import Batch
 from recsys.data.vectors import Vectors
 from recsys.errors import DataError
-from recsys.hooks import bind
+from recsys.hooks import bind, member
 from recsys.protocols import Context
 from recsys.statistics.cooccurrence import require_memory
 
@@ -96,9 +96,9 @@ class PopularityPropensity(nn.Module):
         targets, theta = _targets(batch), _known(self).to(batch.ids.device)
         if self.period_days is None:
             return theta[targets]
-        if "target_times" not in batch.extra:
+        if batch.target_times is None:
             raise ValueError("periods need the times of the targets: use data with times and NextItem or LastItem")
-        since = batch.extra["target_times"] - self.start.to(batch.ids.device)
+        since = batch.target_times - self.start.to(batch.ids.device)
         period = since.div(int(self.period_days * DAY), rounding_mode="floor").clamp(0, len(theta) - 1)
         return theta[period, targets]
 
@@ -177,7 +177,8 @@ class PositionPropensity(nn.Module):
 
     Args:
         values: theta of the first place, the second, ...; later places count as the last one.
-        field: ``batch.extra[field]`` (B, L) holds the places of the targets, from 0; a Targets part puts it there.
+        field: ``batch.features[field]`` (B, L) holds the ranks of the targets in their lists, from 0; a Targets part
+            of your own puts it there, as features of events are those of the inputs.
     """
 
     theta: Tensor  # (places,)
@@ -194,10 +195,10 @@ class PositionPropensity(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, L) theta of the targets' places."""
-        if self.field not in batch.extra:
-            raise ValueError(f"PositionPropensity reads batch.extra[{self.field!r}], which no part has set")
+        if self.field not in batch.features:
+            raise ValueError(f"PositionPropensity reads batch.features[{self.field!r}], which no part has set")
         theta = self.theta.to(batch.ids.device)
-        return theta[batch.extra[self.field].clamp(0, len(theta) - 1)]
+        return theta[batch.features[self.field].long().clamp(0, len(theta) - 1)]
 
 
 class InversePropensity(nn.Module):
@@ -219,7 +220,7 @@ class InversePropensity(nn.Module):
             raise ValueError(f"clip (M) must lie in 0..1, found {clip}")
         self.propensity = PopularityPropensity() if propensity is None else propensity
         self.clip, self.normalised = clip, normalised
-        self.needs: frozenset[str] = getattr(self.propensity, "needs", frozenset())
+        self.needs: frozenset[str] = member(self.propensity, "needs")
 
     def bind(self, context: Context) -> None:
         """Let the propensities be learned."""

@@ -276,13 +276,13 @@ def test_a_choice_gives_what_the_chosen_operation_gives() -> None:
 
 
 def test_views_of_a_prepared_batch_have_neither_targets_nor_their_weights() -> None:
-    batch = NextItem().train(batch_of(20)).replace(extra={"events": torch.arange(20)})
+    batch = NextItem().train(batch_of(20)).replace(events=torch.arange(20))
     operations = [operation for operation, _, _, _ in CASES]
     parts = [*operations, OneOf(operations)]
     views = [bound(part)(batch, torch.Generator().manual_seed(0)) for part in parts]
     views += bound(DistinctPair(operations))(batch, torch.Generator().manual_seed(0))
     for view in views:
-        assert view.targets is None and view.weights is None and not view.extra
+        assert view.targets is None and view.weights is None and view.events is None
         assert view.times is not None
 
 
@@ -343,7 +343,7 @@ def test_mask_without_a_row_for_it_is_an_error_of_the_item_table() -> None:
     operation, items = Mask(), IdItems(4)
     operation.bind(toy_context())
     items.bind(toy_context())
-    with pytest.raises(ValueError, match="extra"):
+    with pytest.raises(ValueError, match="0 rows behind them"):
         items.embed(operation(toy_batch(), torch.Generator().manual_seed(0)).ids)
 
 

@@ -300,7 +300,7 @@ def test_pooling_sees_the_states_of_all_tokens() -> None:
         of = bound(auxiliary, targets=LastItem(), encoder=encoder)
         step, read = step_of(of)
         auxiliary(step)
-        assert len(read[0].wanted) == int(read[0].lengths.sum())
+        assert len(read[0].wanted_tokens) == int(read[0].lengths.sum())
         states = pooled(of.encode(read[0]), pool)
         assert bool((states.view(len(states), -1, 8)[:, 0] != 0).all())
 
@@ -323,7 +323,7 @@ def test_partners_need_training_events() -> None:
     of = bound(duo)
     batch = rows(of)
     with pytest.raises(ValueError, match="events"):
-        duo(step_of(of, batch.replace(extra={}))[0])
+        duo(step_of(of, batch.replace(events=None))[0])
     duo.bind(Context(30))
     with pytest.raises(ValueError, match="training"):
         duo(step_of(of, batch)[0])

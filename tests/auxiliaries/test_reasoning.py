@@ -17,7 +17,7 @@ from recsys.auxiliaries.reasoning import (
     one_per_history,
 )
 from recsys.data.batch import Batch
-from recsys.encoders.rearec import ReaRec
+from recsys.encoders.rearec import NoisyStates, ReaRec, ReasoningStates
 from recsys.encoders.sasrec import SASRec
 from recsys.items.ids import IdItems
 from recsys.nn import divergence as kernel
@@ -110,19 +110,20 @@ def test_divergence_in_bf16_stays_near_fp32() -> None:
         assert F.cosine_similarity(one.flatten(), other.flatten(), 0) > 0.999
 
 
-def encoded_step(batch: Batch, count: int = 3, **extra: Tensor) -> Step:
+def encoded_step(batch: Batch, count: int = 3, noisy: Tensor | None = None) -> Step:
     """A step whose encoder gave random reasoning states."""
     torch.manual_seed(2)
     items = IdItems(8, init="torch")
     items.bind(Context(NUM_ITEMS))
-    states = torch.randn(len(batch.wanted), count, 8, requires_grad=True)
-    tokens = torch.zeros(int(batch.lengths.sum()), 8).index_copy(0, batch.wanted, states.mean(1))
-    return Step(batch, encode=lambda _: Encoded(batch, tokens, {"steps": states, **extra}), items=items)
+    states = torch.randn(len(batch.wanted_tokens), count, 8, requires_grad=True)
+    tokens = torch.zeros(int(batch.lengths.sum()), 8).index_copy(0, batch.wanted_tokens, states.mean(1))
+    given: tuple[Any, ...] = (ReasoningStates(states), *(() if noisy is None else (NoisyStates(noisy),)))
+    return Step(batch, encode=lambda _: Encoded(batch, tokens, given), items=items)
 
 
 def steps_of(step: Step) -> tuple[Tensor, Tensor]:
     assert step.encoded is not None and isinstance(step.items, IdItems)
-    return step.encoded.extra["steps"], step.items.weight[1:]
+    return step.encoded.read(ReasoningStates).states, step.items.weight[1:]
 
 
 def test_diversity_is_minus_the_mean_over_ordered_pairs() -> None:
@@ -201,7 +202,7 @@ def test_progressive_softmax_without_early_weight_is_the_last_steps_softmax() ->
     step = encoded_step(batch)
     steps, _ = steps_of(step)
     assert step.encoded is not None and step.items is not None
-    last = Encoded(batch, step.encoded.tokens.index_copy(0, batch.wanted, steps[:, -1]))
+    last = Encoded(batch, step.encoded.tokens.index_copy(0, batch.wanted_tokens, steps[:, -1]))
     torch.testing.assert_close(
         per_target(ProgressiveSoftmax(0.7, 5.0, early_weight=0.0), step.encoded, batch, step.items),
         per_target(FullSoftmax(0.7), last, batch, step.items),
@@ -214,7 +215,7 @@ def test_steps_of_another_batch_are_an_error() -> None:
     other = NextItem().train(toy_batch((5, 3)))
     with pytest.raises(ValueError, match="encode"):
         ProgressiveSoftmax()(
-            Encoded(other, torch.zeros(6, 8), step.encoded.extra), other, step.items, torch.Generator()
+            Encoded(other, torch.zeros(6, 8), step.encoded.given), other, step.items, torch.Generator()
         )
 
 

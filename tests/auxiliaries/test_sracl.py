@@ -410,7 +410,7 @@ def test_check_08_terms_equal_the_equations(texts: str, pool: str, own_pass: boo
     step = step_of(model, split, 6)
     terms = part(step)
     rows = Pool.of(split.train, pool, LENGTH)
-    wanted = step.batch.users if pool == "user" else step.batch.extra["events"]
+    wanted = step.batch.users if pool == "user" else step.batch.events
     table = part.nearest
     assert table is not None and part.texts is not None and part.synthesiser is not None
     anchors, mixed = step.encoded.user, []
@@ -654,7 +654,7 @@ def test_a_prefix_pool_needs_to_know_the_events(texts: str) -> None:
     model, split = bound(part)
     step = step_of(model, split)
     with pytest.raises(ValueError, match="events"):
-        part(Step(step.batch.replace(extra={}), items=model.items, encode=model.encode))
+        part(Step(step.batch.replace(events=None), items=model.items, encode=model.encode))
 
 
 def test_report_shows_neighbours_by_title(texts: str) -> None:

@@ -18,7 +18,7 @@ from recsys.data.batch import Batch
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
 from recsys.data.vocabulary import Vocabulary
-from recsys.encoders.unirec import UniRec
+from recsys.encoders.unirec import Branches, UniRec
 from recsys.errors import DataError
 from recsys.items.ids import IdItems
 from recsys.negatives.in_batch import InBatchNegatives
@@ -68,8 +68,8 @@ def test_check_14_without_enhancements_the_loss_is_that_of_the_branches(branches
     losses = per_target(found.objective, encoded, batch, found.items, seed=3)
     _, targets, _ = encoded.at_targets(batch)
     drawn = found.objective.negatives.sample(batch, targets, NUM_ITEMS, torch.Generator().manual_seed(3)).ids[:, 0]
-    assert encoded.extra["branches"].shape == (len(branches), len(targets), 2 * DIM)
-    pairs = zip(encoded.extra["branches"], encoded.extra["contexts"], strict=True)
+    assert encoded.read(Branches).states.shape == (len(branches), len(targets), 2 * DIM)
+    pairs = zip(encoded.read(Branches).states, encoded.read(Branches).contexts, strict=True)
     expected = torch.stack([bce(*pair, found.items, targets, drawn) for pair in pairs]).sum(0)
     torch.testing.assert_close(losses, expected, atol=1e-3, rtol=1e-3)
     assert list(found.loss(replace(step, total_weight=1.0))) == ["loss"]
@@ -92,7 +92,7 @@ def test_last_item_targets_read_the_time_of_the_last_event() -> None:
     every, last = (targets.train(toy_batch((6, 2))) for targets in (NextItem(), LastItem()))
     encoded = found.encode(last)
     assert per_target(found.objective, encoded, last, found.items).shape == (2,)
-    contexts = [found.encode(batch).extra["contexts"][:, batch.last] for batch in (every, last)]
+    contexts = [found.encode(batch).read(Branches).contexts[:, batch.last] for batch in (every, last)]
     torch.testing.assert_close(*contexts)
 
 
@@ -101,7 +101,7 @@ def test_the_loss_says_what_it_misses() -> None:
     batch = NextItem().train(toy_batch((4, 3)))
     with pytest.raises(ValueError, match="UniRec"):
         found.objective(Encoded(batch, torch.zeros(5, DIM)), batch, found.items, torch.Generator())
-    bare = batch.replace(extra={})
+    bare = batch.replace(target_times=None)
     with pytest.raises(ValueError, match="times of the targets"):
         found.objective(found.encode(bare), bare, found.items, torch.Generator())
 
@@ -217,10 +217,10 @@ def test_sequence_enhancement_equals_its_formula() -> None:
     step = step_of(found, toy_batch((8, 2, 5, 1)), epoch=150)  # the last has no input left, the third is not flagged
     part.variance = torch.zeros(NUM_ITEMS + 1)
     assert step.encoded is not None
-    full, total = step.encoded.extra["branches"][0].split(step.batch.lengths.tolist()), torch.tensor(0.0)
+    full, total = step.encoded.read(Branches).states[0].split(step.batch.lengths.tolist()), torch.tensor(0.0)
     for row in (0, 1):
         alone = part.thin(step.batch.select(torch.tensor([row])))
-        q = found.encode(alone).extra["branches"][0][-1]
+        q = found.encode(alone).read(Branches).states[0][-1]
         error = (part.generator(q) - full[row][-1]).square().mean()
         total = total + part.weigh(150, alone.lengths)[0] * error
     torch.testing.assert_close(part(step), total / 3, atol=1e-5, rtol=1e-4)
@@ -236,7 +236,7 @@ def test_u4_repo_mode_reads_and_compares_the_empty_slots_of_the_thinned_history(
     part.variance = torch.rand(NUM_ITEMS + 1, generator=generator) * 3
     step = step_of(found, toy_batch((8, 2, 5, 1, 7), seed=seed), epoch=150)
     assert step.encoded is not None and step.batch.times is not None
-    full = step.encoded.extra["branches"][0].split(step.batch.lengths.tolist())
+    full = step.encoded.read(Branches).states[0].split(step.batch.lengths.tolist())
     total = torch.tensor(0.0)
     for row, states in enumerate(full):
         if not part.flags[row] or not len(states):
@@ -247,7 +247,7 @@ def test_u4_repo_mode_reads_and_compares_the_empty_slots_of_the_thinned_history(
         ]
         slots = torch.tensor([[0] * (len(history) - len(kept)) + kept])
         alone = Batch(*(torch.zeros(1, dtype=torch.long),) * 2, slots, torch.tensor([len(history)]), times=times[None])
-        q = found.encode(alone).extra["branches"][0]
+        q = found.encode(alone).read(Branches).states[0]
         weight = 2 * abs(math.sin(math.pi / 2 * (50 / 120 + (len(kept) - 3) / 50)))
         total = total + weight * (part.generator(q) - states).square().mean(1).sum()
     torch.testing.assert_close(part(step), total / step.batch.lengths.sum(), atol=1e-5, rtol=1e-4)
@@ -264,8 +264,8 @@ def test_u4_an_empty_slot_is_attended_to_and_teaches_no_item() -> None:
     assert found.items.weight.grad is not None and not found.items.weight.grad[0].any()
     assert step.batch.times is not None and step.encoded is not None
     two = part.thin(step.batch).replace(times=step.batch.times[:, 4:6])
-    q = found.encode(two).extra["branches"][0]  # as if the four slots before were padding
-    error = (part.generator(q) - step.encoded.extra["branches"][0][4:]).square().mean(1).sum() / 6
+    q = found.encode(two).read(Branches).states[0]  # as if the four slots before were padding
+    error = (part.generator(q) - step.encoded.read(Branches).states[0][4:]).square().mean(1).sum() / 6
     assert abs(loss.item() - (2 * part.weigh(150, two.lengths)[0] * error).item()) > 0.01
 
 

@@ -92,7 +92,7 @@ def test_the_newest_states_are_the_same_when_no_others_are_asked_for() -> None:
     batch = toy_batch((5, 1, 3, 0, 8) * 8)
     alone, among = encoder(batch, items), encoder(batch.ask_all(), items)
     torch.testing.assert_close(alone.user, among.user, atol=1e-6, rtol=1e-5)
-    assert int(alone.tokens.any(1).sum()) == len(batch.wanted) < len(batch.flat)
+    assert int(alone.tokens.any(1).sum()) == len(batch.wanted_tokens) < len(batch.flat)
 
 
 def test_masked_training_learns_a_walk_and_never_recommends_the_mask() -> None:

@@ -63,9 +63,9 @@ def test_reading_on_equals_reading_the_longer_history(layers: int, targets: bool
     torch.testing.assert_close(encoded.tokens, encoder(batch, items).tokens)
     states = []
     for item in following:
-        state, memory = encoder.extend(items.embed(item.repeat(len(batch.wanted))), memory)
+        state, memory = encoder.extend(items.embed(item.repeat(len(batch.wanted_tokens))), memory)
         states.append(state)
-    for index, token in enumerate(batch.wanted.tolist()):
+    for index, token in enumerate(batch.wanted_tokens.tolist()):
         row, place = divmod(int(batch.flat[token]), batch.ids.shape[1])
         longer = torch.cat([batch.ids[row, : place + 1], following])[None]
         again = encoder(Batch(batch.rows[:1], batch.users[:1], longer, torch.tensor([longer.shape[1]])), items)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ from recsys.data.batch import Batch
 from recsys.encoders.bert4rec import BERT4Rec
 from recsys.encoders.gru4rec import GRU4Rec
 from recsys.encoders.mamba4rec import Mamba4Rec
-from recsys.encoders.rearec import ReaRec
+from recsys.encoders.rearec import NoisyStates, ReaRec, ReasoningStates
 from recsys.encoders.sasrec import SASRec
 from recsys.encoders.sigma import SIGMA
 from recsys.encoders.unirec import UniRec
@@ -65,7 +66,7 @@ def pair(encoder: Any, steps: int = 2, jitter: float = 0.1, **settings: Any) -> 
 
 
 def states_of(model: ReaRec, items: IdItems, batch: Batch, steps: int | None = None) -> Tensor:
-    found: Tensor = model(batch, items, steps).extra["steps"].detach()
+    found: Tensor = model(batch, items, steps).read(ReasoningStates).states.detach()
     return found
 
 
@@ -123,7 +124,7 @@ def reread_gru(model: ReaRec, items: IdItems, history: Tensor, steps: int) -> Te
 
 def histories_of(batch: Batch) -> list[tuple[Tensor, int]]:
     """What each wanted token has behind it, itself included, and the length of its row."""
-    where = [divmod(place, batch.ids.shape[1]) for place in batch.flat[batch.wanted].tolist()]
+    where = [divmod(place, batch.ids.shape[1]) for place in batch.flat[batch.wanted_tokens].tolist()]
     return [(batch.ids[row, : place + 1], int(batch.lengths[row])) for row, place in where]
 
 
@@ -163,7 +164,7 @@ def test_check_02_cached_steps_equal_reading_everything_again(name: str, all_pos
         targets = LastItem() if model.sees == "all" else NextItem()
         batch = targets.train(toy_batch((14, 2, 6, 1)))
     found = states_of(model, items, batch)
-    assert found.shape == (len(batch.wanted), 6, DIM)
+    assert found.shape == (len(batch.wanted_tokens), 6, DIM)
     for states, (history, length) in zip(found, histories_of(batch), strict=True):
         expected = reread(model, items, history, length, 5).detach()
         torch.testing.assert_close(states, expected, atol=1e-5, rtol=0)
@@ -180,7 +181,7 @@ def test_check_02_both_ways_of_reading_are_one_model_without_positions(name: str
     batch = toy_batch((11, 1, 4, 7))
     batch = NextItem().train(batch) if all_positions else batch
     torch.testing.assert_close(states_of(again, items, batch), states_of(cached, items, batch), atol=1e-5, rtol=0)
-    assert (again.reencoded, cached.reencoded) == (3 * len(batch.wanted), 0)
+    assert (again.reencoded, cached.reencoded) == (3 * len(batch.wanted_tokens), 0)
 
 
 @pytest.mark.filterwarnings("ignore::recsys.errors.DataWarning")
@@ -192,7 +193,7 @@ def test_check_03_a_state_does_not_depend_on_how_many_follow(name: str) -> None:
     plain = model.encoder(batch, items).tokens
     for steps in range(4):
         torch.testing.assert_close(states_of(model, items, batch, steps), most[:, : steps + 1], atol=1e-6, rtol=0)
-    others = torch.ones(len(plain), dtype=torch.bool).index_fill(0, batch.wanted, False)
+    others = torch.ones(len(plain), dtype=torch.bool).index_fill(0, batch.wanted_tokens, False)
     assert torch.equal(model(batch, items).tokens[others], plain[others])
 
 
@@ -226,7 +227,7 @@ def test_check_06_progressive_loss_equals_the_cross_entropies_by_hand(reduction:
     batch = NextItem().train(toy_batch((6, 2, 4)))
     encoded = model(batch, items)
     losses = per_target(ProgressiveSoftmax(0.5, 2.0, reduction=reduction), encoded, batch, items)
-    hot, warm, last = entropies(encoded.extra["steps"], items, batch, [2.0, 1.0, 0.5])
+    hot, warm, last = entropies(encoded.read(ReasoningStates).states, items, batch, [2.0, 1.0, 0.5])
     expected = last + (hot + warm) / (2 if reduction == "mean" else 1)
     torch.testing.assert_close(losses, expected, atol=1e-5, rtol=1e-5)
 
@@ -243,9 +244,9 @@ def test_check_07_without_noise_and_dropout_both_branches_agree() -> None:
     model.train()
     batch = LastItem().train(toy_batch((6, 2, 5, 3)))
     encoded = model(batch, items)
-    torch.testing.assert_close(encoded.extra["noisy"], encoded.extra["steps"][:, 1:])
+    torch.testing.assert_close(encoded.read(NoisyStates).states, encoded.read(ReasoningStates).states[:, 1:])
     loss = StepContrast(temperature=0.7)(Step(batch, encode=lambda _: encoded, items=items))
-    torch.testing.assert_close(loss, contrast(encoded.extra["steps"], 0.7))
+    torch.testing.assert_close(loss, contrast(encoded.read(ReasoningStates).states, 0.7))
     summed = StepContrast(temperature=0.7, reduction="sum")(Step(batch, encode=lambda _: encoded, items=items))
     torch.testing.assert_close(summed, 2 * loss)
 
@@ -257,8 +258,8 @@ def test_check_07_noise_enters_each_latent_and_does_not_compound_through_the_sta
     torch.manual_seed(5)
     encoded = model(toy_batch((3,) * 4000), items)
     assert isinstance(model.position, nn.Parameter)
-    latents = encoded.extra["steps"][:, :-1] + model.position
-    noise = encoded.extra["noisy"] - latents
+    latents = encoded.read(ReasoningStates).states[:, :-1] + model.position
+    noise = encoded.read(NoisyStates).states - latents
     assert noise.std().item() == pytest.approx(0.3, rel=0.02)
     torch.testing.assert_close(noise.flatten(0, 1).T.cov(), 0.09 * torch.eye(DIM), atol=0.01, rtol=0)
 
@@ -286,24 +287,30 @@ class Forgetful(nn.Module):
 def test_check_08_noise_waits_for_the_warm_up_and_ends_with_training(targets: bool) -> None:
     model, items = pair(SASRec(DIM, 1, 1, 0.3, 60), 2, noise=0.01)
     batch = LastItem().train(toy_batch((6, 2, 5, 3))) if targets else toy_batch((6, 2))
-    for epoch, rows in ((0, 0), (1, 0), (2, len(batch.wanted)), (7, len(batch.wanted))):  # epochs 1 and 2 of the code
+    for epoch, rows in (
+        (0, 0),
+        (1, 0),
+        (2, len(batch.wanted_tokens)),
+        (7, len(batch.wanted_tokens)),
+    ):  # epochs 1 and 2 of the code
         model.train()
         model.on_epoch(epoch)
         encoded = model(batch, items)
-        assert encoded.extra["noisy"].shape == (rows, 2, DIM)
+        assert encoded.read(NoisyStates).states.shape == (rows, 2, DIM)
         loss = StepContrast()(Step(batch, encode=partial(model, items=items), items=items))
         assert (loss.item() == 0) == (rows == 0)
         model.eval()
         first, second = model(batch, items), model(batch, items)
-        assert first.extra["noisy"].numel() == 0
+        assert first.read(NoisyStates).states.numel() == 0
         assert torch.equal(first.tokens, second.tokens)
 
 
 def test_check_08_the_noisy_branch_has_a_dropout_of_its_own() -> None:
     model, items = pair(SASRec(DIM, 1, 1, 0.5, 60), 1, noise=0.0, warmup=0)
     model.train()
-    extra = model(toy_batch((6, 2)), items).extra
-    assert not torch.allclose(extra["noisy"], extra["steps"][:, 1:], atol=1e-2)
+    encoded = model(toy_batch((6, 2)), items)
+    noisy, steps = encoded.read(NoisyStates).states, encoded.read(ReasoningStates).states
+    assert not torch.allclose(noisy, steps[:, 1:], atol=1e-2)
 
 
 def step_of(model: ReaRec, items: IdItems, batch: Batch) -> Step:
@@ -315,7 +322,8 @@ def test_check_09_divergence_is_zero_for_equal_steps_only() -> None:
     step = step_of(model, items, toy_batch((6, 2, 5)))
     assert step.encoded is not None
     assert StepDiversity()(step).item() < -1e-3
-    step.encoded.extra["steps"] = step.encoded.extra["steps"][:, :1].expand(-1, 3, -1)
+    states = step.encoded.read(ReasoningStates).states[:, :1].expand(-1, 3, -1)
+    step = replace(step, encode=lambda view: replace(model(view, items), given=(ReasoningStates(states),)))
     assert StepDiversity()(step).item() == pytest.approx(0.0, abs=1e-6)
 
 
@@ -323,9 +331,9 @@ def test_check_10_ensemble_scores_with_the_mean_whatever_the_temperature() -> No
     model, items = pair(ENCODERS["gru4rec"](), 3)
     batch = toy_batch((6, 2, 5))
     encoded = model(batch, items)
-    torch.testing.assert_close(encoded.user, encoded.extra["steps"].mean(1))
+    torch.testing.assert_close(encoded.user, encoded.read(ReasoningStates).states.mean(1))
     last, _ = pair(ENCODERS["gru4rec"](), 3, combine="last")
-    assert torch.equal(last(batch, items).user, last(batch, items).extra["steps"][:, -1])
+    assert torch.equal(last(batch, items).user, last(batch, items).read(ReasoningStates).states[:, -1])
     best = [
         Recommender(IdItems(DIM), ReaRec(ENCODERS["gru4rec"](), 2), FullSoftmax(temperature))
         for temperature in (0.1, 5)
@@ -380,7 +388,7 @@ def recommender(encoder: Any, method: str, steps: int = 2, weight: float = 0.05)
 
 def total(model: Recommender, batch: Batch) -> Tensor:
     batch = model.prepare(batch, Step(batch))
-    return sum(model.loss(Step(batch, total_weight=len(batch.wanted))).values())  # type: ignore[return-value]
+    return sum(model.loss(Step(batch, total_weight=len(batch.wanted_tokens))).values())  # type: ignore[return-value]
 
 
 @torch.inference_mode()
@@ -432,7 +440,7 @@ def test_check_16_steps_differ_more_with_the_divergence_than_without() -> None:
             optimizer.zero_grad()
             total(model, batch).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        steps = F.normalize(model.eval().encode(batch).extra["steps"], dim=2)
+        steps = F.normalize(model.eval().encode(batch).read(ReasoningStates).states, dim=2)
         cosine = steps @ steps.transpose(1, 2)
         cosines.append(((cosine.sum((1, 2)) - 3) / 6).mean().item())
     assert cosines[1] < cosines[0] - 0.01
@@ -483,14 +491,26 @@ def test_histories_read_again_carry_latents_behind_the_token_they_follow() -> No
     encoded = model(batch, items)
     assert isinstance(model.position, nn.Parameter)
     torch.testing.assert_close(
-        encoded.extra["steps"][:, 2], encoded.tokens * 0 + items.embed(batch.flat_ids) + model.position.sum(0)
+        encoded.read(ReasoningStates).states[:, 2],
+        encoded.tokens * 0 + items.embed(batch.flat_ids) + model.position.sum(0),
     )
     second = seen[2]
     assert second.lengths.tolist() == [3, 3, 4, 5]
     assert second.ids.gt(NUM_ITEMS).sum().item() == 8
     assert second.times is not None and second.times[3].tolist() == [60_000, 120_000, 180_000, 180_000, 180_000]
-    assert second.extra["target_times"][3].tolist() == [120_000, 180_000, 240_000, 240_000, 240_000]
-    assert second.wanted.tolist() == second.last.tolist()
+    assert second.target_times[3].tolist() == [120_000, 180_000, 240_000, 240_000, 240_000]
+    assert second.wanted_tokens.tolist() == second.last.tolist()
+
+
+def test_all_tokens_reason_where_all_are_asked_for_with_a_target_or_without() -> None:
+    batch = NextItem().train(toy_batch((6, 2, 4)))
+    batch = batch.replace(targets=batch.targets * (torch.arange(5) % 2))  # type: ignore[operator]
+    found = []
+    for cache in ("always", "never"):
+        model, items = pair(SASRec(DIM, 2, 2, 0.0, 60, positions="none"), 2, cache=cache)
+        found.append(model.eval()(batch.ask_all(), items).read(ReasoningStates).states)
+    assert len(found[0]) == len(batch.flat) > len(batch.wanted_tokens)
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
 
 
 def test_steps_are_an_argument_at_inference() -> None:
@@ -501,7 +521,7 @@ def test_steps_are_an_argument_at_inference() -> None:
         wrapped.inference_steps = steps
         torch.testing.assert_close(model.encode(batch).user, wrapped(batch, model.items, steps).user)
     wrapped.train()
-    assert wrapped(batch, model.items).extra["steps"].shape[1] == 4
+    assert wrapped(batch, model.items).read(ReasoningStates).states.shape[1] == 4
     for wrong in (-1, 4):
         with pytest.raises(ValueError, match="steps"):
             wrapped(batch, model.items, wrong)
@@ -513,7 +533,7 @@ def test_empty_histories_have_no_state_and_no_steps() -> None:
     some = toy_batch((3, 2))
     none = some.replace(ids=some.ids * 0, lengths=some.lengths * 0)
     encoded = model(none, items)
-    assert encoded.extra["steps"].shape == (0, 3, DIM)
+    assert encoded.read(ReasoningStates).states.shape == (0, 3, DIM)
     assert encoded.user.abs().max() == 0
     mixed = some.replace(ids=some.ids * torch.tensor([[1], [0]]), lengths=some.lengths * torch.tensor([1, 0]))
     assert model(mixed, items).user[1].abs().max() == 0

@@ -627,7 +627,7 @@ def test_r1_fit_draws_targets_from_the_whole_history_and_late_ones_in_pretrainin
 
     def seen(self, batch, generator=None):
         made = train(self, batch, generator)
-        events, users = made.extra["events"].numpy(), made.users.numpy()
+        events, users = made.events.numpy(), made.users.numpy()
         lengths = split.train.lengths[users] - 1
         asked[self.stage] += ((events - split.train.start[users]) / lengths).tolist()
         assert batch.ids.shape[1] <= 4

@@ -188,7 +188,7 @@ def test_the_newest_states_are_the_same_when_no_others_are_asked_for(layout: str
     assert len(batch.groups) > 1
     alone, among = encoder(batch, items), encoder(batch.ask_all(), items)
     torch.testing.assert_close(alone.user, among.user, atol=1e-6, rtol=1e-5)
-    assert int(alone.tokens.any(1).sum()) == len(batch.wanted) < len(batch.flat)
+    assert int(alone.tokens.any(1).sum()) == len(batch.wanted_tokens) < len(batch.flat)
     pull = torch.randn(alone.user.shape)
     weights = [items.weight, *encoder.parameters()]
     spared, whole = (torch.autograd.grad((one.user * pull).sum(), weights, allow_unused=True) for one in (alone, among))

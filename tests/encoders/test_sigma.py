@@ -112,9 +112,9 @@ def test_states_equal_the_padded_reference(num_layers: int, flip: str, gate_cros
 def test_gradients_equal_the_padded_reference(num_layers: int, flip: str) -> None:
     encoder, items = pair(num_layers=num_layers, flip=flip)
     batch = LastItem().train(batch_of(*([*one, 1] for one in HISTORIES[:4])))
-    weight = torch.randn(len(batch.wanted), encoder.dim)
+    weight = torch.randn(len(batch.wanted_tokens), encoder.dim)
     inputs = [items.weight, *encoder.parameters()]
-    ours = torch.autograd.grad((encoder(batch, items).tokens[batch.wanted] * weight).sum(), inputs)
+    ours = torch.autograd.grad((encoder(batch, items).tokens[batch.wanted_tokens] * weight).sum(), inputs)
     last = torch.stack([reference(encoder, items, one)[-1] for one in HISTORIES[:4]])
     theirs = torch.autograd.grad((last * weight).sum(), inputs)
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
@@ -258,8 +258,10 @@ def test_check_10_readout_of_wanted_tokens_equals_the_full_computation(num_layer
     for readout in ("wanted", "all"):
         encoder, items = pair(num_layers=num_layers, flip=flip, readout=readout)
         found[readout] = encoder(batch, items).tokens
-    torch.testing.assert_close(found["wanted"][batch.wanted], found["all"][batch.wanted], atol=1e-6, rtol=0)
-    others = torch.ones(len(batch.flat), dtype=torch.bool).index_fill(0, batch.wanted, False)
+    torch.testing.assert_close(
+        found["wanted"][batch.wanted_tokens], found["all"][batch.wanted_tokens], atol=1e-6, rtol=0
+    )
+    others = torch.ones(len(batch.flat), dtype=torch.bool).index_fill(0, batch.wanted_tokens, False)
     assert found["wanted"][others].abs().sum() == 0
     assert found["all"][others].abs().sum() > 0
 

@@ -18,6 +18,7 @@ import torch
 import recsys as rs
 from recsys.data.prepared import Prepared
 from recsys.data.vocabulary import Vocabulary
+from recsys.encoders.slmrec import BlockEnds
 from recsys.errors import DataError
 from recsys.eval.sampled import draw_negatives, evaluate_sampled
 from recsys.items.frozen import FrozenItems
@@ -159,7 +160,7 @@ def test_check_02_adapters_begin_as_a_no_op_and_merge_without_a_change() -> None
     trained.merge()
     after = trained(batch, items)
     assert largest(before.user, after.user) < 1e-5
-    assert largest(before.extra["blocks"], after.extra["blocks"]) < 1e-5
+    assert largest(before.read(BlockEnds).states, after.read(BlockEnds).states) < 1e-5
     assert not any("lora" in name for name, _ in trained.named_parameters())
 
 
@@ -251,7 +252,7 @@ def test_check_07_blocks_end_at_equal_distances_and_must_divide_the_depth(teache
 
 def test_check_07_block_ends_are_the_hidden_states_of_the_model() -> None:
     model, batch, items = bound(4, 2, share_prefix=False), toy_batch(), table()
-    found = model(batch, items).extra["blocks"]
+    found = model(batch, items).read(BlockEnds).states
     for row, length in enumerate(batch.lengths.tolist()):
         ids = batch.ids[row, :length]
         prefix, suffix = model.backbone.embed(model.prefix_ids), model.backbone.embed(model.suffix_ids)
@@ -291,9 +292,9 @@ def test_check_10_a_shared_prefix_gives_the_same_states_and_gradients() -> None:
     for share in (True, False):
         model = bound(blocks=2, share_prefix=share)
         encoded = model(batch, items)
-        (encoded.user.square().sum() + encoded.extra["blocks"].square().sum()).backward()
+        (encoded.user.square().sum() + encoded.read(BlockEnds).states.square().sum()).backward()
         gradients = [value.grad for value in model.parameters()]
-        found.append((encoded.user, encoded.extra["blocks"], *gradients))
+        found.append((encoded.user, encoded.read(BlockEnds).states, *gradients))
     assert max(largest(a, b) for a, b in zip(*found)) < 1e-4
 
 
@@ -342,7 +343,7 @@ def test_check_13_supervision_is_the_cross_entropy_of_each_head(teacher: str) ->
     model.bind(toy_context())
     model.eval()
     step = prepared_step(model)
-    states, targets = step.encoded.extra["blocks"], step.batch.targets.sum(1) - 1
+    states, targets = step.encoded.read(BlockEnds).states, step.batch.targets.sum(1) - 1
     weights = step.batch.weights.sum(1)
     scores = torch.stack([states[:, k] @ part.heads[k].T @ model.items.weight[1:].T for k in range(3)], 1)
     losses = torch.nn.functional.cross_entropy(scores.flatten(0, 1), targets.repeat_interleave(3), reduction="none")

@@ -17,7 +17,7 @@ from recsys.data.batch import Batch
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
 from recsys.data.vocabulary import Vocabulary
-from recsys.encoders.unirec import MixtureBlock, ScoreMixing, UniRec
+from recsys.encoders.unirec import Branches, MixtureBlock, ScoreMixing, UniRec
 from recsys.errors import DataError
 from recsys.eval.evaluate import evaluate
 from recsys.items.ids import IdItems
@@ -118,7 +118,7 @@ def test_states_equal_a_loop_over_one_history(settings: dict[str, Any]) -> None:
     batch = batch_of([3, 1, 4, 1, 5, 9])
     encoded = encoder(batch, items)
     expected = torch.stack([loop(encoder, items, batch, branch) for branch in range(len(encoder.branches))])
-    torch.testing.assert_close(encoded.extra["branches"], expected, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(encoded.read(Branches).states, expected, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(encoded.tokens, expected[..., :DIM].sum(0), atol=4e-5, rtol=1e-4)
 
 
@@ -132,7 +132,7 @@ def test_u1_interval_branch_scores_the_calendar_in_its_first_block() -> None:
         with torch.no_grad():
             encoder.blocks[0].item_key.weight.zero_()
             encoder.blocks[0].item_key.bias.zero_()
-        encoded = encoder(batch, items).extra["branches"]
+        encoded = encoder(batch, items).read(Branches).states
         expected = torch.stack([loop(encoder, items, batch, branch) for branch in (0, 1)])
         torch.testing.assert_close(encoded, expected, atol=2e-5, rtol=1e-4)
         weights[first] = encoded
@@ -147,10 +147,10 @@ def test_u1_only_own_times_do_without_the_calendar(branches: tuple[str, ...]) ->
     assert one.times is not None
     later = one.replace(times=one.times + 100 * DAY)  # the same waits on other dates
     at = branches.index("interval")
-    moved = encoder(one, items).extra["branches"][at] - encoder(later, items).extra["branches"][at]
+    moved = encoder(one, items).read(Branches).states[at] - encoder(later, items).read(Branches).states[at]
     assert moved.abs().max() > 1e-4
     encoder, items = pair(branches=branches, num_layers=1, first_times="own")
-    same = [encoder(batch, items).extra["branches"][at] for batch in (one, later)]
+    same = [encoder(batch, items).read(Branches).states[at] for batch in (one, later)]
     torch.testing.assert_close(*same)
 
 
@@ -186,11 +186,11 @@ def test_check_01_batch_invariance(settings: dict[str, Any]) -> None:
     ]
     together = encoder(batch_of(*histories), items)
     logits = together.user @ items.weight.T
-    branches = together.extra["branches"].split(together.batch.lengths.tolist(), dim=1)
+    branches = together.read(Branches).states.split(together.batch.lengths.tolist(), dim=1)
     for row in (0, 1, 2, 3, 10, 39):
         alone = encoder(batch_of(histories[row]), items)
         torch.testing.assert_close(alone.user @ items.weight.T, logits[row : row + 1], atol=2e-5, rtol=1e-4)
-        torch.testing.assert_close(alone.extra["branches"], branches[row], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(alone.read(Branches).states, branches[row], atol=2e-5, rtol=1e-4)
 
 
 def test_check_02_evaluation_is_deterministic_and_training_is_noisy() -> None:
@@ -223,7 +223,7 @@ def test_check_10_waiting_times_have_one_unit_in_training_and_ranking() -> None:
     encoder, items = pair(num_layers=0)
     history = batch_of([1, 2, 3, 4, 5])
     made = NextItem().train(history)
-    contexts = encoder(made, items).extra["contexts"]  # of items 2..5
+    contexts = encoder(made, items).read(Branches).contexts  # of items 2..5
     read, nothing = encoder._read_clocks(history, history.flatten(history.times))
     torch.testing.assert_close(contexts, read.transpose(0, 1)[:, 1:], atol=1e-6, rtol=1e-6)
     assert nothing is None
@@ -233,7 +233,7 @@ def test_check_10_waiting_times_have_one_unit_in_training_and_ranking() -> None:
 def test_check_11_one_query_time_ranks_as_none_does() -> None:
     encoder, items = pair()
     encoded = encoder(batch_of([1, 2, 3], [4, 5]), items)
-    last = encoded.extra["branches"][:, encoded.batch.last]  # (C, B, 2 D)
+    last = encoded.read(Branches).states[:, encoded.batch.last]  # (C, B, 2 D)
     context = torch.randn(2, 2, DIM)
     vectors = items.weight[1:]
     full = torch.zeros(2, NUM_ITEMS)

@@ -63,9 +63,9 @@ def explicit(layer: Attention, query: Tensor, source: Tensor, sees: Tensor) -> T
 def encoded_anew(encoder: Transformer, items: IdItems, batch: Batch, latents: Tensor) -> Tensor:
     """(Q, K, D): for each wanted token its history and its latents (Q, K, D), through the blocks at once."""
     entered = encoder._enter(batch, items).split(batch.lengths.tolist())
-    rows = (batch.flat[batch.wanted] // batch.ids.shape[1]).tolist()
+    rows = (batch.flat[batch.wanted_tokens] // batch.ids.shape[1]).tolist()
     states = []
-    for row, position, own in zip(rows, batch.positions[batch.wanted].tolist(), latents, strict=True):
+    for row, position, own in zip(rows, batch.positions[batch.wanted_tokens].tolist(), latents, strict=True):
         history = entered[row] if encoder.sees == "all" else entered[row][: position + 1]
         x = torch.cat([history, encoder.before(own)])
         sees = torch.ones(len(x), len(x), dtype=torch.bool).tril()
@@ -87,7 +87,7 @@ def stepped(encoder: Transformer, items: IdItems, batch: Batch, latents: Tensor)
 
 
 def random_latents(batch: Batch, count: int) -> Tensor:
-    shape = len(batch.wanted), count, DIM
+    shape = len(batch.wanted_tokens), count, DIM
     return torch.randn(shape, generator=torch.Generator().manual_seed(2)).requires_grad_()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -14,15 +16,19 @@ from recsys.augmentations.insert import Insert
 from recsys.auxiliaries.coserec import CoSeRec
 from recsys.auxiliaries.duorec import DuoRec
 from recsys.auxiliaries.editor import Editor
+from recsys.auxiliaries.reasoning import StepContrast
 from recsys.auxiliaries.semantic import SemanticContrast
 from recsys.auxiliaries.triplet import TripletContrast
+from recsys.auxiliaries.unirec import UniRecLoss
 from recsys.data.batch import Batch
 from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.gru4rec import GRU4Rec
+from recsys.encoders.rearec import ReaRec, ReasoningStates
 from recsys.encoders.sasrec import SASRec
+from recsys.encoders.unirec import UniRec
 from recsys.items.ids import IdItems
 from recsys.objectives.softmax import FullSoftmax
-from recsys.protocols import Context, Step
+from recsys.protocols import Context, Encoded, Step
 from recsys.recommenders.composed import Recommender
 from recsys.statistics.similarity import ItemCF
 from recsys.storage.parts import build, describe
@@ -205,3 +211,56 @@ def test_weightings_multiply_the_losses_and_the_divisor_only_if_normalised(norma
     found.backward()
     (losses * data * rate).sum().div(weight).backward()
     torch.testing.assert_close(weighted.items.weight.grad, plain.items.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+class Reads(nn.Module):
+    """An auxiliary, or an objective, that reads what not every encoder gives."""
+
+    reads = frozenset({ReasoningStates})
+    weight = 1.0
+
+
+class Holds(nn.Module):
+    weight = 0.5
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+
+@dataclass(frozen=True)
+class Mood:
+    """Given by nobody."""
+
+
+@pytest.mark.parametrize(
+    "parts", [{"objective": Reads()}, {"auxiliaries": [Reads()]}, {"auxiliaries": [Holds(Reads())]}]
+)
+def test_a_loss_that_reads_what_the_encoder_does_not_give_is_refused(parts: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"Reads reads ReasoningStates, which SASRec does not give: use ReaRec"):
+        model_of(**parts)
+    reasons = ReaRec(SASRec(8, max_length=5), 1)
+    Recommender(**{"items": IdItems(8), "encoder": reasons, "objective": FullSoftmax(), **parts})
+
+
+def test_what_is_given_depends_on_how_the_encoder_is_made() -> None:
+    plain, noisy = (ReaRec(SASRec(8, max_length=5), 1, noise=noise) for noise in (None, 0.1))
+    contrast = {"auxiliaries": [StepContrast()]}
+    with pytest.raises(ValueError, match=r"NoisyStates.*noise=0\.01"):
+        Recommender(IdItems(8), plain, FullSoftmax(), **contrast)
+    Recommender(IdItems(8), noisy, FullSoftmax(), **contrast)
+    with pytest.raises(ValueError, match=r"UniRecLoss reads Branches, which ReaRec does not give: use UniRec"):
+        Recommender(IdItems(8), ReaRec(UniRec(8, max_length=5), 1), UniRecLoss())
+    Recommender(IdItems(8), ReaRec(UniRec(8, max_length=5), 0), UniRecLoss())
+    idle = Reads()
+    idle.weight = 0
+    Recommender(IdItems(8), SASRec(8), FullSoftmax(), auxiliaries=[idle])
+
+
+def test_what_an_encoder_gives_is_found_by_its_class() -> None:
+    batch = training_batch()
+    states = ReasoningStates(torch.zeros(2, 2, 8))
+    encoded = Encoded(batch, torch.zeros(6, 8), (states,))
+    assert encoded.read(ReasoningStates) is states and encoded.get(Mood) is None
+    with pytest.raises(ValueError, match="Mood, and the encoder gives ReasoningStates: use an encoder that names it"):
+        encoded.read(Mood)

@@ -64,7 +64,7 @@ def test_a_batch_carries_the_events_it_predicts_when_a_part_needs_them():
     split = made()
     users = np.flatnonzero(split.train.lengths > 1)
     batch = split.train.gather(users, 3, needs=frozenset({"events"}))
-    assert batch.extra["events"].tolist() == (split.train.stop[users] - 1).tolist()
-    assert split.train.gather(users, 3).extra == {}
-    moved = batch.select(torch.tensor([1, 0])).extra["events"]
-    assert moved.tolist() == batch.extra["events"][[1, 0]].tolist()
+    assert batch.events.tolist() == (split.train.stop[users] - 1).tolist()
+    assert split.train.gather(users, 3).events is None
+    moved = batch.select(torch.tensor([1, 0])).events
+    assert moved.tolist() == batch.events[[1, 0]].tolist()

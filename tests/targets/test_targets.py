@@ -101,7 +101,7 @@ def test_masked_items_are_targets_where_the_mask_stands():
     assert torch.equal(found.ids[~places], batch.ids[~places])
     assert torch.equal(found.weights, batch.weights * places)
     assert found.lengths.tolist() == [4, 2]
-    assert found.extra["target_times"].tolist() == found.times.tolist() == [[7, 8, 9, 10], [5, 6, 0, 0]]
+    assert found.target_times.tolist() == found.times.tolist() == [[7, 8, 9, 10], [5, 6, 0, 0]]
 
 
 def test_masked_items_by_hand():
@@ -177,7 +177,7 @@ def test_one_target_has_the_time_of_its_target():
     for seed in range(5):
         found = OneTarget().train(rows, torch.Generator().manual_seed(seed))
         last = (found.lengths - 1)[:, None]
-        assert torch.equal(found.extra["target_times"].gather(1, last), rows.times.gather(1, last + 1))
+        assert torch.equal(found.target_times.gather(1, last), rows.times.gather(1, last + 1))
         assert torch.equal(found.targets.gather(1, last), rows.ids.gather(1, last + 1))
 
 
@@ -186,10 +186,10 @@ def test_event_and_time_that_come_along_are_those_of_the_newest_target(targets):
     training = toy_context().training
     rows = training.gather(np.arange(40), 9, needs=frozenset({"events", "times", "query_time"}))
     made = targets.train(rows, torch.Generator().manual_seed(0))
-    place = torch.as_tensor(made.extra["events"].numpy() - training.start[:40])
+    place = torch.as_tensor(made.events.numpy() - training.start[:40])
     wanted = newest_target(made)
     known = wanted > 0
     assert known.sum() > 30
     assert torch.equal(training.gather(np.arange(40)).ids.gather(1, place[:, None]).squeeze(1)[known], wanted[known])
     at = (made.lengths - 1).clamp(min=0)[:, None]
-    assert torch.equal(made.query_time[known], made.extra["target_times"].gather(1, at).squeeze(1)[known])
+    assert torch.equal(made.query_time[known], made.target_times.gather(1, at).squeeze(1)[known])

@@ -94,10 +94,10 @@ def test_r1_a_drawn_target_lies_anywhere_in_the_history_with_the_events_before_i
         for batch in batches.epoch(epoch):
             assert batch.ids.shape[1] <= length + 1  # no more of a history is read than the window
             made = targets.train(batch, torch.Generator().manual_seed(0))
-            assert "place" not in made.extra
+            assert made.target_index is None
             for row, user in enumerate(made.users.tolist()):
                 history, inputs = training.history(user).tolist(), int(made.lengths[row])
-                place = int(made.extra["events"][row]) - int(training.start[user])
+                place = int(made.events[row]) - int(training.start[user])
                 assert max((len(history) - 1) // 2 if late else 1, 1) <= place < len(history)
                 assert made.ids[row, :inputs].tolist() == history[max(place - length, 0) : place]
                 assert made.targets[row, inputs - 1] == history[place]
@@ -113,7 +113,7 @@ def test_r1_every_event_but_the_first_is_a_target_as_often_as_another(prepare):
     count = np.zeros(41)
     for epoch in range(80):
         for batch in batches.epoch(epoch):
-            place = OneTarget().train(batch).extra["events"].numpy() - training.start[batch.users.numpy()]
+            place = OneTarget().train(batch).events.numpy() - training.start[batch.users.numpy()]
             np.add.at(count, place, 1)
     assert count[0] == 0 and count[1:].min() > 0
     expected = 60 * 80 / 40
@@ -127,7 +127,7 @@ def test_r1_epochs_draw_other_targets_and_windows_may_slide(prepare):
     assert items_of(first) != items_of(second)
     sliding = TrainBatches(training, "drawn", 3, batch_size=20, windows="sliding")
     assert sliding.num_rows == sliding.num_targets == 60
-    assert all("place" not in batch.extra for batch in sliding.epoch(0))
+    assert all(batch.target_index is None for batch in sliding.epoch(0))
 
 
 CHOICES = [

@@ -11,6 +11,7 @@ from recsys.auxiliaries.cl4srec import CL4SRec
 from recsys.auxiliaries.duorec import DuoRec
 from recsys.auxiliaries.triplet import TripletContrast
 from recsys.encoders.sasrec import SASRec
+from recsys.encoders.unirec import Branches
 from recsys.items.ids import IdItems
 from recsys.items.recformer import RecformerItems
 from recsys.objectives.softmax import FullSoftmax
@@ -123,7 +124,7 @@ WRONG = {
     "term of float": (auxiliary(lambda step: 0.5), "MyTerm"),
     "term not finite": (auxiliary(lambda step: step.encoded.user.sum() / 0), "MyTerm"),
     "times nobody gives": (auxiliary(lambda step: step.batch.times[:, 0].float().mean()), "times"),
-    "extra nobody gives": (auxiliary(lambda step: step.encoded.extra["branches"].mean()), "branches"),
+    "extra nobody gives": (auxiliary(lambda step: step.encoded.read(Branches).states.mean()), "Branches"),
     "weights it must have": (objective(lambda loss: (loss * None).sum()), "MyLoss"),
     "view of fewer": (augmentation(lambda batch: batch.select(torch.arange(2))), "MyView"),
     "view in place": (augmentation(shifted), "MyView"),
@@ -134,7 +135,7 @@ WRONG = {
     "targets of one column": (targets(lambda b: b.replace(targets=b.targets[:, :1])), "MyTargets"),
     "no targets": (targets(lambda b: b.replace(targets=None)), "MyTargets"),
     "states of padding": (encoder(lambda e: Encoded(e.batch, e.states.flatten(0, 1))), "MyEncoder"),
-    "user of another width": (encoder(lambda e: Encoded(e.batch, e.tokens, {"user": e.user[:, :2]})), "MyEncoder"),
+    "user of another width": (encoder(lambda e: Encoded(e.batch, e.tokens, users=e.user[:, :2])), "MyEncoder"),
     "no encoded": (encoder(lambda e: e.tokens), "MyEncoder"),
     "scores from row 0": (items(scores=lambda self, users, **more: users @ self.weight.T), "MyItems"),
     "scores of some": (items(scores=lambda self, users, **more: users @ self.weight[1:5].T), "MyItems"),

@@ -308,7 +308,7 @@ def test_periods_count_within_their_time() -> None:
     np.testing.assert_allclose(part.theta[:, 1:], [[1.0, 1 / 3, 0.01], [1 / 3, 1.0, 0.01]], rtol=1e-6)
     batch = targets_batch(torch.tensor([[1, 1, 2, 1]]))
     asked = torch.tensor([[0, 12 * day, 99 * day, -day]])
-    theta = part(batch.replace(extra={"target_times": asked}))
+    theta = part(batch.replace(target_times=asked))
     np.testing.assert_allclose(theta, [[1.0, 1 / 3, 1.0, 1.0]], rtol=1e-6)
     assert InversePropensity(part).needs == {"times"}
     with pytest.raises(ValueError, match="times"):
@@ -335,7 +335,7 @@ def test_given_propensities_are_looked_up_by_raw_id(tmp_path) -> None:  # type: 
 
 def test_places_in_a_list() -> None:
     part = InversePropensity(PositionPropensity([1.0, 0.5, 0.25]))
-    batch = targets_batch(torch.tensor([[1, 2, 3]]), extra={"target_places": torch.tensor([[0, 2, 9]])})
+    batch = targets_batch(torch.tensor([[1, 2, 3]]), features={"target_places": torch.tensor([[0, 2, 9]])})
     assert part(batch).tolist() == [[1.0, 4.0, 4.0]]
     with pytest.raises(ValueError, match="target_places"):
         part(targets_batch(torch.tensor([[1]])))
