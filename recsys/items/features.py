@@ -29,6 +29,7 @@ from recsys.data.column import Column
 from recsys.data.features import Features
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
+from recsys.items.kept import Kept
 from recsys.items.local import LocalItems
 from recsys.items.rows import no_row
 from recsys.nn.features import KINDS, read_names, scale_of, write_names
@@ -41,7 +42,8 @@ FAR = 10.0  # deviations from the mean beyond which a number counts no further
 class FeatureItems(LocalItems):
     """A vector per item, of its features in the item table, tied: one table for the input and the output.
 
-    Features and categories are saved with the model, so a loaded one needs no item table.
+    Features and categories are saved with the model, so a loaded one needs no item table. Without gradients in eval
+    mode the vectors of all items are kept for as long as the weights stay as they are.
 
     Args:
         columns: column of the item table -> its kind, "category", "number" or "list", as in ``read_items(kinds=)``.
@@ -77,6 +79,7 @@ class FeatureItems(LocalItems):
         self.columns, self.dim, self.scale, self.extra = dict(columns), dim, scale, extra
         self.num_items = 0
         self._known: dict[str, tuple[Tensor, Vocabulary]] = {}  # categories that were decoded
+        self._kept: Kept | None = None
         self.rows = nn.Parameter(torch.empty(extra, dim)) if extra else None
         for key, _, kind in self._keyed():
             self._lay(key, kind, Column.of(kind, []))
@@ -87,7 +90,7 @@ class FeatureItems(LocalItems):
         Raises:
             DataError: the data have no such column, or it is of another kind.
         """
-        self.num_items = context.num_items
+        self.num_items, self._kept = context.num_items, None
         seen = None if context.training is None else context.training.item_counts() > 0
         for key, name, kind in self._keyed():
             column = Column.of(kind, []) if seen is None else self._column(context.item_features, name, kind)
@@ -173,7 +176,10 @@ class FeatureItems(LocalItems):
         return vectors.view(*ids.shape, self.dim)
 
     def _vectors(self, rows: slice) -> Tensor:
-        return self._of(torch.arange(rows.start, rows.stop, device=self.column0.device))
+        table = self._table()
+        return (
+            self._of(torch.arange(rows.start, rows.stop, device=self.column0.device)) if table is None else table[rows]
+        )
 
     def add_items(self, ids: Sequence[Any], vectors: Any = None, features: Any = None) -> None:
         """Rows for further items behind those there are, of their ``features``: a Features, or column -> raw values.
@@ -199,7 +205,19 @@ class FeatureItems(LocalItems):
             empty = Column.of(kind, [])
             column = Column(kind, empty.values, empty.offsets, categories).encode(values)[0]
             self._append(key, kind, column)
-        self.num_items += len(ids)
+        self.num_items, self._kept = self.num_items + len(ids), None
+
+    def _table(self) -> Tensor | None:
+        """(1 + N, D), where it may be kept: without gradients, in eval mode; None elsewhere."""
+        if self.training or torch.is_grad_enabled():
+            self._kept = None
+            return None
+        weights, large = list(self.parameters()), list(self.buffers())
+        if self._kept is None or not self._kept.holds(weights, large):
+            with torch.inference_mode(False), torch.no_grad():
+                whole = self._of(torch.arange(self.num_items + 1, device=self.column0.device))
+                self._kept = Kept(whole, weights, large)
+        return self._kept.table
 
     def _keyed(self) -> list[tuple[str, str, str]]:
         """Key of the tensors, name and kind of each column."""

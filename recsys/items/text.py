@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from recsys.data.vectors import Vectors
 from recsys.errors import DataError
+from recsys.items.kept import Kept
 from recsys.items.local import LocalItems
 from recsys.items.rows import no_row, rows_for
 from recsys.protocols import Change, Context
@@ -97,7 +98,7 @@ class TextItems(LocalItems):
         self.rows = nn.Parameter(torch.empty(2 + extra, dim))  # b, the row of items without text, the input-only rows
         self.register_buffer("known", torch.zeros(0, dtype=torch.bool))  # (N+1,)
         self._hold(torch.zeros(0, text_dim))
-        self._kept: _Kept | None = None
+        self._kept: Kept | None = None
 
     def bind(self, context: Context) -> None:
         """Take the text vectors of the catalogue (a loaded model: of the saved tensors) and initialise the rest.
@@ -253,46 +254,14 @@ class TextItems(LocalItems):
         if self.training or torch.is_grad_enabled():
             self._kept = None
             return None
-        if self._kept is None or not self._kept.holds(self):
+        weights = [value for name, value in self.named_parameters() if name != "text"]
+        if self._kept is None or not self._kept.holds(weights, [self.text, self.known]):
             with torch.inference_mode(False), torch.no_grad():
                 extra = self.rows[2:]
                 whole = [self.rows.new_zeros(1, self.dim), self._block(slice(1, self.num_items + 1)), extra]
-                self._kept = _Kept(self, torch.cat([part.to(extra.dtype) for part in whole]))
+                table = torch.cat([part.to(extra.dtype) for part in whole])
+                self._kept = Kept(table, weights, [self.text, self.known])
         return self._kept.table
 
     def _no_row(self, ids: Tensor) -> ValueError:
         return no_row(ids, self.num_items, self.extra)
-
-
-class _Kept:
-    """A projected table, and the weights that it was made from.
-
-    The weights of the projection are compared by value: not every way to change them leaves a trace in their version
-    counters. Of what has a row per item the object, its place in memory and its version are remembered.
-    """
-
-    def __init__(self, owner: nn.Module, table: Tensor) -> None:
-        self.table = table
-        self.large = [_marks(value) for value in _large(owner)]
-        self.small = [value.detach().clone() for value in _small(owner)]
-
-    def holds(self, owner: nn.Module) -> bool:
-        """Whether the weights of ``owner`` are still those."""
-        if any(_marks(own)[1:] != marks[1:] or own is not marks[0] for own, marks in zip(_large(owner), self.large)):
-            return False
-        return all(
-            value.device == own.device and torch.equal(value, own)
-            for value, own in zip(self.small, _small(owner), strict=True)
-        )
-
-
-def _large(owner: nn.Module) -> list[Tensor]:
-    return [*owner.buffers(), *(value for name, value in owner.named_parameters() if name == "text")]
-
-
-def _small(owner: nn.Module) -> list[Tensor]:
-    return [value for name, value in owner.named_parameters() if name != "text"]
-
-
-def _marks(value: Tensor) -> tuple[Tensor, int, int]:
-    return value, value.data_ptr(), -1 if value.is_inference() else value._version

@@ -208,6 +208,26 @@ def test_carry_leaves_a_run_that_goes_on_as_it_is() -> None:
     assert all(torch.equal(value, before[name]) for name, value in items.state_dict().items())
 
 
+def test_the_vectors_are_made_once_per_evaluation_and_anew_after_a_change(
+    split: rs.Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(rs.SumItems([rs.IdItems(DIM), rs.FeatureItems(KINDS, DIM)]))
+    rs.fit(model, split, epochs=1, progress=False)
+    items: Any = model.items.tables[1]  # type: ignore[attr-defined]
+    sizes: list[int] = []
+    make = items._of
+    monkeypatch.setattr(items, "_of", lambda ids: (sizes.append(len(ids)), make(ids))[1])
+    rs.evaluate(model, split.test, memory=100_000, progress=False)
+    before = model.item_vectors()
+    assert sizes.count(split.num_items + 1) == 1
+    with torch.no_grad():
+        items.column0.data.mul_(2.0)  # leaves no trace in the version counter
+    after = model.item_vectors()
+    assert not np.allclose(before, after)
+    expected = make(torch.arange(split.num_items + 1)) + model.items.tables[0].weight  # type: ignore[attr-defined]
+    np.testing.assert_allclose(after, expected[1:].detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
 def test_a_mask_gets_its_row_and_only_that() -> None:
     encoder = rs.BERT4Rec(DIM, num_layers=1, max_length=8)
     model = Recommender(rs.FeatureItems(KINDS, DIM), encoder, rs.FullSoftmax(), rs.MaskedItems())
