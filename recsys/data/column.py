@@ -196,6 +196,16 @@ class Column:
         flat, edges = names.tolist(), self.offsets.tolist()
         return _objects([", ".join(flat[a:b]) for a, b in pairwise(edges)])
 
+    def plain(self) -> list[Any]:
+        """A plain value per row: a string, a float or a list of strings; None for what is missing (of texts "")."""
+        if self.kind == "text":
+            return list(self.strings().tolist())
+        if self.kind == "number":
+            return [None if one != one else one for one in self.values.tolist()]
+        assert self.categories is not None
+        names = np.concatenate([np.array([None], object), self.categories.ids])[self.values].tolist()
+        return list(names) if self.offsets is None else [names[a:b] for a, b in pairwise(self.offsets.tolist())]
+
     def check(self) -> None:
         """Raise DataError if a code is none of the categories, a number is infinite, or offsets run backwards."""
         edges = () if self.offsets is None else self.offsets

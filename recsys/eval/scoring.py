@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from recsys.data.catalogue import row_map
 from recsys.errors import DataError
 from recsys.recommenders.base import Ranker, Recommends, Scores
+from recsys.recommenders.features import code_maps
 
 if TYPE_CHECKING:
     from recsys.data.batch import Batch
@@ -52,6 +53,9 @@ class Scorer:
         self.num_items, self.rows = _same_items(model, getattr(split, "items", None), part.num_items)
         self.device = device_of(model)
         self.needs = frozenset(getattr(model, "needs", ()))
+        whole: Any = split if hasattr(split, "user_features") else None
+        of_events, of_users = code_maps(model, whole)
+        self.codes = {"features": of_events, "user_features": of_users}
         self.knows_users = _same_users(getattr(model, "cut", None), getattr(split, "users", None))
 
     def lengths(self, index: np.ndarray) -> np.ndarray:
@@ -77,6 +81,11 @@ class Scorer:
         batch = batch.to(self.device)
         if self.rows is not None:
             batch = batch.replace(ids=torch.from_numpy(self.rows).to(self.device)[batch.ids])
+        for field, maps in self.codes.items():
+            if maps:
+                values = getattr(batch, field)
+                known = {name: torch.from_numpy(codes).to(self.device)[values[name]] for name, codes in maps.items()}
+                batch = batch.replace(**{field: {**values, **known}})
         if not self.knows_users:
             batch = batch.replace(users=torch.full_like(batch.users, -1))
         scores = self.model.score_safely(batch)

@@ -118,24 +118,6 @@ class FeatureInputs(nn.Module):
         """The parameters that :meth:`carry` puts right itself: their rows are neither items nor users."""
         return frozenset(key for key, _, _ in self._columns())
 
-    def check_split(self, split: Any) -> None:
-        """Raise DataError unless the columns of ``split`` have the categories that were learned."""
-        for key, name, kind in self._columns():
-            of_events = key.startswith("event")
-            features = split.prepared.features if of_events else split.user_features
-            column = None if features is None else features.get(name)
-            if column is None or column.kind != kind:
-                found = "none" if column is None else f"a {column.kind}"
-                raise DataError(
-                    f"the model reads the {kind} column {name!r} of {'events' if of_events else 'users'}, and the "
-                    f"split has {found}: split the data of the training"
-                )
-            if kind != "number" and column.categories.digest != self._categories(key).digest:
-                raise DataError(
-                    f"the column {name!r} of the split has other categories than the model learned: split the data of "
-                    "the training"
-                )
-
     def request_columns(self) -> tuple[dict[str, Column], dict[str, Column]]:
         """The columns of events and of users, without rows, by which the raw values of a request are read."""
         found: tuple[dict[str, Column], dict[str, Column]] = ({}, {})

@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from recsys.data.column import Column
 from recsys.errors import DataError, printable
+from recsys.hooks import having
 from recsys.recommenders.history import History
+
+if TYPE_CHECKING:
+    from recsys.data.split import Split
 
 
 class Coded(dict[str, np.ndarray]):
@@ -51,6 +55,34 @@ def coded(
         for one, value in zip(made, read, strict=True):
             one[name] = value
     return [replace(one, features=features) for one, features in zip(histories, made, strict=True)], notes
+
+
+def code_maps(model: Any, split: Split | None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Of columns of events and of users: the code that ``model`` knows of each code of ``split`` (0: not known), where
+    the two are not the same.
+
+    Raises:
+        DataError: a column of the split is of another kind.
+    """
+    maps: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
+    if split is None:
+        return maps
+    for _, part in having(model, "request_columns"):
+        for found, known, own in zip(
+            maps, part.request_columns(), (split.prepared.features, split.user_features), strict=True
+        ):
+            for name, column in known.items():
+                given = None if own is None else own.get(name)
+                if given is not None and given.kind != column.kind:
+                    raise DataError(
+                        f"the model reads the column {name!r} as a {column.kind}, and in the split it is a "
+                        f"{given.kind}: scan the data with the kind of the training"
+                    )
+                if given is None or column.categories is None or given.categories.digest == column.categories.digest:
+                    continue
+                codes = np.maximum(column.categories.rows(given.categories.ids), 0)
+                found[name] = np.concatenate([np.zeros(1, np.int64), codes])
+    return maps
 
 
 def _values(history: History, name: str) -> list[Any] | None:
@@ -93,7 +125,8 @@ def _absent(given: Sequence[Any], lengths: Sequence[int], name: str) -> list[str
 
 
 def _unread(histories: Sequence[History], known: set[str]) -> list[str]:
-    others = sorted({name for one in histories for name in one.features or {}} - known)
+    given = [set(one.features) for one in histories if one.features]
+    others = sorted({name for names in given if not names & known for name in names})
     told = ", ".join(printable(name, 40) for name in others[:5])
     return [f"the features {told} are read by no part of this model: it reads {', '.join(sorted(known))}"] * bool(
         others

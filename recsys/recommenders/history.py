@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,7 +69,8 @@ def as_histories(histories: Sequence[Any]) -> list[History]:
 
 
 def histories_of(part: HeldOut, index: np.ndarray) -> list[History]:
-    """The whole raw histories of the users at ``index`` (n,) of a held-out part, with their times where it has any.
+    """The whole raw histories of the users at ``index`` (n,) of a held-out part, with their times and features where it
+    has any.
 
     Raises:
         ValueError: the part knows no raw ids.
@@ -84,10 +85,30 @@ def histories_of(part: HeldOut, index: np.ndarray) -> list[History]:
     times, asked = part.prepared.times, part.query_time
     moments: list[Any] = [None] * len(items) if times is None else np.split(np.asarray(times[events], np.int64), ends)
     users = part.split.users.raw(part.users[index]).tolist()
+    features = _features_of(part, index, events, np.concatenate([[0], part.history_lengths[index].cumsum()]))
     return [
-        History(own.tolist(), when, user, None if asked is None else int(asked[at]), "ms")
-        for own, when, user, at in zip(items, moments, users, index.tolist(), strict=True)
+        History(own.tolist(), when, user, None if asked is None else int(asked[at]), "ms", told)
+        for own, when, user, at, told in zip(items, moments, users, index.tolist(), features, strict=True)
     ]
+
+
+def _features_of(
+    part: HeldOut, index: np.ndarray, events: np.ndarray, ends: np.ndarray
+) -> Sequence[dict[str, Any] | None]:
+    """The raw features of each history, whose events are ``events`` (n,) cut at ``ends``; texts are left out."""
+    of_users = None if part.split is None else part.split.user_features
+    if part.prepared.features is None and of_users is None:
+        return [None] * len(index)
+    found: list[dict[str, Any]] = [{} for _ in index]
+    for name, column in (part.prepared.features or {}).items():
+        values = column.take(events).plain()
+        for one, (start, stop) in zip(found, pairwise(ends.tolist()), strict=True):
+            one[name] = values[start:stop]
+    for name, column in (of_users or {}).items():
+        if column.kind != "text":
+            for one, value in zip(found, column.take(part.users[index]).plain(), strict=True):
+                one[name] = value
+    return found
 
 
 def in_milliseconds(histories: Sequence[History]) -> list[History]:

@@ -138,6 +138,15 @@ def test_a_batch_carries_what_is_asked_for(path):
         split.train.check_needs(frozenset({"device"}))
 
 
+def test_a_part_sees_the_columns_of_training_events_alone(path):
+    training = split_of(path).train
+    assert training.kinds == KINDS
+    assert training.column("device").strings().tolist() == ["", "pad", "tv"]
+    assert training.column("device", np.array([1])).strings().tolist() == ["tv"]
+    with pytest.raises(DataError, match="no column 'place'"):
+        training.column("place")
+
+
 def test_the_loader_gives_them_with_and_without_workers(path):
     split = split_of(path)
     for workers in (0, 1):

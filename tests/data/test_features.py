@@ -40,6 +40,14 @@ def test_texts_come_out_of_every_kind() -> None:
     }
 
 
+def test_plain_values_make_the_same_column_again() -> None:
+    found = features()
+    plain = {name: column.plain() for name, column in found.items()}
+    assert plain["tags"] == [[], ["new", "sale"], [], ["sale", "new", "sale"]] and plain["genre"][0] is None
+    assert Features.of(plain, found.kinds)["tags"].digest == found["tags"].digest
+    assert Column.of("category", plain["genre"]).digest == found["genre"].digest
+
+
 def test_rows_are_taken_and_laid_out() -> None:
     found = features()
     rows = np.array([3, -1, 1])

@@ -194,11 +194,28 @@ def test_data_that_lack_a_column_or_have_another_kind_are_refused(split):
         rs.FeatureInputs()
 
 
-def test_a_split_with_other_categories_is_refused(split):
-    part = bound(rs.FeatureInputs({"button": "category"}, dim=4), split)
-    part.check_split(split)
-    with pytest.raises(DataError, match="'button' of the split has other categories"):
-        part.check_split(split_of(log(names={"next": 1, "hop": 2})))
+def test_categories_of_another_split_are_matched_by_name(learned):
+    model, _ = learned
+    rows = log(seed=9)
+    same = split_of(rows)
+    extra = pl.DataFrame(
+        {**{name: rows[name][:2] for name in rows.columns}, "user": [9999, 9999], "button": ["a", "z"]}
+    )
+    other = split_of(pl.concat([rows, extra.select(rows.columns)]))  # codes of buttons are others
+    keep = other.test.subset(other.users.raw(other.test.users) != 9999)
+    assert other.prepared.features["button"].num_categories == 4
+    found = [rs.evaluate(model, part, exclude="none", metrics=["hr@1"]).mean("hr@1") for part in (same.test, keep)]
+    assert found[0] == pytest.approx(found[1], abs=0.01) and found[0] > 0.85
+    wrong = rs.Dataset.scan(rows, time="time", event_columns={**KINDS, "size": "category"})
+    with pytest.raises(DataError, match="'size' as a number, and in the split it is a category"):
+        rs.evaluate(model, wrong.split(rs.LeaveLast(), audit=False).test)
+
+
+def test_a_bundle_is_evaluated_with_the_features_of_the_histories(split, learned, tmp_path):
+    model, _ = learned
+    bundle = rs.export(model, tmp_path / "bundle", split=split)
+    lists = rs.evaluate(bundle, split.test, exclude="none", metrics=["hr@1"])
+    assert lists.mean("hr@1") == pytest.approx(hits(model, split), abs=0.01)
 
 
 def test_training_goes_on_with_the_categories_that_were_there(split):
