@@ -107,7 +107,7 @@ def _numbers(values: pl.Series, where: str) -> Column:
     if isinstance(dtype, pl.Null):
         return Column("number", np.full(len(values), np.nan, np.float32))
     if not (dtype.is_numeric() or isinstance(dtype, (pl.Boolean, pl.String))):
-        raise DataError(f"{where}: column {values.name!r} is {dtype}, which is no number: call it another kind")
+        raise DataError(f"{where}: column {values.name!r} is {dtype}, which is not a number: call it another kind")
     raw = _filled(values) if isinstance(dtype, pl.String) else values
     found = raw.cast(pl.Float64, strict=False)
     most = float(np.finfo(np.float32).max)
@@ -120,8 +120,8 @@ def _numbers(values: pl.Series, where: str) -> Column:
             for value, row in zip(raw.filter(wrong).head(3), wrong.arg_true().head(3), strict=True)
         )
         raise DataError(
-            f"{where}: {int(wrong.sum()):,} of {len(values):,} values of column {values.name!r} are no finite numbers, "
-            f'such as {shown}: repair or empty them, or call the column a "category" or "text"'
+            f"{where}: {int(wrong.sum()):,} of {len(values):,} values of column {values.name!r} are not finite "
+            f'numbers, such as {shown}: repair or empty them, or call the column a "category" or "text"'
         )
     whole = dtype.is_integer() or isinstance(dtype, pl.Boolean)
     return Column("number", found.fill_null(float("nan")).to_numpy().astype(np.float32), whole=whole)
@@ -164,7 +164,7 @@ def _lists(values: pl.Series, where: str, separator: str | None) -> Column:
     if isinstance(values.dtype, pl.String):
         values = _split(values, where, "|" if separator is None else separator)
     elif not isinstance(values.dtype, (pl.List, pl.Array)):
-        raise DataError(f'{where}: column {values.name!r} is {values.dtype}, no list: its kind may be "category"')
+        raise DataError(f'{where}: column {values.name!r} is {values.dtype}, not a list: its kind may be "category"')
     rows = values.arr.to_list() if isinstance(values.dtype, pl.Array) else values
     sizes = rows.list.len().fill_null(0).to_numpy()
     names = _names(rows.explode(empty_as_null=False, keep_nulls=False), where)

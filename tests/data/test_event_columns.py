@@ -105,7 +105,7 @@ def test_they_leave_the_hash_of_the_data_and_have_a_folder_of_their_own_in_the_c
 @pytest.mark.parametrize(
     ("columns", "error", "message"),
     [
-        ({"device": "number"}, DataError, r"column device are no numbers, such as 'tv' \(event 1\).*category"),
+        ({"device": "number"}, DataError, r"column device are not numbers, such as 'tv' \(event 1\).*category"),
         ({"devise": "category"}, DataError, r"no column 'devise'.*did you mean 'device'"),
         ({"device": "text"}, ValueError, "texts of events are not kept, categories are"),
         ({"device": "colour"}, ValueError, "one of category, number, list, found 'colour'"),

@@ -76,10 +76,10 @@ def test_named_kinds_are_kept_beside_the_texts_that_are_named(items):
     ("values", "kind", "message"),
     [
         (["1", "cheap", "2", "free"], "number", r"2 of 4 values of column 'x'.*'cheap' \(row 2\), 'free' \(row 4\)"),
-        ([1.0, float("inf")], "number", "no finite numbers, such as inf"),
-        ([["a"]], "number", "which is no number"),
+        ([1.0, float("inf")], "number", "not finite numbers, such as inf"),
+        ([["a"]], "number", "which is not a number"),
         ([["a"]], "category", 'a category is one value: its kind is "list"'),
-        ([1, 2], "list", 'no list: its kind may be "category"'),
+        ([1, 2], "list", 'not a list: its kind may be "category"'),
         (["a, b", "c"], "list", r"have ',', such as 'a, b': pass list_separator=','"),
     ],
 )
