@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar
 
-T = TypeVar("T", bound="Training")
+T = TypeVar("T", bound="TrainingKnobs")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class TrainingKnobs:
     """How a recipe trains and evaluates.
 
     Args:
@@ -38,8 +38,8 @@ class Training:
         empty = {one.name for one in fields(self) if getattr(self, one.name) is None}
         return replace(self, **{name: value for name, value in values.items() if name in empty})
 
-    def settings(self, **more: Any) -> dict[str, Any]:
-        """Arguments of :func:`recsys.fit`, and ``more`` of them."""
+    def training(self, **more: Any) -> dict[str, Any]:
+        """Fields of :class:`recsys.Training`, and ``more`` of them."""
         names = ("epochs", "patience", "batch_size", "learning_rate", "exclude", "seed")
         return {name: getattr(self, name) for name in names} | more
 
@@ -49,7 +49,7 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knobs(Training):
+class Knobs(TrainingKnobs):
     """The sizes of a model as well.
 
     Args:

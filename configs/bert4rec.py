@@ -52,5 +52,5 @@ def run(
         objective=rs.FullSoftmax(),
         targets=rs.MaskedItems(mask, last),
     )
-    settings = knobs.settings(windows=windows or values["windows"])
-    return rs.Run(model, rs.load(knobs.data).split(rs.LeaveLast()), settings, evaluate=knobs.evaluation())
+    training = knobs.training(windows=windows or values["windows"])
+    return rs.Run(model, rs.load(knobs.data).split(rs.LeaveLast()), training, evaluate=knobs.evaluation())

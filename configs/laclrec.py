@@ -42,8 +42,8 @@ def run(
     keep: float = 0.4,
     delete: float = 0.45,
     insert: float = 0.15,
-    decision: Literal["argmax", "released_noise", "gumbel"] = "argmax",
-    dedup: Literal["none", "first", "released_set_order"] = "first",
+    decision: Literal["argmax", "gumbel"] = "argmax",
+    dedup: Literal["none", "first"] = "first",
     reduction: Literal["sum", "mean"] = "sum",
     temperature: float = 1.0,
     keep_learning: float = 0.0,
@@ -62,8 +62,8 @@ def run(
         keep: probability that the random corruption keeps an item.
         delete: probability that it deletes an item.
         insert: probability that it inserts an item before one.
-        decision: edits by the highest score (argmax), with the released code's noise, or drawn (gumbel).
-        dedup: items that an edited view repeats: all stay (none), the first stays, or as in the released code.
+        decision: edits by the highest score (argmax), or drawn by the scores (gumbel).
+        dedup: items that an edited view repeats: all stay (none), or the first stays.
         reduction: of the triplet loss over the rows of a batch.
         temperature: divides the similarities in the contrast.
         keep_learning: weight of the editor's losses while the recommender is trained; 0 freezes the editor.

@@ -66,5 +66,5 @@ def run(
         objective=rs.FullSoftmax(),
         targets=rs.NextItem() if train == "all" else rs.LastItem(),
     )
-    settings = knobs.settings(windows=(windows or values["windows"]) if train == "all" else "last")
-    return rs.Run(model, rs.load(knobs.data).split(rs.LeaveLast()), settings, evaluate=knobs.evaluation())
+    training = knobs.training(windows=(windows or values["windows"]) if train == "all" else "last")
+    return rs.Run(model, rs.load(knobs.data).split(rs.LeaveLast()), training, evaluate=knobs.evaluation())

@@ -69,4 +69,4 @@ def run(
         objective=rs.FullSoftmax() if full else rs.SampledSoftmax(),
     )
     ranked = [rs.Popularity(), rs.ItemKNN(), rs.Markov()] if baselines else []
-    return rs.Run(model, cut, knobs.settings(), name="SASRec", baselines=ranked, evaluate=knobs.evaluation())
+    return rs.Run(model, cut, knobs.training(), name="SASRec", baselines=ranked, evaluate=knobs.evaluation())

@@ -105,6 +105,6 @@ def run(
         split = rs.cold_items(split, share, seed=cold_seed, users=tested)
         print(split.audit)
     evaluate = {"exclude": exclude, **({"candidates": "cold"} if cold else {})}
-    settings = knobs.settings(decay=decay, clip_norm=1.0, stages=stages if pretrain_epochs else stages[1:])
-    del settings["epochs"]  # the stages have them
-    return rs.Run(model, split, settings, evaluate=evaluate)
+    training = knobs.training(decay=decay, clip_norm=1.0, stages=stages if pretrain_epochs else stages[1:])
+    del training["epochs"]  # the stages have them
+    return rs.Run(model, split, training, evaluate=evaluate)

@@ -68,4 +68,4 @@ def backbone(
         weightings=weightings,
     )
     split = rs.load(knobs.data).split(rs.LeaveLast()) if split is None else split
-    return rs.Run(model, split, knobs.settings(**more, stages=stages), evaluate=knobs.evaluation())
+    return rs.Run(model, split, knobs.training(**more, stages=stages), evaluate=knobs.evaluation())

@@ -38,4 +38,4 @@ def run(
     )
     ranked = [rs.Popularity(), rs.ItemKNN(), rs.Markov()] if baselines else []
     split = rs.load("amazon-beauty").split(rs.LeaveLast())
-    return rs.Run(model, split, knobs.settings(), baselines=ranked, evaluate=knobs.evaluation())
+    return rs.Run(model, split, knobs.training(), baselines=ranked, evaluate=knobs.evaluation())

@@ -45,4 +45,4 @@ def run(
         else []
     )
     split = rs.load("ml-100k").split(rs.LeaveLast())
-    return rs.Run(model, split, knobs.settings(windows=windows), baselines=ranked, evaluate=knobs.evaluation())
+    return rs.Run(model, split, knobs.training(windows=windows), baselines=ranked, evaluate=knobs.evaluation())

@@ -47,4 +47,4 @@ def run(
     )
     ranked = [rs.Popularity(), rs.ItemKNN(), rs.EASE(), rs.Markov()] if baselines else []
     split = rs.load("ml-1m").split(rs.LeaveLast())
-    return rs.Run(model, split, knobs.settings(), baselines=ranked, evaluate=knobs.evaluation())
+    return rs.Run(model, split, knobs.training(), baselines=ranked, evaluate=knobs.evaluation())

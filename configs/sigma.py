@@ -51,4 +51,4 @@ def run(
         targets=rs.LastItem(),
     )  # fmt: skip
     split = rs.load(knobs.data).split(rs.LeaveLast())
-    return rs.Run(model, split, knobs.settings(), evaluate=knobs.evaluation())
+    return rs.Run(model, split, knobs.training(), evaluate=knobs.evaluation())

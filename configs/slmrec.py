@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from _knobs import Training
+from _knobs import TrainingKnobs
 
 import recsys as rs
 from recsys.auxiliaries.distillation import Distillation
@@ -56,7 +56,7 @@ def run(
     max_length: int = 30,
     warmup_steps: int = 50,
     decay: Literal["none", "linear", "cosine"] = "cosine",
-    knobs: Training = Training(epochs=20, patience=4, batch_size=256, learning_rate=1e-3),
+    knobs: TrainingKnobs = TrainingKnobs(epochs=20, patience=4, batch_size=256, learning_rate=1e-3),
 ) -> rs.Run:
     """SLMRec's teacher, its student, or the student without a teacher.
 
@@ -101,5 +101,5 @@ def run(
         targets=LastOfUser() if rows == "users" else rs.LastItem(),
         auxiliaries=[distillation] if distillation else [],
     )
-    settings = knobs.settings(warmup_steps=warmup_steps, decay=decay, clip_norm=1.0)
-    return rs.Run(recommender, rs.load(data).split(rs.LeaveLast()), settings, evaluate=knobs.evaluation())
+    training = knobs.training(warmup_steps=warmup_steps, decay=decay, clip_norm=1.0)
+    return rs.Run(recommender, rs.load(data).split(rs.LeaveLast()), training, evaluate=knobs.evaluation())

@@ -84,7 +84,7 @@ def run(
         objective=rs.FullSoftmax(),
     )
     evaluate = {**knobs.evaluation(), **({"candidates": "cold"} if cold else {})}
-    return rs.Run(model, split, knobs.settings(windows=values["windows"]), evaluate=evaluate)
+    return rs.Run(model, split, knobs.training(windows=values["windows"]), evaluate=evaluate)
 
 
 def _ids(encoder: str, dim: int) -> Any:

@@ -69,5 +69,5 @@ def run(
         objective=UniRecLoss() if loss == "bce" else rs.FullSoftmax(),
         auxiliaries=auxiliaries,
     )
-    settings = knobs.settings(betas=(0.9, 0.98), windows=windows or KNOBS[data]["windows"])
-    return rs.Run(model, rs.load(data).split(rs.LeaveLast()), settings, evaluate=knobs.evaluation())
+    training = knobs.training(betas=(0.9, 0.98), windows=windows or KNOBS[data]["windows"])
+    return rs.Run(model, rs.load(data).split(rs.LeaveLast()), training, evaluate=knobs.evaluation())

@@ -16,7 +16,7 @@ from recsys.data.batch import PAD, Batch
 
 KEEP, DELETE, INSERT = 0, 1, 2
 OPERATIONS = ("keep", "delete", "insert")
-DEDUPS = ("none", "first", "released_set_order")
+DEDUPS = ("none", "first")
 
 
 def end_token(num_items: int) -> int:
@@ -35,9 +35,7 @@ def assemble(
     Args:
         operations: (B, L); padding is ignored.
         inserted: (B, L, M), nearest first; what stands behind an end token, or before no INSERT, is ignored.
-        dedup: "none", "first" keeps the first of equal items, "released_set_order" also puts the rest in the order that
-            a Python set of them has, as TCLARec's code does. For matching its numbers only: it destroys the order of
-            the history, and is made history by history.
+        dedup: of equal items keep all ("none"), or the "first".
     """
     depth, end = inserted.shape[2] + 1, end_token(num_items)
     listed = (inserted == end).cumsum(2) == 0
@@ -48,10 +46,6 @@ def assemble(
     times = None if batch.times is None else batch.times.repeat_interleave(depth, 1)
     if dedup != "none":
         valid = valid & ~_repeats(ids * valid)
-    if dedup == "released_set_order":
-        order = _set_order(ids, valid)
-        ids, valid = ids.gather(1, order), valid.gather(1, order)
-        times = None if times is None else times.gather(1, order)
     total = valid.sum(1)
     alone = (total == 0) & (batch.lengths > 0)
     lengths = total.clamp(max=max_length) + alone.long()
@@ -81,13 +75,3 @@ def _repeats(ids: Tensor) -> Tensor:
     again = torch.zeros_like(ids, dtype=torch.bool)
     again[:, 1:] = (order.values[:, 1:] == order.values[:, :-1]) & (order.values[:, 1:] > PAD)
     return torch.zeros_like(again).scatter(1, order.indices, again)
-
-
-def _set_order(ids: Tensor, valid: Tensor) -> Tensor:
-    """(B, W): the order in which a Python set of the ``valid`` rows is walked, the others behind."""
-    ranks = torch.full_like(ids, ids.shape[1])
-    for line, mask, rank in zip(ids.tolist(), valid.tolist(), ranks, strict=True):
-        column_of = {row: column for column, (row, good) in enumerate(zip(line, mask, strict=True)) if good}
-        rows = list(column_of)  # a set of the dictionary itself would have another order
-        rank[[column_of[row] for row in set(rows)]] = torch.arange(len(rows), device=ids.device)
-    return ranks.argsort(dim=1, stable=True)

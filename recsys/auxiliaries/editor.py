@@ -37,7 +37,8 @@ from recsys.protocols import Context, Encoded, Encoder, ItemTable
 
 Encode = Callable[[Batch], Encoded]
 
-DECISIONS = ("argmax", "released_noise", "gumbel")
+DECISIONS = ("argmax", "gumbel")
+SLIPS = {"released_noise": "argmax", "released_set_order": "first"}  # of the released code -> what is meant
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,7 @@ class Editor(nn.Module):
         hidden: width inside its feed-forward part (default: 4 D).
         max_inserted: most items inserted before one token.
         max_length: most tokens of an edited or corrupted view; of more, the newest. No more than the encoder reads.
-        decision: "argmax" of the logits, "released_noise" (logits times uniform noise, as the released code has it) or
-            "gumbel" (a draw from the softmax).
+        decision: "argmax" of the logits, or "gumbel" (a draw from the softmax).
         dedup: of an edited view, see :func:`recsys.augmentations.edits.assemble`.
         encoder: what gives the states, any part behind the Encoder seam, over the recommender's item table; one that
             sees "all" makes the editor see both sides of a token (STEAM). None reads the recommender's own encoder
@@ -94,6 +94,11 @@ class Editor(nn.Module):
     ) -> None:
         super().__init__()
         for name, value, known in (("decision", decision, DECISIONS), ("dedup", dedup, DEDUPS)):
+            if value in SLIPS:
+                raise ValueError(
+                    f"{name}={value!r}, a slip of the released code, is no option any more: train with "
+                    f"{name}={SLIPS[value]!r}, or load this run with recsys 0.1"
+                )
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, found {value!r}")
         if max_inserted < 1 or max_length < 1:
@@ -190,8 +195,6 @@ class Editor(nn.Module):
         if self.decision == "argmax":
             return logits.argmax(1)
         draws = torch.rand(logits.shape, generator=generator, device=logits.device)
-        if self.decision == "released_noise":
-            return (logits * draws).argmax(1)
         return (logits - torch.log(-torch.log(draws.clamp(min=1e-30)))).argmax(1)
 
     @torch.no_grad()

@@ -133,20 +133,12 @@ def test_check_03_first_generated_item_stands_next_to_its_anchor() -> None:
     assert found.lengths.tolist() == [5, 1]
 
 
-def test_check_03_order_of_the_released_set() -> None:
-    ids = torch.tensor([[11000, 5, 300, 17, 42, 5]])
-    batch = Batch(torch.arange(1), torch.arange(1), ids, torch.tensor([6]))
-    nothing = torch.zeros(1, 6, 5, dtype=torch.int64)
-    found = assemble(batch, torch.zeros(1, 6, dtype=torch.int64), nothing, 12101, 60, "released_set_order")
-    assert found.ids[0, :5].tolist() == list(set(ids[0].tolist())) == [5, 42, 300, 17, 11000]
-
-
-def test_check_03_order_of_released_sets_that_collide() -> None:
-    ids = torch.rand(50, 12101, generator=generator()).argsort(1)[:, :15] + 1
-    batch = Batch(torch.arange(50), torch.arange(50), ids, torch.full((50,), 15))
-    nothing = torch.zeros(50, 15, 5, dtype=torch.int64)
-    found = assemble(batch, torch.zeros_like(ids), nothing, 12101, 60, "released_set_order")
-    assert found.ids.tolist() == [list(set(row)) for row in ids.tolist()]
+@pytest.mark.parametrize(
+    ("slip", "instead"), [({"decision": "released_noise"}, "argmax"), ({"dedup": "released_set_order"}, "first")]
+)
+def test_slips_of_the_released_code_are_refused_with_what_to_do(slip: dict[str, str], instead: str) -> None:
+    with pytest.raises(ValueError, match=f"'{instead}', or load this run with recsys 0.1"):
+        editor(**slip)
 
 
 def test_check_04_oracle_restores_the_history() -> None:
@@ -354,7 +346,7 @@ def test_check_10_bidirectional_editor_sees_more(taught: Recommender) -> None:
     assert found["generator_top1"] > found["popularity_top1"] + 0.3
 
 
-@pytest.mark.parametrize("decision", ["argmax", "released_noise", "gumbel"])
+@pytest.mark.parametrize("decision", ["argmax", "gumbel"])
 def test_check_11_edits_know_no_target_and_hold_only_items(taught: Recommender, decision: str) -> None:
     part: Any = taught.auxiliaries[0]
     part.editor.decision = decision
@@ -374,12 +366,11 @@ def test_check_11_edits_know_no_target_and_hold_only_items(taught: Recommender, 
 def test_decisions() -> None:
     logits = torch.tensor([[1.0, 0.0, -1.0]]).expand(20000, -1)
     shares = {}
-    for decision in ("argmax", "released_noise", "gumbel"):
+    for decision in ("argmax", "gumbel"):
         found = editor(decision=decision).decide(logits, generator())
         shares[decision] = (torch.bincount(found, minlength=3) / len(found)).tolist()
     assert shares["argmax"] == [1, 0, 0]
     assert shares["gumbel"] == pytest.approx(logits[0].softmax(0).tolist(), abs=0.02)
-    assert shares["released_noise"] == [1, 0, 0]  # a product with noise never gets below 0
 
 
 def test_generation_is_the_greedy_one_step_by_step(taught: Recommender) -> None:
