@@ -45,7 +45,7 @@ def run(
         items: table of the items' titles and other texts.
         split: how the data are cut; a saved split is taken as it is.
         drop_missing: drop (and count) events without a user, item or time, which are an error otherwise.
-        min_user: least events of a user; with min_item an iterative k-core.
+        min_user: least events of a user; with --min-item an iterative k-core.
         min_item: least events of an item.
         loss: softmax over all items (full), or over 256 sampled ones; auto decides by the size of the catalogue.
         num_layers: Transformer blocks.

@@ -18,7 +18,7 @@ _LISTS = (".txt", ".csv", ".tsv", ".parquet", ".ndjson", ".jsonl")
 
 
 def parsed(function: Callable[..., Any], words: Sequence[str], program: str, more: str = "") -> inspect.BoundArguments:
-    """The arguments of ``function`` that ``words`` give; nothing is called. ``more`` follows its help.
+    """The arguments of ``function`` that ``words`` give; nothing is called. ``more`` stands before its flags.
 
     Raises:
         SystemExit: help was asked for (0), or the words do not fit (2).
@@ -34,7 +34,8 @@ def parsed(function: Callable[..., Any], words: Sequence[str], program: str, mor
     shown = [one.replace(annotation=_shown(one)) for one in signature.parameters.values()]
     record.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
     record.__annotations__ = {one.name: one.annotation for one in shown} | {"return": None}
-    record.__doc__ = f"{inspect.getdoc(function) or ''}{more}"
+    head, args, rest = (inspect.getdoc(function) or "").partition("\nArgs:\n")  # of which only the arguments are read
+    record.__doc__ = f"{head.rstrip()}{more}\n{args}{rest}"
     tyro.cli(record, args=list(words), prog=program)
     found[0].apply_defaults()
     return found[0]
@@ -50,13 +51,20 @@ def _shown(parameter: inspect.Parameter) -> Any:
         many = typing.get_origin(kind) is tuple
         how["metavar"] = f"{parameter.name.upper().removesuffix('S')} ..." if many else parameter.name.upper()
         how |= {"help_behavior_hint": ""} if many else {}
-    elif default is None and len(inner := [each for each in typing.get_args(kind) if each is not type(None)]) == 1:
-        choices = typing.get_args(inner[0]) if typing.get_origin(inner[0]) is Literal else ()
-        if choices:
-            how["metavar"] = f"{{{','.join(map(str, choices))}}}"
-        elif isinstance(inner[0], type) and not typing.get_args(inner[0]):
-            how["metavar"] = inner[0].__name__.upper()
+    elif type(None) in typing.get_args(kind):
+        named = [_named(one) for one in typing.get_args(kind) if one is not type(None)]
+        how |= {"metavar": "|".join(named)} if all(named) else {}
     return Annotated[kind, tyro.conf.arg(**how)] if how else kind
+
+
+def _named(kind: Any) -> str:
+    """What help calls a value of this type, "" for types of which it knows better."""
+    inner = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        return f"{{{','.join(map(str, inner))}}}"
+    if typing.get_origin(kind) is tuple and len(inner) == 2 and inner[1] is ...:
+        return f"{_named(inner[0])} ..."
+    return kind.__name__.upper() if isinstance(kind, type) and not inner else ""
 
 
 def saved_or_left_last(

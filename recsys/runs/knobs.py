@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -52,7 +53,7 @@ def flat(function: Callable[..., Any]) -> Callable[..., Any]:
 
     called.__signature__ = changed  # type: ignore[attr-defined]
     called.__annotations__ = {one.name: one.annotation for one in parameters}
-    called.__doc__ = _documented(function, [one.annotation for one in shared.values()], list(changed.parameters))
+    called.__doc__ = _documented(function, [one.annotation for one in shared.values()], changed)
     return called
 
 
@@ -78,14 +79,20 @@ def _default(field: Field[Any]) -> Any:
     return Parameter.empty if field.default is MISSING else field.default
 
 
-def _documented(function: Callable[..., Any], shared: list[type], names: list[str]) -> str:
-    """The docstring with ``Args:`` of all parameters, in their order."""
+def _documented(function: Callable[..., Any], shared: list[type], changed: inspect.Signature) -> str:
+    """The docstring with ``Args:`` of all parameters, in their order.
+
+    What a dataclass says of a default of None, in brackets, is left out where the recipe has another default.
+    """
     head, entries, tail = _parted(inspect.getdoc(function) or "")
     known: dict[str, str] = {}
     for kind in [each for one in shared for each in one.__mro__]:
         known = {**_parted(inspect.cleandoc(kind.__doc__ or ""))[1], **known}
+    for name, one in changed.parameters.items():
+        if name in known and one.default is not None:
+            known[name] = re.sub(r" \(default: [^)]*\)", "", known[name])
     known |= entries
-    lines = [f"    {name}: {known[name]}" for name in names if name in known]
+    lines = [f"    {name}: {known[name]}" for name in changed.parameters if name in known]
     return "\n".join([head.rstrip(), "", "Args:", *lines, "", tail.strip()]).strip() + "\n"
 
 

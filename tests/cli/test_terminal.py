@@ -79,10 +79,11 @@ def test_every_flag_is_explained(
 
 
 def test_help_names_what_is_expected_and_each_default_once(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["similar"], ["fit", "sracl"]):
+    for words in (["similar"], ["fit", "sracl"], ["fit", "sasrec_ml1m"]):
         with pytest.raises(SystemExit):
             main([*words, "--help"])
     shown = capsys.readouterr().out
+    assert "Besides these: --out" in shown and shown.count("SRA-CL") == 1
     assert "BUNDLE ITEM ..." in shown and "--pool {user,prefix}" in shown
     assert "None" not in shown and "(default: )" not in shown
 

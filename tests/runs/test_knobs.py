@@ -29,7 +29,7 @@ class Knobs(Training):
     """Sizes as well.
 
     Args:
-        dim: width.
+        dim: width (default: that of the data).
     """
 
     dim: int | None = None
@@ -65,11 +65,18 @@ def test_fields_are_called_by_name_and_keep_the_defaults_of_the_recipe() -> None
 
 def test_every_field_is_documented_once_and_the_recipe_has_the_last_word() -> None:
     said = inspect.getdoc(flat(run)) or ""
-    assert said.startswith(
-        "Run it.\n\nArgs:\n    data: which data.\n    dim: width.\n    epochs: most epochs of training."
-    )
+    lines = ["data: which data.", "dim: width (default: that of the data).", "epochs: most epochs of training."]
+    assert said.startswith("\n    ".join(["Run it.\n\nArgs:", *lines]))
     assert "    seed: of the batches only." in said and "of everything" not in said
     assert said.rstrip().endswith("Raises:\n    ValueError: never.")
+
+
+def test_a_default_is_said_once() -> None:
+    def wide(knobs: Knobs = Knobs(dim=64)) -> None:
+        """Run it."""
+
+    said = inspect.getdoc(flat(wide)) or ""
+    assert "    dim: width.\n" in said
 
 
 def test_a_function_without_dataclasses_is_left_alone() -> None:
