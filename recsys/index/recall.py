@@ -28,7 +28,7 @@ LOW = 0.9  # below this it is said
 DENIED = 50  # best neighbours denied where no histories are given
 LARGE = 20_000  # items from which it takes so long that it is said how far it is
 LONGEST = 2048  # items that a graph is asked for at most
-_BLOCK = 128  # queries at a time
+_CHUNK = 128  # queries at a time
 
 
 def measure(index: Index, queries: np.ndarray | None, denied: Pairs | None, k: int) -> dict[str, Any]:
@@ -46,8 +46,8 @@ def measure(index: Index, queries: np.ndarray | None, denied: Pairs | None, k: i
     given, least = denied is not None, min(DENIED, count // 4)
     sums: dict[str, np.ndarray] = {}
     with Progress(len(queries), "measuring the recall of the graph", "queries", enabled=count >= LARGE) as shown:
-        for first in range(0, len(queries), _BLOCK):
-            part = queries[first : first + _BLOCK]
+        for first in range(0, len(queries), _CHUNK):
+            part = queries[first : first + _CHUNK]
             truth = index._scan(part, min(max(depths[-1], least, _effort(index)), count), Shown())
             pairs = Pairs(np.repeat(np.arange(len(part)), least), truth[0][:, :least].ravel())
             if denied is not None:

@@ -16,7 +16,7 @@ import polars as pl
 from recsys.errors import DataError
 from recsys.readers.columns import find_column, plain_names
 
-_BLOCK = 1 << 20  # rows hashed at a time
+_CHUNK = 1 << 20  # rows hashed at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +53,8 @@ class Frame:
         found = hashlib.sha256()
         for column in frame:
             found.update(f"{column.name} {column.dtype} {len(column)} ".encode())
-            for start in range(0, len(column), _BLOCK):
-                _hash(column[start : start + _BLOCK], found)
+            for start in range(0, len(column), _CHUNK):
+                _hash(column[start : start + _CHUNK], found)
         return {"rows": len(frame), "sha256": found.hexdigest()}
 
 

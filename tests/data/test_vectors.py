@@ -23,7 +23,7 @@ def slowly(vectors, vocabulary):
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("kind", ["int", "str"])
 def test_aligned_equals_one_at_a_time(monkeypatch, kind, first):
-    monkeypatch.setattr("recsys.data.vectors._BLOCK", 7)
+    monkeypatch.setattr("recsys.data.vectors._CHUNK", 7)
     random = np.random.default_rng(0)
     have, ask = random.permutation(60)[:40], random.permutation(60)[:30]
     if kind == "str":
