@@ -19,6 +19,7 @@ from recsys.auxiliaries.duorec import DuoRec
 from recsys.auxiliaries.triplet import TripletContrast
 from recsys.encoders.sasrec import SASRec
 from recsys.items.ids import IdItems
+from recsys.items.local import VERBS
 from recsys.items.sums import SumItems
 from recsys.negatives.uniform import UniformNegatives
 from recsys.objectives.sampled import SampledSoftmax
@@ -101,7 +102,7 @@ class PlainItems(Told):
         self.table, self.dim = table, table.dim
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("embed", "output", "blocks", "num_items"):
+        if name in VERBS:
             return getattr(self.table, name)
         raise AttributeError(name)
 
