@@ -3,28 +3,65 @@
 Legend: B histories, L longest history of a batch, T real tokens, D width, N items (rows 1..N, 0 is padding).
 Parts are ``nn.Module``s or plain callables (what has weights to train is a module); nothing is registered and no base
 class is required. A part keeps its constructor arguments as attributes of the same name (that is how it is saved, and
-how parts within parts are found) and may have any of these hooks, which :mod:`recsys.hooks` calls:
+how parts within parts are found).
 
-- ``needs: frozenset[str]``, optional batch fields it reads;
-- ``bind(context)`` before training and before saved tensors are loaded; it binds the parts that it holds, too;
-- ``carry(before, change)`` behind ``bind``, where a learned model goes on: see :class:`Change`; ``carried`` names the
-  parameters that it puts right itself, because their rows are neither items nor users;
-- ``make_room(tensors)`` before saved tensors are loaded: parameters whose sizes only those know (categories);
-- ``request_columns()``, the columns of events and of users by which raw features of a request are read;
-- ``param_groups()`` when a stage begins, for parameters that are trained at a rate of their own: see
-  :class:`ParamGroup`;
-- ``on_stage(name)`` when a stage begins, again when it is resumed;
-- ``on_epoch(epoch)`` before each epoch, and again with the same number when a run is resumed within it: the part must
-  then be what it was (keep what it counts in buffers, or what it makes for an epoch together with the epoch's number);
-- ``sources()``, a hash of what it reads from elsewhere: a run is not resumed with another one;
-- ``check_split(split)``, which refuses a split that does not fit what was learned (``recsys evaluate``, ``export``);
-- ``sections(model, split)`` for the run's report: content by heading (text, a mapping, rows of a table, or
-  ``{"bars": {label: number}}``).
+Hooks that any part may have, at any depth; :mod:`recsys.hooks` finds the parts and calls them:
 
-An auxiliary or augmentation may say in ``longest`` how long the histories are that it makes (None: no longer than those
-it gets); the encoder must read that many, and, where ``as_ranked`` says that they are read as they are ranked, what the
-targets append to them. ``rows_behind`` is how many input-only rows behind the items a part writes or reads (a mask, row
-N + 1; an end token, row N + 2): the recommender has the item table make room for them.
+====================  ===========================  ====================================  ===========================
+hook                  who calls it                 when, and what it is for              example
+====================  ===========================  ====================================  ===========================
+bind(context)         ``Recommender.bind``         once before training and before       ``PopularityPropensity``
+                                                   saved tensors are loaded; a part
+                                                   that has it binds what it holds
+make_room(tensors)    ``Ranker.load_tensors``      before saved tensors are loaded:      ``FeatureItems``
+                                                   parameters of sizes only those know
+carry(before,         ``fit(init="keep")``         behind ``bind``, where a learned      ``TextItems``
+change)                                            model goes on: see :class:`Change`
+param_groups()        the optimizer                when a stage begins: parameters of a  see :class:`ParamGroup`
+                                                   rate of their own
+on_stage(name)        ``fit``                      when a stage begins, again when it    ``OneTarget``
+                                                   is resumed
+on_epoch(epoch)       ``fit``                      before each epoch, again with the     ``ReaRec``
+                                                   same number when a run is resumed in
+                                                   it: the part must then be what it
+                                                   was (keep counts in buffers)
+refresh(encoder,      ``Recommender.on_epoch``     of an item table whose vectors the    ``RecformerItems``
+epoch)                                             encoder makes, before each epoch
+refresh(items,        losses that draw views       of what makes views by item vectors,  ``Substitute``
+epoch)                                             before they are drawn
+sources()             ``fit``                      a hash of what it reads elsewhere: a  ``TextItems``
+                                                   run is not resumed with another one
+check_split(split)    ``recsys evaluate``,         to refuse a split that does not fit   ``RecformerItems``
+                      ``export``                   what was learned
+sections(model,       the run's report             content by heading: text, a mapping,  ``InversePropensity``
+split)                                             rows, ``{"bars": {label: number}}``
+request_columns()     ``recommend``                columns of events and of users by     ``FeatureInputs``
+                                                   which a request's features are read
+state_dict()          ``fit``, ``export``          what is saved of a module: its        ``register_buffer(...,
+                                                   parameters and persistent buffers     persistent=False)``: not
+====================  ===========================  ====================================  ===========================
+
+What a part may say of itself, read by :func:`recsys.hooks.member` with its default from ``recsys.hooks.DEFAULTS``:
+
+============  ===========  ==========================================================================================
+member        default      meaning
+============  ===========  ==========================================================================================
+needs         frozenset()  optional fields of :class:`Batch` that it reads
+gives         frozenset()  of an encoder: the dataclasses among ``Encoded.given``
+reads         frozenset()  of a loss: the dataclasses that it looks up there
+newest_only   False        of an encoder: only the newest token gets a state; of targets: only it has a target
+longest       None         of an encoder: tokens it reads (None: ``max_length``); of what makes histories: their items
+                           (None: no more than it gets)
+as_ranked     False        its histories are read as they are ranked, with what the targets append
+appends       0            of targets: tokens that a query has behind its history
+rows_behind   0            input-only rows behind the items that it writes or reads (a mask, row N + 1; an end token,
+                           row N + 2): the recommender has the item table make room for them
+keeps_events  True         of an augmentation: the event that is predicted stays the same
+writes_mask   False        of an augmentation: it writes the mask's row
+scheme        "windows"    of targets: the rows they get, see :class:`recsys.train.loader.TrainBatches`
+draw          None         of targets of the scheme "drawn": ``draw(lengths, random)``, which event is to be predicted
+carried       ()           names of parameters that ``carry`` puts right itself, as their rows are no items or users
+============  ===========  ==========================================================================================
 
 An auxiliary of weight 0 is unused: it gets its shapes, as in a loaded model, and changes nothing for others.
 """
@@ -230,11 +267,7 @@ class Step:
 
 @runtime_checkable
 class Targets(Protocol):
-    """What is predicted where. ``newest_only`` says that all targets are at the newest token of a row.
-
-    ``scheme`` says which rows it gets, see :class:`recsys.train.loader.TrainBatches`; with "drawn" it may have
-    ``draw(lengths, random)``, which gives the places of the targets.
-    """
+    """What is predicted where; may have ``newest_only``, ``scheme``, ``draw`` and ``appends`` (see the top)."""
 
     sees: str  # what an encoder may see without leaking the target: "past" or "all"
 
@@ -260,7 +293,7 @@ class Weighting(Protocol):
 class Encoder(Protocol):
     """Histories to states. ``sees`` is "past" if a state depends on no later token, else "all".
 
-    ``newest_only`` says that the newest token alone gets a state, so targets cannot be anywhere else.
+    May have ``gives``, ``newest_only`` and ``longest`` (see the top).
     """
 
     sees: str

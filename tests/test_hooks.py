@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from recsys import hooks
+from recsys import hooks, protocols
 from recsys.auxiliaries.cl4srec import CL4SRec
 from recsys.auxiliaries.coserec import CoSeRec
 from recsys.auxiliaries.duorec import DuoRec
@@ -281,3 +283,33 @@ def test_properties_that_make_parts_anew_end() -> None:
     told = Told()
     assert len(hooks.parts_of(Endless())) == 1
     assert [part for _, part in hooks.having(Kept(told), "on_epoch")] == [told]
+
+
+def test_the_tables_of_the_protocols_name_every_hook_and_member() -> None:
+    root = Path(hooks.__file__).parent
+    sources = [path.read_text() for path in root.rglob("*.py")]
+    called = {name for text in sources for name in re.findall(r'(?:having|call)\([\w.]+, "(\w+)"', text)}
+    assert {"on_epoch", "param_groups", "refresh", "sections"} <= called
+    listed = set(re.findall(r"^(\w+)\(", protocols.__doc__ or "", re.M))
+    assert called | {"bind", "state_dict"} <= listed, "a hook is called that the table does not have"
+    table = (protocols.__doc__ or "").split("member        default")[1]
+    members = dict(re.findall(r'^(\w+) +(frozenset\(\)|None|False|True|0|\(\)|"windows")  ', table, re.M))
+    assert members == {name: repr(value).replace("'", '"') for name, value in hooks.DEFAULTS.items()}
+
+
+def test_members_are_read_with_their_defaults() -> None:
+    part = SimpleNamespace(rows_behind=2)
+    assert hooks.member(part, "rows_behind") == 2 and hooks.member(part, "longest") is None
+    with pytest.raises(KeyError):
+        hooks.member(part, "no such member")
+
+
+def test_tables_in_a_sum_are_refreshed_once() -> None:
+    class Made(IdItems):
+        def refresh(self, encoder: Any, epoch: int) -> None:
+            self.epochs = [*getattr(self, "epochs", []), epoch]
+
+    made = Made(8)
+    model = Recommender(SumItems([IdItems(8), made]), SASRec(8, 1), FullSoftmax())
+    hooks.call(model, "on_epoch", 3)
+    assert made.epochs == [3]

@@ -10,7 +10,7 @@ from torch import Tensor
 from recsys.data.vectors import Vectors
 from recsys.hooks import PartList, bind
 from recsys.items.local import LocalItems, check_table, vectors_of
-from recsys.protocols import Context, Encoder, ItemTable
+from recsys.protocols import Context, ItemTable
 
 
 class SumItems(LocalItems):
@@ -54,12 +54,6 @@ class SumItems(LocalItems):
         self.num_items = context.num_items
         for table in self.tables:
             bind(table, context)
-
-    def refresh(self, encoder: Encoder, epoch: int) -> None:
-        """Let those tables be made whose vectors an encoder makes."""
-        for table in self.tables:
-            if hasattr(table, "refresh"):
-                table.refresh(encoder, epoch)
 
     def add_items(self, ids: Sequence[Any], vectors: Vectors | None = None, features: Any = None) -> None:
         """Further items in every table, from ``vectors`` or the folder that each table has, or from ``features``.

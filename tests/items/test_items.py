@@ -17,6 +17,7 @@ from recsys.encoders.gru4rec import GRU4Rec
 from recsys.encoders.sasrec import SASRec
 from recsys.errors import DataError
 from recsys.eval.evaluate import evaluate
+from recsys.hooks import call
 from recsys.items.frozen import FrozenItems
 from recsys.items.ids import IdItems
 from recsys.items.local import LocalItems
@@ -255,7 +256,7 @@ def test_a_sum_adds_and_passes_refresh_on(full: str) -> None:
     rows = torch.tensor([[3, 9], [9, 1]])
     torch.testing.assert_close(both.embed(rows), ids.embed(rows) + text.embed(rows))
     torch.testing.assert_close(both.output(rows), ids.output(rows) + text.output(rows))
-    both.refresh(None, 4)
+    call(both, "refresh", None, 4)
     assert ids.made == 4
 
 
