@@ -2,7 +2,7 @@
 
 Run: ``recsys fit configs/sigma.py`` (others: ``--data ml-1m``, ``--data amazon-beauty``, which need ``RECSYS_MIRROR``).
 The authors' protocol ranks with the history left in (``--exclude none``), and their reversed pass works on padded
-positions (``--flip repo``); by default the history is taken out, as everywhere in our tables, and real items are
+positions; by default the history is taken out, as everywhere in our tables, and real items are
 reversed. One target per prefix, because the encoder reads the whole input. Deviations: batches are smaller than their
 2,048 rows, the padding row is neither scored nor part of the item table, and at 200 items (ml-1m) all but the newest 5
 are reversed, where their file reverses the first 45 whatever the length (``--keep 155``).
@@ -26,7 +26,6 @@ KNOBS: dict[str, dict[str, Any]] = {
 def run(
     num_layers: int = 1,
     keep: int = 5,
-    flip: Literal["valid", "repo"] = "valid",
     gate_cross: Literal["repo", "clean"] = "repo",
     ssm_init: Literal["recbole", "mamba"] = "recbole",
     knobs: Public = Public(),
@@ -36,7 +35,6 @@ def run(
     Args:
         num_layers: SIGMA blocks.
         keep: newest items that the reversed pass leaves in order.
-        flip: what the reversed pass reverses: the items (valid), or padded positions as the authors' code (repo).
         gate_cross: input of the second gate: the first gate (repo, the authors' code), or its own input (clean).
         ssm_init: initial weights of the state space model: recbole as in the published numbers, or mamba's own.
     """
@@ -44,7 +42,7 @@ def run(
     model = rs.Recommender(
         items=rs.IdItems(knobs.dim, scale=False),
         encoder=rs.SIGMA(
-            knobs.dim, num_layers, dropout=knobs.dropout, max_length=knobs.max_length, keep=keep, flip=flip,
+            knobs.dim, num_layers, dropout=knobs.dropout, max_length=knobs.max_length, keep=keep,
             gate_cross=gate_cross, ssm_init=ssm_init,
         ),
         objective=rs.FullSoftmax(),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import recsys as rs
+from benchmarks.quality.released import PaddedSIGMA
 from recsys.auxiliaries.reasoning import ProgressiveSoftmax, StepContrast, StepDiversity
 from recsys.auxiliaries.unirec import UniRecLoss
 from recsys.encoders.bert4rec import BERT4Rec
@@ -32,7 +33,7 @@ ENCODERS: dict[str, Callable[[], Any]] = {
     "Mamba4Rec, two layers": lambda: Mamba4Rec(DIM, 2, 4, dropout=0.1, max_length=LENGTH, ssm_init="mamba"),
     "SIGMA": lambda: SIGMA(DIM, 1, 4, dropout=0.1, max_length=LENGTH, keep=3),
     "SIGMA, two layers": lambda: SIGMA(DIM, 2, 4, dropout=0.1, max_length=LENGTH, keep=3, gate_cross="clean"),
-    "SIGMA, repo flip": lambda: SIGMA(DIM, 1, 4, dropout=0.1, max_length=LENGTH, keep=3, flip="repo"),
+    "SIGMA of the released code": lambda: PaddedSIGMA(DIM, 1, 4, dropout=0.1, max_length=LENGTH, keep=3),
     "UniRec": lambda: UniRec(DIM, 1, 2, 0.1, LENGTH),
     "ReaRec(SASRec)": lambda: ReaRec(rs.SASRec(DIM, 1, 2, 0.1, LENGTH), 2),
     "ReaRec(SASRec), noisy": lambda: ReaRec(rs.SASRec(DIM, 1, 2, 0.1, LENGTH), 2, "last", noise=0.01, warmup=0),

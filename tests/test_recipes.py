@@ -54,7 +54,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "sasrec_ips": [{}],
     "sasrec_ml100k": [{}, {"layout": "pre"}, {"layout": "post"}, {"layout": "ligr"}],
     "sasrec_ml1m": [{}, {"loss": "sampled"}, {"loss": "bce"}, {"loss": "gbce"}],
-    "sigma": [{}, {"flip": "repo", "gate_cross": "clean", "ssm_init": "mamba"}],
+    "sigma": [{}, {"gate_cross": "clean", "ssm_init": "mamba"}],
     "slmrec": [{"role": "teacher"}, {"role": "student"}, {"role": "student", "preset": "code", "cache": True},
                {"role": "ce-only", "rows": "users"}],
     "sracl": [{}, {"preset": "parity", "cross_loss": "infonce"}, {"cross": 0.0, "intra": 0.0}, {"shuffle": True}],

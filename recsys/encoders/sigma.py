@@ -7,17 +7,12 @@
     out = Wp z + bp
 
 and around it the layers of :mod:`recsys.encoders.mamba4rec`. The reversed pass and the convolution read later items,
-so only the last position of an input can be trained (``LastItem``). Options where the code does what was hardly meant:
+so only the last position of an input can be trained (``LastItem``). ``gate_cross="repo"`` (default) feeds the finished
+gate g1 to G in g2; ``"clean"`` feeds u2.
 
-- ``flip="repo"`` reverses the first ``max_length - keep`` *padded* positions: the reversed branch of a row shorter
-  than half of that sees nothing but padding. ``"valid"`` (default) reverses all but the last ``keep`` real items.
-- ``gate_cross="repo"`` (default) feeds the finished gate g1 to G in g2; ``"clean"`` feeds u2.
-
-Deviations: padding is never scored, and under ``flip="repo"`` its vector, row 0 of the tied table in the original, is a
-parameter ``pad`` of its own. The forward pass is the original's, training is not: there the row is a class of the
-softmax and has no gradient as an input (``padding_idx``), here it is no class and learns through the input (gradients
-of .01 to .35 where theirs are 0). Under "valid" the convolution sees zeros behind a row's end, so padding has no
-effect.
+What we do differently: all but the newest ``keep`` *real* items are reversed, where the authors' code reverses the
+first positions of the padded row (``benchmarks/quality/released.py`` has that); padding is never scored, and the
+convolution sees zeros behind a row's end, so padding has no effect.
 
 Legend: B histories, L = ``max_length``, T real tokens, S tokens with padding that is read, D width, Q wanted tokens.
 """
@@ -25,6 +20,7 @@ Legend: B histories, L = ``max_length``, T real tokens, S tokens with padding th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +41,6 @@ from recsys.nn.gru import Steps, run_gru
 from recsys.nn.mamba import Mamba
 from recsys.protocols import Context, Encoded, ItemTable
 
-FLIPS = ("valid", "repo")
 GATES = ("repo", "clean")
 MIXING = (0.8, 0.1, 0.1)  # start of the scalars before the forward, the reversed and the recurrent branch
 
@@ -57,10 +52,9 @@ class SIGMA(nn.Module):
         dim: width D, the same as the item table's (``IdItems(dim, scale=False)`` in the published recipe).
         state, conv, expand: sizes of the Mamba block, see :class:`recsys.nn.mamba.Mamba`.
         dropout: on the embeddings and behind each sub-layer; ``gate_dropout`` on the gates.
-        max_length: longest history that batches are cut to; under ``flip="repo"`` also the padded length L.
-        keep: newest items that are not reversed; ``max_length`` reverses none. 5 in the original at L = 50; the
-            released file reverses the first 45 positions whatever L is, which is ``keep=155`` at L = 200.
-        flip, gate_cross: see above.
+        max_length: longest history that batches are cut to.
+        keep: newest items that are not reversed; ``max_length`` reverses none.
+        gate_cross: see above.
         ssm_init: "recbole", with which the published numbers were made, or "mamba", the block's own; see there.
         readout: "wanted" computes the end of the last layer only for ``batch.wanted_tokens`` and leaves zeros
             elsewhere; "all" for all tokens. The wanted states are the same.
@@ -72,6 +66,9 @@ class SIGMA(nn.Module):
     """
 
     sees = "all"
+    retired: ClassVar = {  # arguments that were there: what the part does now, and what to do about another value
+        "flip": ("valid", "its class is PaddedSIGMA of benchmarks/quality/released.py now: train again with that one")
+    }
 
     def __init__(
         self,
@@ -84,7 +81,6 @@ class SIGMA(nn.Module):
         gate_dropout: float = 0.2,
         max_length: int = 50,
         keep: int = 5,
-        flip: str = "valid",
         gate_cross: str = "repo",
         ssm_init: str = "recbole",
         readout: str = "wanted",
@@ -98,14 +94,11 @@ class SIGMA(nn.Module):
                 f"keep, the newest items that are not reversed, must lie in 0..max_length={max_length}, found {keep}: "
                 "lower keep, or raise max_length"
             )
-        if flip not in FLIPS:
-            raise ValueError(f"flip must be one of {', '.join(FLIPS)}, found {flip!r}")
         self.dim, self.num_layers, self.state, self.conv, self.expand = dim, num_layers, state, conv, expand
         self.dropout, self.gate_dropout, self.max_length, self.keep = dropout, gate_dropout, max_length, keep
-        self.flip, self.gate_cross, self.ssm_init, self.readout = flip, gate_cross, ssm_init, readout
+        self.gate_cross, self.ssm_init, self.readout = gate_cross, ssm_init, readout
         self.kernel, self.hidden = kernel, hidden
         self.before, self.drop = nn.LayerNorm(dim, NORM_EPS), Dropout(dropout)
-        self.pad = nn.Parameter(torch.empty(dim)) if flip == "repo" else None
         self.layers = nn.ModuleList(
             Layer(
                 GatedMamba(Mamba(dim, state, conv, expand, ssm_init, kernel), gate_dropout, gate_cross),
@@ -123,54 +116,27 @@ class SIGMA(nn.Module):
         for block in self.modules():
             if isinstance(block, GatedMamba):
                 block.mixing.data.copy_(torch.tensor(MIXING))
-        if self.pad is not None:
-            nn.init.normal_(self.pad, std=0.02)
 
     def forward(self, batch: Batch, items: ItemTable) -> Encoded:
         """States of all real tokens, or of those wanted.
 
         Raises:
-            ValueError: the item table has another width, or under ``flip="repo"`` a history is longer than
-                ``max_length``.
+            ValueError: the item table has another width.
         """
         check_width(items, self.dim)
         at = wanted(batch, self.readout)
         x = items.embed(batch.flat_ids)  # (T, D)
         if not len(x):
             return Encoded(batch, x)
-        if self.pad is None:
-            x, rows = self.before(self.drop(x)), valid_rows(batch.lengths, self.keep)
-            for layer in self.layers[:-1]:
-                x = layer(x, rows, None)
-        else:
-            x, rows = self._with_padding(x, self.pad, batch)
+        x, rows = self.laid(x, batch)
         return laid_out(batch, self.layers[-1](x, rows, at), at)
 
-    def _with_padding(self, x: Tensor, pad: Tensor, batch: Batch) -> tuple[Tensor, Rows]:
-        """Input of the last layer (S, D), real tokens first, and the rows in it, as if all were padded to L."""
-        size, longest = len(batch), int(batch.lengths.max())
-        if longest > self.max_length:
-            raise ValueError(
-                f'flip="repo" reverses within max_length={self.max_length}, and a history of {longest} items came: '
-                'cut it to its newest items, raise max_length, or use flip="valid"'
-            )
-        place = torch.arange(self.max_length, device=x.device).expand(size, -1)
-        real = place < batch.lengths[:, None]  # (B, L)
-        window, lengths = self.max_length - self.keep, batch.lengths[:, None]
-        read = ~real  # which padding anything reads: all, if there are layers before the last
-        if self.num_layers == 1:
-            read = read & ((place == lengths) | ((place < window) & (place >= window - lengths)))
-        at = torch.cat([real.flatten().nonzero(), read.flatten().nonzero()]).squeeze(1)  # (S,) into B * L
-        x = self.before(self.drop(torch.cat([x, pad.expand(len(at) - len(x), -1)])))
-        index = torch.zeros(size * self.max_length, dtype=torch.long, device=x.device)
-        index[at] = torch.arange(len(at), device=x.device)
-        if self.num_layers > 1:
-            x, full = x[index], torch.full_like(batch.lengths, self.max_length)
-            rows = padded_rows(full, torch.arange(len(index), device=x.device).view_as(real), window)
-            for layer in self.layers[:-1]:
-                x = layer(x, rows, None)
-            x = x[at]
-        return x, padded_rows(batch.lengths, index.view_as(real), window)
+    def laid(self, x: Tensor, batch: Batch) -> tuple[Tensor, Rows]:
+        """Input of the last layer (S, D), real tokens (T, D) first, and the rows in it."""
+        x, rows = self.before(self.drop(x)), valid_rows(batch.lengths, self.keep)
+        for layer in self.layers[:-1]:
+            x = layer(x, rows, None)
+        return x, rows
 
 
 @dataclass(frozen=True)
@@ -185,7 +151,7 @@ class Rows:
 
 def valid_rows(lengths: Tensor, keep: int) -> Rows:
     """Rows without padding: all but the last ``keep`` tokens of each are reversed."""
-    start, position, last = _places(lengths)
+    start, position, last = places_of_tokens(lengths)
     place = torch.arange(len(position), device=lengths.device)
     head = (last + 1 - keep).clamp(min=0)
     flipped = place + torch.where(position < head, head - 1 - 2 * position, 0)
@@ -195,22 +161,7 @@ def valid_rows(lengths: Tensor, keep: int) -> Rows:
     return Rows(start, flipped, around, Steps.of(lengths))
 
 
-def padded_rows(lengths: Tensor, index: Tensor, window: int) -> Rows:
-    """Rows with padding behind them, reversed in their first ``window`` positions.
-
-    Args:
-        index: (B, L) the place among S tokens of what stands at each position, padding included.
-    """
-    start, position, _ = _places(lengths)
-    wide, edge = index.shape[1], int(index.max()) + 1
-    table = F.pad(index, (1, 1), value=edge).flatten()  # a zero vector at either end of a row
-    begin = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths) * (wide + 2) + 1
-    mirrored = torch.where(position < window, window - 1 - position, position)
-    around = (begin + position)[:, None] + torch.arange(-1, 2, device=lengths.device)
-    return Rows(start, table[begin + mirrored], table[around], Steps.of(lengths))
-
-
-def _places(lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def places_of_tokens(lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Row starts (B + 1,), and of each token its position and that of its row's last token (T,)."""
     start = F.pad(lengths.cumsum(0), (1, 0))
     place = torch.arange(int(start[-1]), device=lengths.device)

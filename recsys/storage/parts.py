@@ -2,7 +2,8 @@
 
 One convention carries it: a part keeps every constructor argument as an attribute of the same name. A part that is
 used twice is described once, with a number ("shared"), and named by that number where it is used again. A class whose
-new argument has a default that changes what it computes says in ``former`` which value stands for what it did before.
+new argument has a default that changes what it computes says in ``former`` which value stands for what it did before,
+one that has lost an argument says in ``retired`` which value is what it does now, and what to do about any other.
 """
 
 from __future__ import annotations
@@ -162,6 +163,10 @@ def _build(description: Any, trust: tuple[str, ...], made: dict[Any, Any]) -> An
     if not isinstance(given, dict):
         raise ValueError(f"{printable(name)} has arguments that are not an object: {printable(repr(given))}")
     arguments = {key: _decode(value, trust, made) for key, value in given.items()}
+    for key, (now, instead) in getattr(cls, "retired", {}).items():
+        if arguments.pop(key, now) != now:
+            shown = printable(repr(given[key]))
+            raise ValueError(f"{cls.__name__} has no {key}={shown} any more: {instead}, or load it with recsys 0.1")
     if not _inside(cls.__module__, trust):
         _check_arguments(cls, arguments)
     part = cls(**{**getattr(cls, "former", {}), **arguments})

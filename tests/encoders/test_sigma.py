@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.quality.released import PaddedSIGMA, padded_rows
 from recsys.data.batch import Batch
 from recsys.encoders.mamba4rec import Layer, Mamba4Rec
-from recsys.encoders.sigma import SIGMA, GatedMamba, padded_rows, valid_rows
+from recsys.encoders.sigma import SIGMA, GatedMamba, valid_rows
 from recsys.items.ids import IdItems
 from recsys.nn.mamba import Mamba
 from recsys.objectives.softmax import FullSoftmax
@@ -21,6 +22,7 @@ from recsys.targets.last_item import LastItem
 from recsys.targets.next_item import NextItem
 from recsys.testing import check_encoder, check_ranker, toy_batch, toy_context
 
+KINDS: dict[str, type[SIGMA]] = {"valid": SIGMA, "repo": PaddedSIGMA}
 NUM_ITEMS, LONGEST, KEEP = 30, 12, 3
 VARIANTS = [(1, "valid"), (1, "repo"), (2, "valid"), (2, "repo")]
 LONG = [2, 6, 5, 3, 5, 8, 9, 7, 9, 3]
@@ -35,10 +37,12 @@ def batch_of(*histories: list[int], width: int = 1) -> Batch:
     return Batch(torch.arange(len(histories)), torch.arange(len(histories)), ids, lengths)
 
 
-def pair(dim: int = 16, max_length: int = LONGEST, keep: int = KEEP, **settings: object) -> tuple[SIGMA, IdItems]:
+def pair(
+    dim: int = 16, max_length: int = LONGEST, keep: int = KEEP, flip: str = "valid", **settings: object
+) -> tuple[SIGMA, IdItems]:
     torch.manual_seed(0)
     items = IdItems(dim, scale=False, init="torch")
-    encoder = SIGMA(dim, state=8, max_length=max_length, keep=keep, **settings)  # type: ignore[arg-type]
+    encoder = KINDS[flip](dim, state=8, max_length=max_length, keep=keep, **settings)  # type: ignore[arg-type]
     items.bind(Context(NUM_ITEMS))
     encoder.bind(Context(NUM_ITEMS))
     with torch.no_grad():  # so that a forgotten bias shows, and the recurrence does not forget at once
@@ -84,10 +88,10 @@ def around(layer: Layer, out: Tensor, x: Tensor) -> Tensor:
 
 
 def reference(encoder: SIGMA, items: IdItems, history: list[int]) -> Tensor:
-    """States (n, D) of one history, under flip="repo" as the head of a row padded to L."""
+    """States (n, D) of one history, of PaddedSIGMA as the head of a row padded to L."""
     x = items.weight[torch.tensor(history)]
     window = max(len(history) - encoder.keep, 0)
-    if encoder.pad is not None:
+    if isinstance(encoder, PaddedSIGMA):
         x = torch.cat([x, encoder.pad.expand(encoder.max_length - len(x), -1)])
         window = encoder.max_length - encoder.keep
     x = encoder.before(x)
@@ -144,8 +148,8 @@ def test_m2_the_released_file_reverses_the_first_45_positions(max_length: int, k
 
 @pytest.mark.parametrize(("num_layers", "flip"), VARIANTS)
 def test_keeps_the_seam(num_layers: int, flip: str) -> None:
-    check_encoder(SIGMA(16, num_layers, state=8, max_length=10, keep=2, flip=flip))
-    check_encoder(SIGMA(16, num_layers, state=8, max_length=10, flip=flip, gate_cross="clean", readout="all"))
+    check_encoder(KINDS[flip](16, num_layers, state=8, max_length=10, keep=2))
+    check_encoder(KINDS[flip](16, num_layers, state=8, max_length=10, gate_cross="clean", readout="all"))
 
 
 def test_check_03_padding_invariance() -> None:
@@ -199,7 +203,7 @@ def test_check_04_valid_equals_repo_for_full_rows() -> None:
 @pytest.mark.parametrize("num_items", [3_416, 12_101])
 @pytest.mark.parametrize(("flip", "more"), [("valid", 0), ("repo", 64)])
 def test_check_05_parameter_count(num_items: int, flip: str, more: int) -> None:
-    encoder, items = SIGMA(flip=flip), IdItems(64, scale=False)
+    encoder, items = KINDS[flip](), IdItems(64, scale=False)
     items.bind(Context(num_items))
     found = sum(p.numel() for p in [*encoder.parameters(), *items.parameters()])
     assert found == 64 * (num_items + 1) + 129_987 + more
@@ -274,7 +278,7 @@ def test_check_12_empty_histories_and_the_padding_row(flip: str) -> None:
     assert user[1].abs().max() == 0
     assert user[[0, 2]].abs().sum(1).gt(0).all()
     assert encoder(batch_of([]), items).user.shape == (1, 16)
-    check_ranker(Recommender(IdItems(16), SIGMA(16, max_length=12, flip=flip), FullSoftmax(), LastItem()))
+    check_ranker(Recommender(IdItems(16), KINDS[flip](16, max_length=12), FullSoftmax(), LastItem()))
 
 
 def test_check_13_two_runs_without_dropout_are_bit_identical() -> None:
@@ -289,7 +293,7 @@ def test_check_13_two_runs_without_dropout_are_bit_identical() -> None:
 
 @pytest.mark.parametrize("flip", ["valid", "repo"])
 def test_a_step_under_autocast_is_finite(flip: str) -> None:
-    model = Recommender(IdItems(16, scale=False), SIGMA(16, flip=flip), FullSoftmax(), LastItem())
+    model = Recommender(IdItems(16, scale=False), KINDS[flip](16), FullSoftmax(), LastItem())
     model.bind(toy_context())
     step = Step(toy_batch((6, 2, 5, 3)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -322,7 +326,7 @@ def test_check_11_a_thousand_steps_under_bf16_autocast_stay_finite() -> None:
 
 def test_start_of_the_weights() -> None:
     torch.manual_seed(0)
-    encoder = SIGMA(flip="repo")
+    encoder = PaddedSIGMA()
     encoder.bind(Context(NUM_ITEMS))
     block = encoder.layers[0].mixer
     torch.testing.assert_close(block.mixing.data, torch.tensor([0.8, 0.1, 0.1]))
@@ -340,7 +344,6 @@ def test_start_of_the_weights() -> None:
     [
         ({"max_length": 4}, "keep"),
         ({"keep": -1}, "keep"),
-        ({"flip": "left"}, "flip"),
         ({"gate_cross": "none"}, "gate_cross"),
         ({"gate_dropout": 1.0}, "dropout"),
         ({"readout": "some"}, "readout"),
@@ -361,3 +364,16 @@ def test_too_long_history_and_other_width_are_errors() -> None:
     other.bind(Context(NUM_ITEMS))
     with pytest.raises(ValueError, match="width"):
         encoder(batch_of([1, 2]), other)
+
+
+def test_runs_of_0_1_load_as_they_were_and_the_padded_flip_is_refused_with_what_to_do() -> None:
+    from recsys.storage.parts import build, describe
+
+    found = describe(SIGMA(16, keep=3))
+    found["arguments"]["flip"] = "valid"
+    assert build(found).keep == 3
+    found["arguments"]["flip"] = "repo"
+    with pytest.raises(ValueError, match="no flip='repo' any more: its class is PaddedSIGMA"):
+        build(found)
+    padded = build(describe(PaddedSIGMA(16, keep=3)), trust=["benchmarks.quality.released"])
+    assert type(padded) is PaddedSIGMA and padded.keep == 3
