@@ -82,9 +82,9 @@ from recsys.data.batch import Batch
 from recsys.randomness import torch_generator
 
 if TYPE_CHECKING:
-    from recsys.data.features import Features
     from recsys.data.split import Training
-    from recsys.data.vocabulary import Vocabulary
+    from recsys.features.features import Features
+    from recsys.ids.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pytest
 import recsys as rs
 from recsys.data.prepared import Prepared
 from recsys.data.split import Split
-from recsys.data.vocabulary import Vocabulary
+from recsys.ids.vocabulary import Vocabulary
 
 QUALITY = Path(__file__).parents[1] / "benchmarks" / "quality"
 pytestmark = pytest.mark.skipif(not QUALITY.is_dir(), reason="the benchmarks are not here")

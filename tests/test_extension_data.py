@@ -14,10 +14,10 @@ import torch
 
 import recsys as rs
 from recsys import testing
-from recsys.data.features import Features
 from recsys.data.prepared import Prepared
 from recsys.data.split import Split
-from recsys.data.vocabulary import Vocabulary
+from recsys.features.features import Features
+from recsys.ids.vocabulary import Vocabulary
 from recsys.protocols import Context
 
 SOURCES = {

@@ -22,8 +22,8 @@ import numpy as np
 
 from recsys.auxiliaries.histories import Pool as Pool
 from recsys.auxiliaries.histories import fingerprint, unit
-from recsys.data.vectors import Vectors
-from recsys.data.vocabulary import Vocabulary
+from recsys.ids.vectors import Vectors
+from recsys.ids.vocabulary import Vocabulary
 from recsys.index.neighbours import nearest_rows
 from recsys.randomness import numpy_generator
 

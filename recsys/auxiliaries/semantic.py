@@ -47,7 +47,7 @@ from recsys.auxiliaries.retrieval import (
 )
 from recsys.auxiliaries.synthesiser import Synthesiser
 from recsys.data.batch import PAD, Batch
-from recsys.data.vectors import Vectors
+from recsys.ids.vectors import Vectors
 from recsys.protocols import Context, Step
 from recsys.storage.artifacts import artifacts_root
 from recsys.storage.cache import cache_folder
@@ -63,7 +63,7 @@ class SemanticContrast(nn.Module):
 
     Args:
         weight: of both terms together.
-        vectors: folder of a :class:`recsys.data.vectors.Vectors` with the items' text vectors. Items without one are
+        vectors: folder of a :class:`recsys.ids.vectors.Vectors` with the items' text vectors. Items without one are
             counted on standard error; they are not replaced and count as nothing in a history's vector.
         cross, intra: of the two terms (alpha, beta). A term of 0 costs nothing; with both 0 so is ``weight``.
         k: neighbours of an item, and of a history.

@@ -2,7 +2,7 @@
 
 A card holds ``name, title, homepage, licence, citation, order``, the counts to expect, ``[files]`` with what is known
 about each file's bytes and where to look for it, and ``[events]`` and ``[items]``, whose keys are the arguments of
-:meth:`recsys.data.dataset.Dataset.scan` and :func:`recsys.data.item_text.read_items`. ``[[alternatives]]`` describe
+:meth:`recsys.data.dataset.Dataset.scan` and :func:`recsys.features.tables.read_items`. ``[[alternatives]]`` describe
 the same data in other files (a publisher's archive), tried when the files above cannot be had: ``note``, and whatever
 differs of ``files``, ``expected``, ``order``, ``events`` and ``items``; the item table is not taken over.
 """
@@ -171,7 +171,7 @@ def load(name: str | Path) -> Dataset:
         DataError: there is no such card, it has no interactions, or its files could not be had.
     """
     from recsys.data.dataset import Dataset
-    from recsys.data.item_text import read_items
+    from recsys.features.tables import read_items
 
     found = card(name)
     if all(layout.events is None for layout in found.layouts):
@@ -282,7 +282,7 @@ def _layout(table: dict[str, Any], where: str) -> Layout:
 
 def _check_reading(events: dict[str, Any] | None, items: dict[str, Any] | None, where: str) -> None:
     from recsys.data.dataset import Dataset
-    from recsys.data.item_text import read_items
+    from recsys.features.tables import read_items
 
     if events is not None:
         ours = ("items", "users", "name", "expected", "order")

@@ -12,7 +12,7 @@ from recsys.errors import DataError
 
 if TYPE_CHECKING:
     from recsys.data.split import Split
-    from recsys.data.vocabulary import Vocabulary
+    from recsys.ids.vocabulary import Vocabulary
 
 _LISTS = (".txt", ".csv", ".tsv", ".parquet", ".ndjson", ".jsonl")
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from recsys.data.prepared import Prepared, blocks, spread
-from recsys.data.vocabulary import Vocabulary
+from recsys.ids.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from recsys.data.clean import CleaningReport, Plan, apply, drop_missing, note_repeats
-from recsys.data.features import Features, Texts
-from recsys.data.item_text import ItemFile, align_features, read_items, read_users
 from recsys.data.prepared import Prepared
-from recsys.data.typed import features_of, notes_of
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
+from recsys.features.features import Features, Texts
+from recsys.features.tables import ItemFile, align_features, read_items, read_users
+from recsys.features.typed import features_of, notes_of
+from recsys.ids.vocabulary import Vocabulary
 from recsys.progress import saying
 from recsys.readers.events import Events, compress, take_ids
 from recsys.readers.formats import TextOptions
@@ -123,8 +123,8 @@ class Dataset:
             ties: events of one user at the same time stay in ``file`` order, or go by a ``hash`` of user and item.
             splits: instead of ``path``, one path or frame per part ``train``, ``valid``, ``test`` of data that come
                 split.
-            items: item table, a path, a frame or :func:`~recsys.data.item_text.read_items`.
-            users: likewise a table of users, or :func:`~recsys.data.item_text.read_users`.
+            items: item table, a path, a frame or :func:`~recsys.features.tables.read_items`.
+            users: likewise a table of users, or :func:`~recsys.features.tables.read_users`.
             event_columns: further columns that are kept with the events, each with its kind: ``category``, ``number``
                 or ``list`` (several categories), such as ``{"device": "category", "dwell": "number"}``.
             list_separator: between the values of a list that is written as text; "|" by default.

@@ -18,9 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recsys.data.batch import Batch
-from recsys.data.column import Column
 from recsys.data.cut import Cut
-from recsys.data.features import Features, Texts
 from recsys.data.findings import Audit
 from recsys.data.gather import available, check_needs, gather
 from recsys.data.prepared import Prepared, blocks, spread
@@ -28,15 +26,17 @@ from recsys.data.splitters import Given as Given
 from recsys.data.splitters import GlobalTime as GlobalTime
 from recsys.data.splitters import LeaveLast as LeaveLast
 from recsys.data.splitters import Splitter
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
+from recsys.features.column import Column
+from recsys.features.features import Features, Texts
+from recsys.ids.vocabulary import Vocabulary
 from recsys.storage.arrays import read_array, write_array
 from recsys.storage.folders import read_manifest, write_folder
 from recsys.storage.reading import read_json, reading
 
 if TYPE_CHECKING:
     from recsys.data.findings import Audit
-    from recsys.data.vocabulary import Vocabulary
+    from recsys.ids.vocabulary import Vocabulary
 
 KIND = "recsys.split"
 FORMAT = 1
@@ -396,7 +396,7 @@ class Split:
             FileNotFoundError: there is no such folder.
             DataError: it is of another version, or damaged.
         """
-        from recsys.data.vocabulary import Vocabulary
+        from recsys.ids.vocabulary import Vocabulary
 
         folder, remedy = Path(folder), "delete it and split the data again"
         manifest = read_manifest(folder, KIND, FORMAT, verify, apart=(PREPARED,))

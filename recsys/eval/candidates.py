@@ -25,8 +25,8 @@ from recsys.ranking.filters import all_or_each
 
 if TYPE_CHECKING:
     from recsys.data.split import HeldOut
-    from recsys.data.vocabulary import Vocabulary
     from recsys.eval.scoring import Matched
+    from recsys.ids.vocabulary import Vocabulary
 
 
 class Columns(Protocol):

@@ -31,7 +31,7 @@ from recsys.recommenders.modes import evaluating
 
 if TYPE_CHECKING:
     from recsys.data.split import HeldOut
-    from recsys.data.vocabulary import Vocabulary
+    from recsys.ids.vocabulary import Vocabulary
     from recsys.recommenders.base import Recommends, Scores
 
 CUTS = (1, 5, 10, 20)

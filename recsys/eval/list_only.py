@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from recsys.data.prepared import padded_blocks
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
 from recsys.eval.candidates import Columns, ListedColumns, Lists, Pool
 from recsys.eval.ranks import Asked, Landed
 from recsys.eval.scoring import REMEDY
+from recsys.ids.vocabulary import Vocabulary
 from recsys.recommenders.history import histories_of
 from recsys.recommenders.top import TopK
 

@@ -18,7 +18,7 @@ from recsys.errors import DataError
 
 if TYPE_CHECKING:
     from recsys.data.split import HeldOut
-    from recsys.data.vocabulary import Vocabulary
+    from recsys.ids.vocabulary import Vocabulary
 
 COLUMNS = ("user", "item")
 _SHOWN = 3

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recsys.data.catalogue import row_map
 from recsys.errors import DataError
+from recsys.ids.catalogue import row_map
 from recsys.recommenders.base import Ranker, Recommends, Scores
 from recsys.recommenders.features import code_maps
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from recsys.data.batch import Batch
     from recsys.data.cut import Cut
     from recsys.data.split import HeldOut, Split
-    from recsys.data.vocabulary import Vocabulary
+    from recsys.ids.vocabulary import Vocabulary
 
 REMEDY = "evaluate on a split of the data it was trained on, or fit the model on this one"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
+from recsys.ids.vocabulary import Vocabulary
 from recsys.storage.arrays import read_array
 from recsys.storage.reading import reading
 

@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning, UnknownItemError
+from recsys.ids.vocabulary import Vocabulary
 from recsys.index import recall
 from recsys.index.former import ids_of_format_1
 from recsys.index.graphs import check_graph, checked_settings, read_index

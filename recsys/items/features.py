@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recsys.data.column import Column
-from recsys.data.features import Features
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
+from recsys.features.column import Column
+from recsys.features.features import Features
+from recsys.ids.vocabulary import Vocabulary
 from recsys.items.kept import Kept
 from recsys.items.local import LocalItems
 from recsys.items.rows import no_row

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recsys.data.vectors import KIND as VECTORS
-from recsys.data.vectors import Vectors
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
+from recsys.ids.vectors import KIND as VECTORS
+from recsys.ids.vectors import Vectors
+from recsys.ids.vocabulary import Vocabulary
 from recsys.items.local import LocalItems
 from recsys.items.rows import no_row, rows_for
 from recsys.protocols import Context
@@ -35,7 +35,7 @@ class FrozenItems(LocalItems):
 
     Args:
         run: folder of a run whose table is ``IdItems`` (if untied: its output vectors) or this one, of a bundle with an
-            index, or of :class:`recsys.data.vectors.Vectors` (any other recommender:
+            index, or of :class:`recsys.ids.vectors.Vectors` (any other recommender:
             ``Vectors.of(ids, model.item_vectors())``).
         dim: width D; read from the folder if None.
         scale: multiply input vectors by sqrt(D); the vectors of a SASRec were read like that when it was trained.
@@ -163,6 +163,6 @@ def saved_vectors(folder: str | Path) -> Vectors:
     if matrix is None:
         raise DataError(
             f"{path} holds no table of item vectors: name a finished run with IdItems, a bundle with an index, or save "
-            "those of its model with recsys.data.vectors.Vectors.of(ids, model.item_vectors()).save(folder)"
+            "those of its model with recsys.ids.vectors.Vectors.of(ids, model.item_vectors()).save(folder)"
         )
     return Vectors.of(ids, matrix, of="items", model=str(path))

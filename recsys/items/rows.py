@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from recsys.data.vectors import Vectors
 from recsys.errors import DataError
+from recsys.ids.vectors import Vectors
 
 
 def no_row(ids: Tensor, num_items: int, extra: int) -> ValueError:

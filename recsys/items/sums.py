@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from recsys.data.vectors import Vectors
 from recsys.hooks import PartList, bind
+from recsys.ids.vectors import Vectors
 from recsys.items.local import LocalItems, check_table, vectors_of
 from recsys.protocols import Context, ItemTable
 

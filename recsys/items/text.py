@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recsys.data.vectors import Vectors
 from recsys.errors import DataError
+from recsys.ids.vectors import Vectors
 from recsys.items.kept import Kept
 from recsys.items.local import LocalItems
 from recsys.items.rows import no_row, rows_for
@@ -46,7 +46,7 @@ class TextItems(LocalItems):
 
     Args:
         dim: width D.
-        vectors: folder of :class:`recsys.data.vectors.Vectors` by raw item id, such as ``str(embed(split).path)``.
+        vectors: folder of :class:`recsys.ids.vectors.Vectors` by raw item id, such as ``str(embed(split).path)``.
         project: "linear", or "mlp" with a hidden layer of 2 D.
         trainable: train the text vectors too; an item without one then learns its own.
         scale: multiply input vectors by sqrt(D), as ``IdItems`` does.

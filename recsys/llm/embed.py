@@ -25,8 +25,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from recsys.data.split import Split
-from recsys.data.vectors import FORMAT, KIND, GrowingMatrix, Vectors, check_finite
-from recsys.data.vocabulary import Vocabulary
+from recsys.ids.vectors import FORMAT, KIND, GrowingMatrix, Vectors, check_finite
+from recsys.ids.vocabulary import Vocabulary
 from recsys.llm.texts import text_hash, texts_by_row
 from recsys.llm.tfidf import Tfidf, unit
 from recsys.progress import Progress

@@ -24,8 +24,8 @@ import numpy as np
 from scipy import sparse
 
 from recsys.data.split import Split, Training
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
+from recsys.ids.vocabulary import Vocabulary
 from recsys.statistics.cooccurrence import interactions, item_similarity, largest
 
 

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
+from recsys.ids.vocabulary import Vocabulary
 from recsys.llm.texts import clean_value, text_columns
 from recsys.nn.longformer import OTHERWISE
 from recsys.protocols import Change, Context

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from recsys.data.batch import FEATURES, USER_FEATURES, Batch
-from recsys.data.column import Column
-from recsys.data.ranges import blocks
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, printable
+from recsys.features.column import Column
+from recsys.ids.ranges import blocks
+from recsys.ids.vocabulary import Vocabulary
 from recsys.protocols import Change, Context
 
 KINDS = ("category", "number", "list")

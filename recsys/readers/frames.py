@@ -65,7 +65,7 @@ def is_frame(table: Any) -> bool:
 
 
 def vectors_of(table: Any, ids: Any, columns: str | Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
-    """Raw ids (M,) and vectors (M, D) in a frame; see :meth:`recsys.data.vectors.Vectors.of`.
+    """Raw ids (M,) and vectors (M, D) in a frame; see :meth:`recsys.ids.vectors.Vectors.of`.
 
     Raises:
         TypeError: it is not a frame. DataError: a column is missing or holds neither ids nor numbers.

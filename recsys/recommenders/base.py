@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from recsys.data.batch import FEATURES, PAD, USER_FEATURES, Batch
-from recsys.data.column import Column
 from recsys.data.cut import Cut
 from recsys.data.prepared import padded_blocks
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataWarning
+from recsys.features.column import Column
 from recsys.hooks import having
+from recsys.ids.vocabulary import Vocabulary
 from recsys.protocols import Context
 from recsys.ranking.filters import EXCLUDE, Shown, checked_k
 from recsys.ranking.products import refuse_nonfinite

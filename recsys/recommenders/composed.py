@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from recsys.data.batch import PAD, Batch
-from recsys.data.vectors import Vectors
 from recsys.errors import UnknownItemError
 from recsys.hooks import PartList, bind, having, member, needs_of, parts_of, unread, unused
+from recsys.ids.vectors import Vectors
 from recsys.items.local import check_table
 from recsys.protocols import (
     Augmentation,
@@ -304,7 +304,7 @@ class Recommender(Ranker):
         Args:
             ids: raw ids that are new.
             vectors: what the item table makes of them (text vectors for ``TextItems``): a
-                :class:`recsys.data.vectors.Vectors`, or an array (n, H) in the order of ``ids``; by default they are
+                :class:`recsys.ids.vectors.Vectors`, or an array (n, H) in the order of ``ids``; by default they are
                 looked up in the folder that the table was made from.
             features: what ``FeatureItems`` makes of them: column -> values in the order of ``ids``, or ``Features``.
 

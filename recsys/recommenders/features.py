@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recsys.data.column import Column
 from recsys.errors import DataError, printable
+from recsys.features.column import Column
 from recsys.hooks import having
 from recsys.recommenders.history import History
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recsys.data.batch import FEATURES, USER_FEATURES, Batch
 from recsys.data.prepared import spread
-from recsys.data.vocabulary import Vocabulary
+from recsys.ids.vocabulary import Vocabulary
 from recsys.recommenders.times import moments
 
 if TYPE_CHECKING:

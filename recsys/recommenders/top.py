@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recsys.data.batch import PAD
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataWarning, printable
+from recsys.ids.vocabulary import Vocabulary
 from recsys.ranking.filters import Shown
 from recsys.recommenders.history import History
 

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from recsys.data.cut import Cut
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, printable
+from recsys.ids.vocabulary import Vocabulary
 from recsys.protocols import Context
 from recsys.recommenders.base import Ranker
 from recsys.storage.bounds import bounded

@@ -21,8 +21,8 @@ from recsys.storage.files import fresh, is_folder, remove, write_text
 from recsys.storage.reading import read_json
 
 if TYPE_CHECKING:
-    from recsys.data.features import Features
     from recsys.data.split import Split
+    from recsys.features.features import Features
     from recsys.recommenders.base import Ranker
 
 NOTE = "split.json"

@@ -27,8 +27,8 @@ import torch
 import recsys
 from recsys.data.batch import PAD, Batch
 from recsys.data.cut import Cut
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, UnknownItemError
+from recsys.ids.vocabulary import Vocabulary
 from recsys.ranking.filters import Shown
 from recsys.ranking.products import refuse_nonfinite
 from recsys.ranking.ties import best

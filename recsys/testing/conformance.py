@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from recsys.data.batch import PAD, Batch
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
-from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.sasrec import SASRec
 from recsys.eval.metrics.ranked import Catalogue, Metric, Ranked
 from recsys.hooks import needs_of
+from recsys.ids.vocabulary import Vocabulary
 from recsys.items.ids import IdItems
 from recsys.objectives.softmax import FullSoftmax
 from recsys.protocols import (

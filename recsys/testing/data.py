@@ -19,7 +19,7 @@ from recsys.data.batch import PAD, Batch
 from recsys.data.prepared import Prepared
 from recsys.data.split import Split
 from recsys.data.splitters import Splitter
-from recsys.data.vocabulary import Vocabulary
+from recsys.ids.vocabulary import Vocabulary
 from recsys.protocols import Weighting
 from recsys.testing.assertions import require, round_trip, same, unchanged
 from recsys.testing.conformance import NUM_ITEMS, toy_batch, toy_context, toy_split

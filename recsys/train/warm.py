@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from recsys.data.cut import Cut
-from recsys.data.vocabulary import Vocabulary
 from recsys.hooks import having, member
+from recsys.ids.vocabulary import Vocabulary
 from recsys.protocols import Change, Context
 
 MORE = {"item": 3, "user": 5}  # how many more of each a trial has, to see which tensors have a row for each

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
-from recsys.data.vectors import Vectors
 from recsys.errors import DataError
 from recsys.hooks import bind, member
+from recsys.ids.vectors import Vectors
 from recsys.protocols import Context
 from recsys.statistics.cooccurrence import require_memory
 
@@ -114,7 +114,7 @@ class GivenPropensity(nn.Module):
     """Propensities known from elsewhere (an experiment, the logging policy), by raw item id.
 
     Args:
-        values: raw id -> theta, pairs of these, or the folder of a :class:`recsys.data.vectors.Vectors` of width 1.
+        values: raw id -> theta, pairs of these, or the folder of a :class:`recsys.ids.vectors.Vectors` of width 1.
         missing: theta of items that have none; None makes such an item an error.
 
     Raises:

@@ -18,7 +18,7 @@ from recsys.augmentations.insert import Insert
 from recsys.augmentations.mask import Mask
 from recsys.augmentations.reorder import Reorder
 from recsys.auxiliaries.editor import Editor
-from recsys.data.vectors import Vectors
+from recsys.ids.vectors import Vectors
 from recsys.protocols import Step
 from recsys.recommenders.composed import Recommender
 from recsys.runs.recipe import find_recipe, load_recipe

@@ -30,11 +30,11 @@ from recsys.auxiliaries.editor import Editor, best_rows
 from recsys.auxiliaries.triplet import Topped, TripletContrast, training_rows, triplet_loss
 from recsys.data.batch import Batch
 from recsys.data.split import LeaveLast, Split
-from recsys.data.vectors import Vectors
 from recsys.encoders.bert4rec import BERT4Rec
 from recsys.encoders.sasrec import SASRec
 from recsys.errors import DataWarning
 from recsys.eval.sampled import evaluate_sampled
+from recsys.ids.vectors import Vectors
 from recsys.items.ids import IdItems
 from recsys.objectives.softmax import FullSoftmax
 from recsys.protocols import Step

@@ -22,9 +22,9 @@ from recsys.auxiliaries.semantic import SemanticContrast, substituted
 from recsys.auxiliaries.synthesiser import Synthesiser
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
-from recsys.data.vectors import Vectors
-from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.gru4rec import GRU4Rec
+from recsys.ids.vectors import Vectors
+from recsys.ids.vocabulary import Vocabulary
 from recsys.protocols import Context, Step
 from recsys.runs.recipe import find_recipe, load_recipe
 from recsys.targets.last_item import LastItem
@@ -157,7 +157,7 @@ def test_twins_are_rows_with_the_same_window() -> None:
 def test_check_01_without_weights_the_recipe_is_the_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     split = toy_split()
     monkeypatch.setattr(rs, "load", lambda name: SimpleNamespace(split=lambda splitter: split))
-    for name in ("recsys.llm.embed.embed", "recsys.data.vectors.Vectors.load"):
+    for name in ("recsys.llm.embed.embed", "recsys.ids.vectors.Vectors.load"):
         monkeypatch.setattr(name, lambda *arguments, **more: pytest.fail("text vectors were asked for"))
     sracl, sasrec = (load_recipe(find_recipe(name)) for name in ("sracl", "sasrec"))
     knobs: dict[str, Any] = {"epochs": 2, "batch_size": 16, "max_length": LENGTH, "dim": DIM}

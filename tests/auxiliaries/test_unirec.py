@@ -17,9 +17,9 @@ from recsys.auxiliaries.unirec import ItemEnhancement, ProfileTerm, SequenceEnha
 from recsys.data.batch import Batch
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
-from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.unirec import Branches, UniRec
 from recsys.errors import DataError
+from recsys.ids.vocabulary import Vocabulary
 from recsys.items.ids import IdItems
 from recsys.negatives.in_batch import InBatchNegatives
 from recsys.negatives.uniform import UniformNegatives

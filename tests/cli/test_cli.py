@@ -338,7 +338,7 @@ def test_k13_a_lists_in_the_shell_do_what_they_do_in_python(bundle: rs.Bundle) -
 
 def test_ids_of_numbers_are_numbers_in_the_shell(recipe: Path) -> None:
     from recsys.cli.arguments import raw_ids
-    from recsys.data.vocabulary import Vocabulary
+    from recsys.ids.vocabulary import Vocabulary
 
     numbers, words = Vocabulary(np.arange(5), 1), Vocabulary(np.array(["1", "01"], object), 1)
     assert raw_ids(("3", "-1", "x"), numbers) == [3, -1, "x"] and raw_ids(("01",), words) == ["01"]

@@ -13,11 +13,11 @@ import pytest
 from recsys.data.cold import _draw, cold_items
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
-from recsys.data.vectors import Vectors
-from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.sasrec import SASRec
 from recsys.errors import DataError
 from recsys.eval.evaluate import evaluate
+from recsys.ids.vectors import Vectors
+from recsys.ids.vocabulary import Vocabulary
 from recsys.items.ids import IdItems
 from recsys.items.sums import SumItems
 from recsys.items.text import TextItems

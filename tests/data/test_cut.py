@@ -6,7 +6,7 @@ import pytest
 from recsys.data.cut import Cut
 from recsys.data.prepared import Prepared
 from recsys.data.split import GlobalTime, LeaveLast, Split
-from recsys.data.vocabulary import Vocabulary
+from recsys.ids.vocabulary import Vocabulary
 
 
 def names(prefix, count, first):

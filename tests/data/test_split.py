@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from recsys.data.audit import audit
 from recsys.data.split import Given, GlobalTime, LeaveLast, Split
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
+from recsys.ids.vocabulary import Vocabulary
 from recsys.storage.folders import hashes
 
 

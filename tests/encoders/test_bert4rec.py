@@ -10,8 +10,8 @@ import recsys as rs
 from recsys.data.batch import Batch
 from recsys.data.prepared import Prepared
 from recsys.data.split import Split
-from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.bert4rec import BERT4Rec
+from recsys.ids.vocabulary import Vocabulary
 from recsys.items.ids import IdItems
 from recsys.objectives.softmax import FullSoftmax
 from recsys.protocols import Context, Stepwise, Targets

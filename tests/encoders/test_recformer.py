@@ -18,11 +18,11 @@ from recsys.auxiliaries.pretraining import RecformerPretraining, in_batch, mask_
 from recsys.data.batch import Batch
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
-from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.recformer import Recformer
 from recsys.encoders.sasrec import SASRec
 from recsys.errors import DataError
 from recsys.eval.evaluate import evaluate
+from recsys.ids.vocabulary import Vocabulary
 from recsys.items.ids import IdItems
 from recsys.items.recformer import RecformerItems
 from recsys.llm.tokens import ItemTokens

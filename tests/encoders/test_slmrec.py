@@ -17,10 +17,10 @@ import torch
 
 import recsys as rs
 from recsys.data.prepared import Prepared
-from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.slmrec import BlockEnds
 from recsys.errors import DataError
 from recsys.eval.sampled import draw_negatives, evaluate_sampled
+from recsys.ids.vocabulary import Vocabulary
 from recsys.items.frozen import FrozenItems
 from recsys.objectives.softmax import FullSoftmax
 from recsys.protocols import Context, Step

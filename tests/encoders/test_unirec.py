@@ -16,10 +16,10 @@ from recsys.auxiliaries.unirec import SequenceEnhancement
 from recsys.data.batch import Batch
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
-from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.unirec import Branches, MixtureBlock, ScoreMixing, UniRec
 from recsys.errors import DataError
 from recsys.eval.evaluate import evaluate
+from recsys.ids.vocabulary import Vocabulary
 from recsys.items.ids import IdItems
 from recsys.nn.time_encoding import DAY, HOUR
 from recsys.objectives.softmax import FullSoftmax

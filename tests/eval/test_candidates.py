@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
 from recsys.eval.evaluate import evaluate
 from recsys.eval.report import Report
+from recsys.ids.vocabulary import Vocabulary
 from recsys.train.run import Run
 
 

@@ -14,11 +14,11 @@ import torch
 import recsys as rs
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
 from recsys.eval.html import write_html
 from recsys.eval.report import Report
 from recsys.eval.sampled import evaluate_sampled
+from recsys.ids.vocabulary import Vocabulary
 from recsys.recommenders.base import Ranker, Recommends, Scores
 from recsys.serve.files import recommend_file
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 import recsys as rs
 from recsys.data.prepared import Prepared
 from recsys.data.split import Split
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
 from recsys.eval.compare import compare
 from recsys.eval.report import Report
+from recsys.ids.vocabulary import Vocabulary
 
 ITEMS = np.array([f"i{row}" for row in range(1, 13)], object)
 USERS = np.array([f"u{row}" for row in range(6)], object)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
 from recsys.eval.evaluate import evaluate
 from recsys.eval.report import Report, align, number
 from recsys.eval.storage import read_table, write_table
+from recsys.ids.vocabulary import Vocabulary
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import torch
 import recsys as rs
 from recsys.data.prepared import Prepared
 from recsys.data.split import HeldOut, LeaveLast, Split
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
 from recsys.eval.sampled import evaluate_sampled
 from recsys.eval.scoring import require_same_items
 from recsys.eval.unbiased import evaluate_uniform, unbiased
+from recsys.ids.vocabulary import Vocabulary
 from recsys.protocols import Context
 
 CYCLE = [7, 4, 9, 0, 11, 2, 1, 3, 5, 10, 8, 6]

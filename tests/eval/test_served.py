@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import recsys as rs
 from recsys.data.prepared import Prepared
 from recsys.data.split import Split
-from recsys.data.vocabulary import Vocabulary
+from recsys.ids.vocabulary import Vocabulary
 from recsys.protocols import Context
 from recsys.recommenders.base import Ranker
 

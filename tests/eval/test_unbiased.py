@@ -11,10 +11,10 @@ import torch
 
 from recsys.data.prepared import Prepared
 from recsys.data.split import HeldOut, LeaveLast, Split
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
 from recsys.eval.evaluate import evaluate
 from recsys.eval.unbiased import evaluate_uniform, ranked_metrics, ratio_interval, unbiased
+from recsys.ids.vocabulary import Vocabulary
 from recsys.weighting.propensity import PopularityPropensity
 
 

@@ -15,7 +15,7 @@ import torch
 import recsys as rs
 from recsys.data.prepared import Prepared
 from recsys.data.split import Split
-from recsys.data.vocabulary import Vocabulary
+from recsys.ids.vocabulary import Vocabulary
 
 NUM_ITEMS, CYCLES = 20, 50
 GOLDEN = {

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import recsys as rs
-from recsys.data.features import Features
 from recsys.errors import DataError
+from recsys.features.features import Features
 from recsys.protocols import Change, Context
 from recsys.recommenders.composed import Recommender
 from recsys.storage.parts import describe

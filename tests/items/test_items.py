@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.data.vectors import Vectors
-from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.bert4rec import BERT4Rec
 from recsys.encoders.gru4rec import GRU4Rec
 from recsys.encoders.sasrec import SASRec
 from recsys.errors import DataError
 from recsys.eval.evaluate import evaluate
 from recsys.hooks import call
+from recsys.ids.vectors import Vectors
+from recsys.ids.vocabulary import Vocabulary
 from recsys.items.frozen import FrozenItems
 from recsys.items.ids import IdItems
 from recsys.items.local import LocalItems

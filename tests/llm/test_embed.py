@@ -13,9 +13,9 @@ import pytest
 
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
-from recsys.data.vectors import Vectors
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
+from recsys.ids.vectors import Vectors
+from recsys.ids.vocabulary import Vocabulary
 from recsys.llm.embed import TextEncoder, embed, text_hash
 from recsys.llm.texts import item_texts
 from recsys.llm.tfidf import tfidf_vectors

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
+from recsys.ids.vocabulary import Vocabulary
 from recsys.llm.tokens import ItemTokens
 from recsys.protocols import Context
 from recsys.storage.parts import build, describe

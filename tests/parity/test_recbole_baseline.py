@@ -15,8 +15,8 @@ import torch
 import recsys as rs
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataWarning
+from recsys.ids.vocabulary import Vocabulary
 from recsys.protocols import Context
 from recsys.recommenders.recbole import RecBole
 

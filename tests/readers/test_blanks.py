@@ -10,10 +10,10 @@ import polars as pl
 import pytest
 
 from recsys.data.dataset import Dataset
-from recsys.data.item_text import align, read_items
-from recsys.data.vectors import Vectors
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
+from recsys.features.tables import align, read_items
+from recsys.ids.vectors import Vectors
+from recsys.ids.vocabulary import Vocabulary
 from recsys.readers.blanks import BLANKS, stripped
 
 ROWS = [("a", " x", 1), ("a ", "x ", 2), ("\u00a0a", "x", 3), ("b", "\u2003y z\ufeff", 4), (" b", "x", 5)]

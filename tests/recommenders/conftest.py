@@ -7,7 +7,7 @@ import pytest
 
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
-from recsys.data.vocabulary import Vocabulary
+from recsys.ids.vocabulary import Vocabulary
 from recsys.protocols import Context
 
 NUM_ITEMS, NUM_USERS = 30, 60

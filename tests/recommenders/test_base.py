@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from recsys.data.batch import Batch
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataWarning
+from recsys.ids.vocabulary import Vocabulary
 from recsys.protocols import Context
 from recsys.recommenders.base import Ranker
 from recsys.recommenders.history import History, collate

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataWarning
 from recsys.eval.evaluate import evaluate
+from recsys.ids.vocabulary import Vocabulary
 from recsys.protocols import Context
 from recsys.recommenders.base import Ranker
 from recsys.recommenders.ease import EASE

@@ -21,11 +21,11 @@ from recsys.auxiliaries.semantic import SemanticContrast
 from recsys.auxiliaries.triplet import TripletContrast
 from recsys.auxiliaries.unirec import UniRecLoss
 from recsys.data.batch import Batch
-from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.gru4rec import GRU4Rec
 from recsys.encoders.rearec import ReaRec, ReasoningStates
 from recsys.encoders.sasrec import SASRec
 from recsys.encoders.unirec import UniRec
+from recsys.ids.vocabulary import Vocabulary
 from recsys.items.ids import IdItems
 from recsys.objectives.softmax import FullSoftmax
 from recsys.protocols import Context, Encoded, Step

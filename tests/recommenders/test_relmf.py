@@ -13,9 +13,9 @@ from torch import Tensor
 
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
-from recsys.data.vocabulary import Vocabulary
 from recsys.eval.evaluate import evaluate
 from recsys.eval.unbiased import evaluate_uniform, unbiased
+from recsys.ids.vocabulary import Vocabulary
 from recsys.protocols import Context
 from recsys.recommenders.relmf import RelMF, gradients
 from recsys.statistics.cooccurrence import interactions

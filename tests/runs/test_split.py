@@ -11,8 +11,8 @@ import pytest
 from cycles import cycles, tiny
 
 import recsys.runs.split as splits
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
+from recsys.ids.vocabulary import Vocabulary
 from recsys.recommenders.popularity import Popularity
 from recsys.runs.read import load_run
 from recsys.runs.split import remember_split, split_of

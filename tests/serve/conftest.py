@@ -8,8 +8,8 @@ import torch
 
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
-from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.sasrec import SASRec
+from recsys.ids.vocabulary import Vocabulary
 from recsys.items.ids import IdItems
 from recsys.objectives.softmax import FullSoftmax
 from recsys.protocols import Context

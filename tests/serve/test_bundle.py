@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from recsys.data.split import LeaveLast, Split
-from recsys.data.vectors import Vectors
-from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.sasrec import SASRec
 from recsys.errors import DataError, DataWarning
+from recsys.ids.vectors import Vectors
+from recsys.ids.vocabulary import Vocabulary
 from recsys.items.ids import IdItems
 from recsys.items.sums import SumItems
 from recsys.items.text import TextItems
@@ -200,7 +200,7 @@ def _context(model: Recommender):
 
 
 def _vocabulary():
-    from recsys.data.vocabulary import Vocabulary
+    from recsys.ids.vocabulary import Vocabulary
 
     return Vocabulary(np.array(["a", "b"], object), 1)
 

@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 import torch
 
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
+from recsys.ids.vocabulary import Vocabulary
 from recsys.recommenders.base import Ranker
 from recsys.serve.bundle import Bundle, export
 from recsys.serve.files import recommend_file
@@ -177,7 +177,7 @@ else:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_users(split, tmp_path) -> None:
-    from recsys.data.vocabulary import Vocabulary
+    from recsys.ids.vocabulary import Vocabulary
     from recsys.protocols import Context
     from recsys.recommenders.popularity import Popularity
 

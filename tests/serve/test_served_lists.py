@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recsys.data.split import Split
-from recsys.data.vocabulary import Vocabulary
 from recsys.encoders.sasrec import SASRec
+from recsys.ids.vocabulary import Vocabulary
 from recsys.items.ids import IdItems
 from recsys.objectives.softmax import FullSoftmax
 from recsys.protocols import Context

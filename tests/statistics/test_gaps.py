@@ -11,7 +11,7 @@ import pytest
 
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split, Training
-from recsys.data.vocabulary import Vocabulary
+from recsys.ids.vocabulary import Vocabulary
 from recsys.statistics import gaps as measured
 
 NUM_ITEMS = 20

@@ -3,7 +3,7 @@ import torch
 
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
-from recsys.data.vocabulary import Vocabulary
+from recsys.ids.vocabulary import Vocabulary
 from recsys.statistics.same_target import same_item
 
 

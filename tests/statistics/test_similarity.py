@@ -17,7 +17,7 @@ from recsys.augmentations.insert import Insert
 from recsys.augmentations.substitute import Substitute
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
-from recsys.data.vocabulary import Vocabulary
+from recsys.ids.vocabulary import Vocabulary
 from recsys.items.ids import IdItems
 from recsys.protocols import Context
 from recsys.statistics import similarity as module

@@ -114,7 +114,7 @@ def recommender(**changed):
         ("recsys.auxiliaries.teacher:TeacherStates", {}),
         ("recsys.auxiliaries.histories:Pool", {}),
         ("recsys.weighting.propensity:Propensity", {}),
-        ("recsys.data.vocabulary:Vocabulary", {}),
+        ("recsys.ids.vocabulary:Vocabulary", {}),
         ("recsys.storage.files:Workplace", {"target": "/tmp/x"}),
         ("recsys.items:torch", {}),
         ("recsys.items.sums:_sum", {}),

@@ -13,9 +13,9 @@ from cycles import cycles, outcome, plain, tiny, without_clock
 import recsys as rs
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
 from recsys.eval.evaluate import evaluate
+from recsys.ids.vocabulary import Vocabulary
 from recsys.negatives.uniform import UniformNegatives
 from recsys.objectives.bce import BCE
 from recsys.objectives.gbce import GBCE

@@ -123,7 +123,7 @@ from pathlib import Path
 import numpy as np
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
-from recsys.data.vocabulary import Vocabulary
+from recsys.ids.vocabulary import Vocabulary
 from recsys.runs.split import remember_split
 
 home, users, events = Path(sys.argv[1]), 200_000, 10

@@ -14,9 +14,9 @@ import recsys as rs
 from recsys.data.cut import Cut
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
-from recsys.data.vectors import Vectors
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataWarning, LeakageError
+from recsys.ids.vectors import Vectors
+from recsys.ids.vocabulary import Vocabulary
 from recsys.items.ids import IdItems
 from recsys.items.local import LocalItems
 from recsys.items.sums import SumItems

@@ -15,9 +15,9 @@ from recsys import testing
 from recsys.data.batch import Batch
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split
-from recsys.data.vectors import Vectors
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
+from recsys.ids.vectors import Vectors
+from recsys.ids.vocabulary import Vocabulary
 from recsys.negatives.in_batch import InBatchNegatives
 from recsys.negatives.uniform import UniformNegatives
 from recsys.objectives.bce import BCE, LARGEST

@@ -19,7 +19,7 @@ import recsys as rs
 from recsys.data.batch import Batch
 from recsys.data.prepared import Prepared
 from recsys.data.split import HeldOut, Split
-from recsys.data.vocabulary import Vocabulary
+from recsys.ids.vocabulary import Vocabulary
 from recsys.recommenders.base import Ranker
 
 

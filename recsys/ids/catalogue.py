@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
+from recsys.ids.vocabulary import Vocabulary
 
 _SHOWN = 3  # ids of each side in an error
 

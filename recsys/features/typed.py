@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recsys.data.column import KINDS, Column
-from recsys.data.features import Features
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
+from recsys.features.column import KINDS, Column
+from recsys.features.features import Features
+from recsys.ids.vocabulary import Vocabulary
 from recsys.readers.blanks import BLANKS
 from recsys.readers.columns import find_column
 from recsys.readers.events import encode_ids, take_ids

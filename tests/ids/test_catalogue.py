@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.data.catalogue import row_map
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
+from recsys.ids.catalogue import row_map
+from recsys.ids.vocabulary import Vocabulary
 
 NAMES = ("the model", "the part")
 

@@ -7,11 +7,11 @@ import polars as pl
 import pytest
 
 import recsys as rs
-from recsys.data.features import Features
-from recsys.data.item_text import align, align_features, read_items
-from recsys.data.typed import column_of, kind_of
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
+from recsys.features.features import Features
+from recsys.features.tables import align, align_features, read_items
+from recsys.features.typed import column_of, kind_of
+from recsys.ids.vocabulary import Vocabulary
 from recsys.runs.split import remember_split, split_of
 
 IDS = Vocabulary(np.array([1, 2, 3]), first=1)

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from recsys.data.ranges import spread
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, printable
+from recsys.ids.ranges import spread
+from recsys.ids.vocabulary import Vocabulary
 from recsys.readers.blanks import stripped
 from recsys.storage.reading import reading
 

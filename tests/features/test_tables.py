@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys.data.item_text import align, read_items
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
+from recsys.features.tables import align, read_items
+from recsys.ids.vocabulary import Vocabulary
 
 INTS = Vocabulary(np.array([1, 2, 3]), first=1)
 STRINGS = Vocabulary(np.array(["1", "2", "3"], dtype=object), first=1)

@@ -1,6 +1,6 @@
 """Tables of items and users: texts, categories, numbers and lists, aligned with the rows of a vocabulary.
 
-Legend: N items. Every column ends as a typed column (:mod:`recsys.data.column`) with a row for each row of the
+Legend: N items. Every column ends as a typed column (:mod:`recsys.features.column`) with a row for each row of the
 vocabulary: N + 1 of items, row 0 for padding. Written out (:func:`align`), lists are joined with ", ", what is missing
 is "".
 """
@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recsys.data.features import Features
-from recsys.data.typed import as_text, checked_kinds, features_of, notes_of
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
+from recsys.features.features import Features
+from recsys.features.typed import as_text, checked_kinds, features_of, notes_of
+from recsys.ids.vocabulary import Vocabulary
 from recsys.readers.atomic import scan_atomic_text
 from recsys.readers.blanks import BLANKS
 from recsys.readers.columns import find_column, plain_names

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from recsys.data.column import KINDS as KINDS
-from recsys.data.column import Column as Column
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, closest
+from recsys.features.column import KINDS as KINDS
+from recsys.features.column import Column as Column
+from recsys.ids.vocabulary import Vocabulary
 from recsys.storage.arrays import read_array, write_array
 from recsys.storage.files import write_text
 from recsys.storage.reading import read_json, reading

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.data.vocabulary import Vocabulary, load_strings, save_strings
 from recsys.errors import DataError
+from recsys.ids.vocabulary import Vocabulary, load_strings, save_strings
 
 integers = st.lists(st.integers(-(2**63), 2**63 - 1), unique=True, max_size=30)
 texts = st.lists(st.text(max_size=8).filter(lambda text: text.encode("utf-8", "ignore").decode() == text), unique=True)

@@ -4,9 +4,9 @@ import sys
 import numpy as np
 import pytest
 
-from recsys.data.vectors import GrowingMatrix, Vectors
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError
+from recsys.ids.vectors import GrowingMatrix, Vectors
+from recsys.ids.vocabulary import Vocabulary
 
 
 def slowly(vectors, vocabulary):
@@ -23,7 +23,7 @@ def slowly(vectors, vocabulary):
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("kind", ["int", "str"])
 def test_aligned_equals_one_at_a_time(monkeypatch, kind, first):
-    monkeypatch.setattr("recsys.data.vectors._CHUNK", 7)
+    monkeypatch.setattr("recsys.ids.vectors._CHUNK", 7)
     random = np.random.default_rng(0)
     have, ask = random.permutation(60)[:40], random.permutation(60)[:30]
     if kind == "str":
@@ -125,7 +125,7 @@ def test_growing_matrix_equals_saving_at_once(tmp_path, dtype):
 
 def test_import_is_light():
     heavy = {"polars", "faiss", "torch", "sentence_transformers"}
-    code = f"import sys, recsys.data.vectors; print(*{heavy} & set(sys.modules))"
+    code = f"import sys, recsys.ids.vectors; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

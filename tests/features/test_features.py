@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from recsys.data.features import Column, Features
 from recsys.errors import DataError
+from recsys.features.features import Column, Features
 
 VALUES = {
     "title": ["", "Red & Blue", None, "zwölf"],

@@ -1,7 +1,7 @@
 """Vectors of items or users by raw id: a folder with the ids and one matrix that stays on disk.
 
 Legend: M vectors, D width, N rows of a vocabulary.
-The folder holds ``ids`` (as :meth:`recsys.data.vocabulary.Vocabulary.save` writes them), ``vectors.npy`` (M, D) in
+The folder holds ``ids`` (as :meth:`recsys.ids.vocabulary.Vocabulary.save` writes them), ``vectors.npy`` (M, D) in
 float32 or float16, and ``manifest.json``. :func:`recsys.llm.embed.embed` writes it from texts; :meth:`Vectors.of` takes
 vectors from anywhere else.
 """
@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import DataError, DataWarning
+from recsys.ids.vocabulary import Vocabulary
 from recsys.readers.blanks import stripped
 from recsys.storage.arrays import read_array, write_array
 from recsys.storage.files import write_text
