@@ -82,7 +82,7 @@ from recsys.data.batch import Batch
 from recsys.randomness import torch_generator
 
 if TYPE_CHECKING:
-    from recsys.data.split import Training
+    from recsys.data.split import TrainingEvents
     from recsys.features.features import Features
     from recsys.ids.vocabulary import Vocabulary
 
@@ -97,7 +97,7 @@ class Context:
 
     num_items: int
     vocabulary: Vocabulary | None = None  # raw item id <-> row
-    training: Training | None = None
+    training: TrainingEvents | None = None
     item_text: Mapping[str, Any] | None = None  # column -> array aligned with item rows, entry 0 for padding
     seed: int = 0
     users: Vocabulary | None = None  # raw user id <-> row

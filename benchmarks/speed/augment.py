@@ -192,12 +192,12 @@ def training() -> Any:
     import numpy as np
 
     from recsys.data.prepared import Prepared
-    from recsys.data.split import Training
+    from recsys.data.split import TrainingEvents
 
     users, each = 20_000, 9
     items = (np.random.default_rng(0).random(users * each) ** 3 * ITEMS).astype(np.int32) + 1
     offsets = np.arange(users + 1) * each
-    return Training(Prepared(items, offsets, ITEMS), offsets[:-1], offsets[1:])
+    return TrainingEvents(Prepared(items, offsets, ITEMS), offsets[:-1], offsets[1:])
 
 
 def synchronise(device: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from recsys.data.batch import Batch
 from recsys.data.prepared import blocks, spread
-from recsys.data.split import Training
+from recsys.data.split import TrainingEvents
 from recsys.statistics.cooccurrence import require_memory
 from recsys.targets.last_item import LastItem
 
@@ -33,14 +33,14 @@ class Pool:
     Rows are sorted by user and by event. Make one with :meth:`of`.
     """
 
-    training: Training
+    training: TrainingEvents
     kind: str
     max_length: int
     users: np.ndarray  # (Q,) int64, ascending
     events: np.ndarray  # (Q,) int64, strictly ascending indices into all events; the row's target
 
     @classmethod
-    def of(cls, training: Training, kind: str = "user", max_length: int = 20) -> Pool:
+    def of(cls, training: TrainingEvents, kind: str = "user", max_length: int = 20) -> Pool:
         """Rows of every user with two training events or more.
 
         Args:

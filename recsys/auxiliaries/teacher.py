@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recsys.data.batch import Batch
 from recsys.data.prepared import spread
-from recsys.data.split import Training
+from recsys.data.split import TrainingEvents
 from recsys.encoders.slmrec import BlockEnds, SLMRec
 from recsys.errors import DataError
 from recsys.progress import Progress
@@ -123,7 +123,7 @@ class TeacherStates:
     def _rows(self) -> tuple[np.ndarray, np.ndarray]:
         """(R,) user and target event of each row, by event."""
         training = self.training
-        assert isinstance(training, Training)
+        assert isinstance(training, TrainingEvents)
         if self.cache == "users":
             users = np.flatnonzero(training.lengths > 1)
             return users, training.stop[users] - 1

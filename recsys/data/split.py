@@ -44,7 +44,7 @@ PREPARED = "prepared"  # the folder of the events, with a manifest of its own
 CHECKED = 1 << 22  # events checked at a time
 
 
-class Training:
+class TrainingEvents:
     """The training events of every user, and no way to the others: each access is checked against the user's range.
 
     ``start`` and ``stop`` (U,) are the event indices between which user u's training history lies. The raw arrays
@@ -59,7 +59,7 @@ class Training:
         self.start = _frozen(start)
         self.stop = _frozen(stop)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Training:
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainingEvents:
         return self  # nothing in it changes, and a copy of a part that looks things up in it need not hold the data
 
     @property
@@ -345,9 +345,9 @@ class Split:
         return Cut.of(self.prepared, self.train_stop, self.valid_stop, self.items, self.users)
 
     @cached_property
-    def train(self) -> Training:
+    def train(self) -> TrainingEvents:
         """The training events."""
-        return Training(self.prepared, self.prepared.offsets[:-1], self.train_stop, self.user_features)
+        return TrainingEvents(self.prepared, self.prepared.offsets[:-1], self.train_stop, self.user_features)
 
     @cached_property
     def valid(self) -> HeldOut:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recsys.data.split import Split, Training
+from recsys.data.split import Split, TrainingEvents
 from recsys.errors import DataError, DataWarning
 from recsys.llm.chat import Answer, Prompt, Writer
 from recsys.llm.journal import Journal, key_of
@@ -283,7 +283,7 @@ def _titles(split: Split, columns: Sequence[str] | None, max_chars: int) -> list
     return [clean(text).removesuffix(".") for text in item_texts(split, columns, max_chars=max_chars)[0]]
 
 
-def _buyers(train: Training, count: int, seed: int) -> dict[int, list[np.ndarray]]:
+def _buyers(train: TrainingEvents, count: int, seed: int) -> dict[int, list[np.ndarray]]:
     """Item row -> up to ``count`` random training histories that end in it: the items before it, oldest first."""
     owner, items, _ = train.events(slice(None))
     first = (np.cumsum(train.lengths) - train.lengths)[owner]

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from recsys.data.split import Split, Training
+from recsys.data.split import Split, TrainingEvents
 from recsys.errors import DataError, DataWarning
 from recsys.ids.vocabulary import Vocabulary
 from recsys.statistics.cooccurrence import interactions, item_similarity, largest
@@ -225,7 +225,7 @@ def _are_ids(column: Any) -> bool:
     return different and all(not any(map(str.isspace, value)) and any(map(str.isdigit, value)) for value in values)
 
 
-def _shared_users(training: Training, titled: np.ndarray, count: int) -> np.ndarray:
+def _shared_users(training: TrainingEvents, titled: np.ndarray, count: int) -> np.ndarray:
     """(N+1, count) item rows: the ``titled`` (N+1,) items that share most training users with each item, else 0."""
     matrix = interactions(training)
     near = np.zeros((training.num_items + 1, count), np.int64)

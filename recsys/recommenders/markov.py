@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recsys.data.batch import Batch
 from recsys.data.prepared import blocks
-from recsys.data.split import Training
+from recsys.data.split import TrainingEvents
 from recsys.protocols import Context
 from recsys.recommenders.base import Ranker
 
@@ -68,7 +68,7 @@ class Markov(Ranker):
         return scores
 
 
-def _transitions(training: Training, width: int) -> tuple[np.ndarray, np.ndarray]:
+def _transitions(training: TrainingEvents, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Distinct pairs as sorted keys ``item * width + next item``, and how often each occurs."""
     found = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
     for users in blocks(training.lengths):

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from recsys.data.batch import Batch
-from recsys.data.split import Training
+from recsys.data.split import TrainingEvents
 from recsys.errors import DataWarning
 from recsys.progress import Progress
 from recsys.protocols import Context
@@ -286,14 +286,14 @@ def _kind(name: str) -> str:
     return kind
 
 
-def _ids(dataset: Any, training: Training) -> tuple[Tensor, Tensor]:
+def _ids(dataset: Any, training: TrainingEvents) -> tuple[Tensor, Tensor]:
     """RecBole's ids of the item rows (N+1,) and of the user rows (U,), 0 for padding and for users it has not seen."""
     items, users = dataset.field2token_id[ITEM], dataset.field2token_id[USER]
     item_ids = [0, *(items[str(row)] for row in range(1, training.num_items + 1))]
     return torch.tensor(item_ids), torch.tensor([users.get(str(row), 0) for row in range(training.num_users)])
 
 
-def _write(folder: Path, training: Training) -> None:
+def _write(folder: Path, training: TrainingEvents) -> None:
     """The training events as atomic files of one data set; rows are the ids."""
     import polars as pl
 

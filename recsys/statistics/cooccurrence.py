@@ -15,7 +15,7 @@ from scipy import sparse
 from torch import Tensor
 
 from recsys.data.batch import Batch
-from recsys.data.split import Training
+from recsys.data.split import TrainingEvents
 from recsys.progress import Progress
 
 PAIRS = 2**25  # multiplications (and at most as many numbers held) per block of co-occurrences
@@ -23,7 +23,7 @@ EVENT_BYTES = 48  # of one event while the matrix of users and items is made and
 UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"))
 
 
-def interactions(training: Training) -> Any:
+def interactions(training: TrainingEvents) -> Any:
     """(U, N) CSR float32 matrix: 1 where the user has the item in training, however often.
 
     Raises:

@@ -1,6 +1,6 @@
 """How evenly users and items recur, and which items go together: statistics of training events, for UniRec.
 
-Every function takes a :class:`recsys.data.split.Training` and nothing else, so a held-out event cannot enter. Follows
+Every function takes a :class:`recsys.data.split.TrainingEvents` and nothing else, so a held-out event cannot enter. Follows
 section 2 of UniRec (Liu, Wang & Feng, CIKM 2024, arXiv 2406.18470, as its code has it). What we do differently: the
 statistics leave validation and test out, an item with fewer than three interactions counts as rare (its variance of 0
 made it frequent), a user with fewer is not even, and mean gaps are counted only for pairs among the most similar ones.
@@ -20,7 +20,7 @@ import numpy as np
 from scipy import sparse
 
 from recsys.data.prepared import blocks
-from recsys.data.split import Training
+from recsys.data.split import TrainingEvents
 
 MODES = ("paper", "repo")
 DEFINITIONS = ("variance", "count")
@@ -30,7 +30,7 @@ UNKNOWN = 99_999_999.0  # stands for the variance of an item with fewer events
 PAIRS = 1 << 22  # pairs of events, or products of a sparse block, worked on at a time
 
 
-def user_variance(training: Training) -> tuple[np.ndarray, np.ndarray]:
+def user_variance(training: TrainingEvents) -> tuple[np.ndarray, np.ndarray]:
     """Of each user's gaps between consecutive interactions: variance in s² (0 without gaps) and number, both (U,)."""
     variance, count = np.zeros(training.num_users), np.maximum(training.lengths - 1, 0)
     for users in blocks(training.lengths):
@@ -39,7 +39,7 @@ def user_variance(training: Training) -> tuple[np.ndarray, np.ndarray]:
     return variance, count
 
 
-def item_variance(training: Training) -> np.ndarray:
+def item_variance(training: TrainingEvents) -> np.ndarray:
     """(N+1,) variance in s² of the gaps between successive interactions with an item, over all users; 0 without."""
     _, items, times = training.events(slice(None))
     seconds = _seconds(times)
@@ -55,7 +55,7 @@ def normalised(variance: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.where(seen, scaled, 0.0).astype(np.float32)
 
 
-def even_users(training: Training, share: float | None = None, mode: str = "paper") -> np.ndarray:
+def even_users(training: TrainingEvents, share: float | None = None, mode: str = "paper") -> np.ndarray:
     """(U,) bool: users from whose sequences the sequence enhancement starts.
 
     Args:
@@ -93,7 +93,7 @@ def frequent_items(
 
 
 def neighbours(
-    training: Training, variance: np.ndarray, k: int = 10, candidates: int = 200
+    training: TrainingEvents, variance: np.ndarray, k: int = 10, candidates: int = 200
 ) -> tuple[np.ndarray, np.ndarray]:
     """The ``k`` items that go best with each item, best first: rows (N+1, k) int64 and their scores (N+1, k).
 
@@ -122,7 +122,7 @@ def neighbours(
     return rows, scores
 
 
-def similar(training: Training, candidates: int = 200) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def similar(training: TrainingEvents, candidates: int = 200) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The ``candidates`` most similar other items of each item: (item, other, similarity), by item, best first.
 
     sim_ij = sum over common users u of 1 / ln(1 + |I_u|), divided by sqrt(n_i n_j): n users have an item, user u has
@@ -152,7 +152,7 @@ def _similar_block(
     return row[chosen], column[chosen], value[chosen]
 
 
-def _interactions(training: Training) -> Any:
+def _interactions(training: TrainingEvents) -> Any:
     """(U, N+1) CSR: 1 where the user has the item in training, however often."""
     owner, items, _ = training.events(slice(None))
     shape = (training.num_users, training.num_items + 1)
@@ -167,7 +167,7 @@ def _items(columns: Any, widths: np.ndarray) -> Iterator[slice]:
     return blocks((columns @ widths).astype(np.int64), PAIRS)
 
 
-def _mean_gaps(training: Training, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+def _mean_gaps(training: TrainingEvents, row: np.ndarray, column: np.ndarray) -> np.ndarray:
     """(P,) mean |t_i - t_j| in seconds over one user's interactions with both items of each pair, all users pooled."""
     size = training.num_items + 1
     wanted, place = np.unique(np.minimum(row, column) * size + np.maximum(row, column), return_inverse=True)

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from recsys.data.prepared import blocks
-from recsys.data.split import Training
+from recsys.data.split import TrainingEvents
 
-_KNOWN: WeakKeyDictionary[Training, SameItem] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[TrainingEvents, SameItem] = WeakKeyDictionary()
 
 
-def same_item(training: Training) -> SameItem:
+def same_item(training: TrainingEvents) -> SameItem:
     """Which training events have the same item; built once for each split, when first asked for."""
     if training not in _KNOWN:
         _KNOWN[training] = SameItem(training)
@@ -30,7 +30,7 @@ class SameItem:
     takes O(n log n) once, a draw O(log n) per row.
     """
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, training: TrainingEvents) -> None:
         self._start = training.start
         self._size = int(training.stop.max(initial=0)) + 1
         keys = []

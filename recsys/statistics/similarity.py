@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recsys.data.split import Training
+from recsys.data.split import TrainingEvents
 from recsys.protocols import Change, Context, ItemTable
 from recsys.randomness import numpy_generator
 from recsys.statistics.cooccurrence import interactions, item_similarity
@@ -197,10 +197,10 @@ def nearest(items: ItemTable, device: torch.device | None = None) -> tuple[Tenso
     return nn.functional.pad(neighbour, (1, 0)), nn.functional.pad(scaled, (1, 0))
 
 
-_TABLES: WeakKeyDictionary[Training, dict[bool, tuple[np.ndarray, np.ndarray]]] = WeakKeyDictionary()
+_TABLES: WeakKeyDictionary[TrainingEvents, dict[bool, tuple[np.ndarray, np.ndarray]]] = WeakKeyDictionary()
 
 
-def _counted(training: Training, inverse_user_frequency: bool) -> tuple[np.ndarray, np.ndarray]:
+def _counted(training: TrainingEvents, inverse_user_frequency: bool) -> tuple[np.ndarray, np.ndarray]:
     """Rows (N+1,) int64, 0 where there are none, and scores (N+1,) float32; counted once per training set."""
     tables = _TABLES.setdefault(training, {})
     if inverse_user_frequency not in tables:
@@ -208,7 +208,7 @@ def _counted(training: Training, inverse_user_frequency: bool) -> tuple[np.ndarr
     return tables[inverse_user_frequency]
 
 
-def _count(training: Training, inverse_user_frequency: bool) -> tuple[np.ndarray, np.ndarray]:
+def _count(training: TrainingEvents, inverse_user_frequency: bool) -> tuple[np.ndarray, np.ndarray]:
     neighbour = np.zeros(training.num_items + 1, np.int64)
     score = np.full(training.num_items + 1, -1.0, np.float32)
     highest, low, high = np.full(training.num_items + 1, -np.inf), np.inf, -np.inf
@@ -227,7 +227,7 @@ def _count(training: Training, inverse_user_frequency: bool) -> tuple[np.ndarray
 
 
 def _similarities(
-    training: Training, inverse_user_frequency: bool
+    training: TrainingEvents, inverse_user_frequency: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Blocks of pairs that share users, by item, then by other item: (item row, other row, similarity), (n,) each."""
     matrix = interactions(training)

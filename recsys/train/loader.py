@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from recsys.data.batch import Batch
-from recsys.data.split import Training
+from recsys.data.split import TrainingEvents
 from recsys.errors import DataError
 from recsys.randomness import derive_seed, numpy_generator
 
@@ -64,12 +64,12 @@ class Rows:
         return lengths
 
 
-def last_windows(training: Training, max_length: int) -> Rows:
+def last_windows(training: TrainingEvents, max_length: int) -> Rows:
     """One row per user: the last L + 1 training events."""
     return _rows(training, (training.lengths > 1).astype(np.int64), max_length, 1)
 
 
-def sliding_windows(training: Training, max_length: int, stride: int | None = None) -> Rows:
+def sliding_windows(training: TrainingEvents, max_length: int, stride: int | None = None) -> Rows:
     """As many rows as a history needs, counted from its newest event; by default each target occurs in exactly one."""
     stride = max_length if stride is None else stride
     if not 1 <= stride <= max_length:
@@ -79,7 +79,7 @@ def sliding_windows(training: Training, max_length: int, stride: int | None = No
     return _rows(training, np.where(targets > 0, 1 + more, 0), max_length, stride)
 
 
-def prefixes(training: Training, max_length: int) -> Rows:
+def prefixes(training: TrainingEvents, max_length: int) -> Rows:
     """One row per target: the L events before it, and itself."""
     return _rows(training, np.maximum(training.lengths - 1, 0), max_length, 1)
 
@@ -121,7 +121,7 @@ class TrainBatches:
 
     def __init__(
         self,
-        training: Training,
+        training: TrainingEvents,
         scheme: str = "windows",
         max_length: int = 50,
         batch_size: int | None = None,
@@ -291,7 +291,7 @@ class _Shares:
 class _Gather(Dataset[Batch]):
     """Row numbers to a batch; all that a worker process does."""
 
-    def __init__(self, training: Training, rows: Rows, needs: frozenset[str]) -> None:
+    def __init__(self, training: TrainingEvents, rows: Rows, needs: frozenset[str]) -> None:
         self.training, self.rows, self.needs = training, rows, needs
 
     def __getitem__(self, rows: np.ndarray) -> Batch:
@@ -309,13 +309,13 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _rows(training: Training, counts: np.ndarray, max_length: int, stride: int) -> Rows:
+def _rows(training: TrainingEvents, counts: np.ndarray, max_length: int, stride: int) -> Rows:
     first = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=first[1:])
     return Rows(training.start, training.stop, first, max_length + 1, stride)
 
 
-def _cut(training: Training, scheme: str, windows: str, max_length: int, stride: int | None) -> Rows:
+def _cut(training: TrainingEvents, scheme: str, windows: str, max_length: int, stride: int | None) -> Rows:
     if stride is not None and (windows != "sliding" or scheme == "prefixes"):
         raise ValueError(f"stride={stride} belongs to windows='sliding' of the schemes 'windows' and 'drawn'")
     if scheme == "prefixes":

@@ -597,7 +597,9 @@ def test_the_row_of_a_process_without_rows_is_cached(teacher: str, cache: str, t
     assert context.training is not None
     needs = frozenset({"events"})
     batches = TrainBatches(context.training, scheme=targets.scheme, max_length=8, batch_size=8, needs=needs)
-    spare = targets.train(Loop._spare(SimpleNamespace(batches=batches)))  # type: ignore[arg-type]
+    settings, state = SimpleNamespace(plan=[SimpleNamespace(data=None)]), SimpleNamespace(stage=0)
+    loop: Any = SimpleNamespace(batches=batches, settings=settings, state=state)
+    spare = targets.train(Loop._spare(loop))
     assert TeacherStates(teacher, context, 2, cache)(spare).shape == (1, 2, HIDDEN)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from recsys.data.prepared import Prepared
-from recsys.data.split import LeaveLast, Split, Training
+from recsys.data.split import LeaveLast, Split, TrainingEvents
 from recsys.ids.vocabulary import Vocabulary
 from recsys.statistics import gaps as measured
 
@@ -29,12 +29,12 @@ def toy(seed: int = 0, num_users: int = 30) -> list[list[Event]]:
     return users
 
 
-def training(users: list[list[Event]]) -> Training:
+def training(users: list[list[Event]]) -> TrainingEvents:
     offsets = np.concatenate([[0], np.cumsum([len(one) for one in users])]).astype(np.int64)
     flat = [event for one in users for event in one]
     times = np.array([round(time * 1000) for _, time in flat], dtype=np.int64)
     prepared = Prepared(np.array([item for item, _ in flat], dtype=np.int32), offsets, NUM_ITEMS, times=times)
-    return Training(prepared, offsets[:-1], offsets[1:])
+    return TrainingEvents(prepared, offsets[:-1], offsets[1:])
 
 
 def variance(times: list[float]) -> float:
@@ -217,7 +217,9 @@ def test_wrong_arguments_and_missing_times_are_errors() -> None:
         measured.frequent_items(np.zeros(3), np.zeros(3), by="luck")
     with pytest.raises(ValueError, match="at least 1"):
         measured.neighbours(train, np.zeros(NUM_ITEMS + 1), k=0)
-    bare = Training(Prepared(np.array([1, 2], np.int32), np.array([0, 2]), NUM_ITEMS), np.array([0]), np.array([2]))
+    bare = TrainingEvents(
+        Prepared(np.array([1, 2], np.int32), np.array([0, 2]), NUM_ITEMS), np.array([0]), np.array([2])
+    )
     for statistic in (measured.user_variance, measured.item_variance):
         with pytest.raises(ValueError, match="time"):
             statistic(bare)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.data.split import LeaveLast, Training
+from recsys.data.split import LeaveLast, TrainingEvents
 from recsys.errors import DataError
 from recsys.targets.last_item import LastItem
 from recsys.targets.next_item import NextItem
@@ -18,7 +18,7 @@ seeds = st.integers(0, 10**6)
 
 def training_of(prepared):
     train_stop, _ = LeaveLast().apply(prepared)
-    return Training(prepared, prepared.offsets[:-1], train_stop)
+    return TrainingEvents(prepared, prepared.offsets[:-1], train_stop)
 
 
 def windows_by_loop(training, scheme, length, stride):
