@@ -1,11 +1,11 @@
 """How evenly users and items recur, and which items go together: statistics of training events, for UniRec.
 
-Every function takes a :class:`recsys.data.split.TrainingEvents` and nothing else, so a held-out event cannot enter. Follows
-section 2 of UniRec (Liu, Wang & Feng, CIKM 2024, arXiv 2406.18470, as its code has it). What we do differently: the
-statistics leave validation and test out, an item with fewer than three interactions counts as rare (its variance of 0
-made it frequent), a user with fewer is not even, and mean gaps are counted only for pairs among the most similar ones.
-The authors' script looks the variances of neighbours up by whole numbers while its items are text, so it finds none and
-every neighbour gets the same .5: the published neighbours are by similarity and gap alone.
+Every function takes a :class:`recsys.data.split.TrainingEvents` and nothing else, so a held-out event cannot enter.
+Follows section 2 of UniRec (Liu, Wang & Feng, CIKM 2024, arXiv 2406.18470, as its code has it). What we do differently:
+the statistics leave validation and test out, an item with fewer than three interactions counts as rare (its variance of
+0 made it frequent), a user with fewer is not even, and mean gaps are counted only for pairs among the most similar
+ones. The authors' script looks the variances of neighbours up by whole numbers while its items are text, so it finds
+none and every neighbour gets the same .5: the published neighbours are by similarity and gap alone.
 
 Legend: U users, N items (arrays of items have N + 1 entries, entry 0 is padding), E events, K neighbours.
 Times are turned into seconds; variances are those of the population.
