@@ -2,11 +2,11 @@
 
 Run: ``recsys fit configs/unirec.py``. By default its encoder and enhancements are trained with the full softmax, like
 the other encoders of our table; ``--loss bce`` trains each branch with one negative per position and the profile
-term, as the authors do. ``--no-enhanced`` leaves both enhancements out, ``--mode repo`` takes the authors' code at its
-word, ``--first-times own`` gives each branch its own clock in the first block as well. Our copies of ml-1m and
-amazon-beauty have no times, so there it ends with an error that says so; foursquare-nyc has them. Deviations: see
-:mod:`recsys.encoders.unirec` and :mod:`recsys.auxiliaries.unirec`; batches of 128 instead of 512, windows that do not
-overlap, early stopping after ``patience`` epochs instead of 40.
+term, as the authors do. ``--no-enhanced`` leaves both enhancements out, ``--first-times own`` gives each branch its own
+times in the first block as well. Our copies of ml-1m and amazon-beauty have no times, so there it ends with an error
+that says so; foursquare-nyc has them. Deviations: see :mod:`recsys.encoders.unirec` and
+:mod:`recsys.auxiliaries.unirec`; batches of 128 instead of 512, windows that do not overlap, early stopping after
+``patience`` epochs instead of 40.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ def run(
     data: Literal["ml-100k", "ml-1m", "amazon-beauty", "foursquare-nyc"] = "ml-100k",
     loss: Literal["softmax", "bce"] = "softmax",
     enhanced: bool = True,
-    mode: Literal["paper", "repo"] = "paper",
     num_layers: int = 2,
     num_heads: int = 2,
     share_norms: bool = True,
@@ -45,7 +44,6 @@ def run(
         data: data set with times; all but ml-100k are copied from RECSYS_MIRROR.
         loss: softmax over all items, or binary cross-entropy with one negative and the profile term (the authors').
         enhanced: add the enhancements of sequences and items, whose schedules are laid out for all epochs.
-        mode: the enhancements as the paper describes them, or as the authors' code has them (repo).
         num_layers: Transformer blocks.
         num_heads: attention heads of a block.
         share_norms: share LayerNorms and the mixing of scores between the branches.
@@ -57,8 +55,8 @@ def run(
     dim, epochs, longest = knobs.dim, knobs.epochs, knobs.max_length
     auxiliaries: list[Any] = [ProfileTerm()] if loss == "bce" else []
     if enhanced:
-        auxiliaries.append(SequenceEnhancement(dim, epochs=epochs, length=longest, mode=mode))
-        auxiliaries.append(ItemEnhancement(dim, epochs=epochs, mode=mode))
+        auxiliaries.append(SequenceEnhancement(dim, epochs=epochs, length=longest))
+        auxiliaries.append(ItemEnhancement(dim, epochs=epochs))
     encoder = rs.UniRec(
         dim, num_layers, num_heads, knobs.dropout, longest, share_norms=share_norms, noise=noise,
         first_times=first_times,

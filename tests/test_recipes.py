@@ -62,7 +62,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {}, {"table": "ids+text", "encoder": "gru4rec"}, {"table": "ids", "encoder": "mamba4rec"},
         {"project": "mlp", "trainable": True, "cold": True, "share": 0.2},
     ],
-    "unirec": [{}, {"loss": "bce", "mode": "repo"}, {"enhanced": False, "share_norms": False}],
+    "unirec": [{}, {"loss": "bce"}, {"enhanced": False, "share_norms": False}],
 }  # fmt: skip
 CASES = [(recipe, flags) for recipe, variants in VARIANTS.items() for flags in variants]
 

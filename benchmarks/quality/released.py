@@ -1,8 +1,9 @@
-"""Encoders as released code has them, where it does what was hardly meant: to compare with published numbers.
+"""Parts as released code has them, where it does what was hardly meant: to compare with published numbers.
 
-    from released import PaddedSIGMA   # in a recipe, in the place of rs.SIGMA
+    from released import PaddedSIGMA        # in a recipe, instead of rs.SIGMA
+    from released import ReleasedSequences  # instead of recsys.auxiliaries.unirec.SequenceEnhancement
 
-Legend: B histories, L = ``max_length``, T real tokens, S tokens with padding that is read, D width.
+Legend: B histories, L = ``max_length``, T real tokens, S tokens with padding that is read, D width, U users, M items.
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recsys.auxiliaries.unirec import ItemEnhancement, SequenceEnhancement
 from recsys.data.batch import Batch
+from recsys.data.split import TrainingEvents
 from recsys.encoders.sigma import SIGMA, Rows, places_of_tokens
+from recsys.encoders.unirec import Branches
 from recsys.nn.gru import Steps
-from recsys.protocols import Context
+from recsys.protocols import Context, Step
+from recsys.statistics.gaps import lowest, user_variance
 
 
 class PaddedSIGMA(SIGMA):
@@ -83,3 +89,57 @@ def padded_rows(lengths: Tensor, index: Tensor, window: int) -> Rows:
     mirrored = torch.where(position < window, window - 1 - position, position)
     around = (begin + position)[:, None] + torch.arange(-1, 2, device=lengths.device)
     return Rows(start, table[begin + mirrored], table[around], Steps.of(lengths))
+
+
+class ReleasedSequences(SequenceEnhancement):
+    """UniRec's enhancement of sequences as its authors' code has it.
+
+    The 40% of users with the most uneven gaps take part, against their figure; the kept items move to the newest
+    positions of the full history and take the times there, the positions before them are read without an item, every
+    position is compared, and the loss counts twice from epoch ``start`` on.
+    """
+
+    def users(self, training: TrainingEvents) -> np.ndarray:
+        """(U,) bool: who takes part, among all users."""
+        variance, _ = user_variance(training)
+        return lowest(-variance, np.ones(len(variance), dtype=bool), 0.4 if self.share is None else self.share)
+
+    def distance(self, step: Step, rows: Tensor) -> Tensor:
+        """The mean over all real tokens of the batch, and over 2 D, of the histories ``rows`` (R,)."""
+        assert step.encoded is not None and step.encode is not None
+        whole = step.batch.select(rows)
+        part = self.thin(whole)
+        thinned = step.encode(seated(part, whole)).read(Branches).states[0]
+        at = step.batch.last[rows].repeat_interleave(whole.lengths) - whole.ages
+        errors = (self.generator(thinned).float() - step.encoded.read(Branches).states[0][at].float()).square().mean(1)
+        weights = self.weigh(step.epoch, part.lengths) * (2.0 if step.epoch >= self.start else 1.0)
+        return (weights.repeat_interleave(whole.lengths) * errors).sum() / step.batch.lengths.sum()
+
+
+class ReleasedItems(ItemEnhancement):
+    """UniRec's enhancement of items as its authors' code has it.
+
+    w_i may be negative, so that error is rewarded; G learns from rarer items too; L_item also draws G's bias to 0 at
+    rarer items; and items with one or two interactions, whose gaps do not vary, count as frequent.
+    """
+
+    least = 1
+
+    def rebuild(self, made: Tensor, own: Tensor, weights: Tensor, head: Tensor) -> Tensor:
+        """L_item, with G's bias at items that are not frequent."""
+        return super().rebuild(made, own, weights, head) + self.generator.bias.square().mean() * (weights * ~head).sum()
+
+    def hand_on(self, made: Tensor, own: Tensor) -> Tensor:
+        """(M,) L_transfer of each item, which G learns from as well."""
+        return self.errors(made, own)
+
+    def weigh(self, epoch: int, variance: Tensor) -> Tensor:
+        """w_i of items with these normalised variances (M,), of either sign."""
+        return torch.sin((torch.pi / 2) * ((epoch - self.start) / self.span + (100 - variance) / 100))
+
+
+def seated(part: Batch, whole: Batch) -> Batch:
+    """The items of ``part`` at the newest positions of ``whole``, with the times there; those before hold no item."""
+    age = whole.lengths[:, None] - 1 - torch.arange(whole.ids.shape[1], device=whole.ids.device)
+    kept = whole.mask & (age < part.lengths[:, None])
+    return whole.histories().replace(ids=torch.zeros_like(whole.ids).masked_scatter(kept, part.flat_ids))

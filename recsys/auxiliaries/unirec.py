@@ -7,14 +7,14 @@ others are auxiliaries, each of which can be left out:
     Recommender(IdItems(64), UniRec(64), UniRecLoss(),
                 auxiliaries=[ProfileTerm(), SequenceEnhancement(64, epochs=60), ItemEnhancement(64, epochs=60)])
 
-``mode="paper"`` is what figure and abstract say, ``mode="repo"`` what the code does where the two part ways. What we do
-differently in both:
+Where the released code does otherwise than figure and abstract say, these parts follow the paper;
+``benchmarks/quality/released.py`` has the code's form. What we do differently from both:
 
 - Statistics come from training events only, and no 1e-8 is added inside the logarithms.
 - The profile holds items of the row and no user vector (losses differ by 3 in 1000) and takes part in training alone
   (it is no dot product, so it cannot be indexed; what it would add to the ranking is not measured).
-- Padding is in no mean. The code divides by all T = 50 slots, so that at a mean length of n the same weights .2, .3 and
-  .1 act 50 / n times as strongly here: 5.5 times at n = 9.
+- Padding is in no mean. The code divides by all T = 50 positions, so that at a mean length of n the same weights .2, .3
+  and .1 act 50 / n times as strongly here: 5.5 times at n = 9.
 - Schedules start at .45 E and take .55 E; the code has 99 and 121 of 220 epochs, and doubles one epoch earlier.
 - A negative is no item of the row, theirs none of the user's whole training history.
 
@@ -24,12 +24,15 @@ Legend: B histories, T real tokens, T' targets, C branches, D width, N items, M 
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
+from recsys.data.split import TrainingEvents
 from recsys.encoders.unirec import Branches
 from recsys.negatives.in_batch import InBatchNegatives
 from recsys.negatives.uniform import UniformNegatives
@@ -37,7 +40,7 @@ from recsys.nn.scoring import score_ids, score_targets
 from recsys.objectives.sampled import softplus_sum
 from recsys.objectives.weighted import weighted_sum
 from recsys.protocols import Context, Encoded, ItemTable, Step
-from recsys.statistics.gaps import MODES, even_users, frequent_items, item_variance, neighbours, normalised
+from recsys.statistics.gaps import LEAST, even_users, frequent_items, item_variance, neighbours, normalised
 
 NEEDS = frozenset({"times"})
 NEWEST = 2  # items that a thinned history always keeps
@@ -117,9 +120,9 @@ class ProfileTerm(nn.Module):
         chosen = targets > 0
         drawn = self.negatives.sample(batch, targets[chosen], items.num_items, generator)
         negatives = torch.ones_like(targets).masked_scatter(chosen, drawn.ids)
-        place = torch.rand(len(batch), self.size, generator=generator, device=targets.device)
-        place = (place * batch.lengths[:, None]).long().minimum((batch.lengths[:, None] - 1).clamp(min=0))
-        profile = items.output(batch.ids.gather(1, place).clamp(min=1)).float()  # (B, F, D)
+        at = torch.rand(len(batch), self.size, generator=generator, device=targets.device)
+        at = (at * batch.lengths[:, None]).long().minimum((batch.lengths[:, None] - 1).clamp(min=0))
+        profile = items.output(batch.ids.gather(1, at).clamp(min=1)).float()  # (B, F, D)
         positive = self._score(items.output(targets.clamp(min=1)).float(), profile, batch)
         negative = self._score(items.output(negatives).float(), profile, batch)
         counted = torch.ones_like(negative).masked_scatter(chosen, (~drawn.mask[:, 0]).float())
@@ -139,10 +142,8 @@ class SequenceEnhancement(nn.Module):
     The thinned history keeps the two newest items and, of the older ones, those that recur unevenly (normalised gap
     variance of at least 1). w_u = |sin(pi/2 ((e - start) / span + (n_u - 3) / length))| at epoch e, n_u items kept.
 
-    In "paper" mode the 60% of users with the evenest gaps take part, the thinned history has its own times, and the
-    newest position is compared. In "repo" mode it is the 40% with the most uneven gaps, the kept items move to the
-    newest slots of the full history and take the times there, the slots before them are read without an item, every
-    slot is compared, and the loss counts twice from epoch ``start`` on.
+    The 60% of users with the evenest gaps take part, the thinned history has its own times, and the newest position is
+    compared.
 
     Args:
         dim: width D of the encoder.
@@ -150,13 +151,16 @@ class SequenceEnhancement(nn.Module):
         length: T of the schedule, the longest history.
         start: epoch e of phase 0 (default: .45 E).
         span: epochs from there to phase 1 (default: .55 E).
-        share: how many users take part.
+        share: how many of the users take part (default: .6).
 
     Raises:
-        ValueError: an unknown mode, or no epochs.
+        ValueError: no epochs.
     """
 
     needs = NEEDS
+    retired: ClassVar = {
+        "mode": ("paper", "its class is ReleasedSequences of benchmarks/quality/released.py now: train again with that")
+    }
     flags: Tensor  # (U,) bool, by user row; not saved
     variance: Tensor  # (N+1,) float32, not saved
 
@@ -171,13 +175,12 @@ class SequenceEnhancement(nn.Module):
         start: float | None = None,
         span: float | None = None,
         share: float | None = None,
-        mode: str = "paper",
     ) -> None:
         super().__init__()
-        _check(mode, epochs)
+        _check(epochs)
         self.dim, self.weight, self.epochs, self.length = dim, weight, epochs, length
         self.start, self.span = _schedule(epochs, start, span)
-        self.share, self.mode = share, mode
+        self.share = share
         self.generator = nn.Linear(2 * dim, 2 * dim, bias=False)
         self.register_buffer("flags", torch.zeros(0, dtype=torch.bool), persistent=False)
         self.register_buffer("variance", torch.zeros(1), persistent=False)
@@ -188,7 +191,7 @@ class SequenceEnhancement(nn.Module):
         self.variance = torch.zeros(context.num_items + 1)
         if context.training is not None:
             context.training.check_needs(NEEDS)
-            self.flags = torch.from_numpy(even_users(context.training, self.share, self.mode))
+            self.flags = torch.from_numpy(self.users(context.training))
             count = context.training.item_counts()
             self.variance = torch.from_numpy(normalised(item_variance(context.training), count))
 
@@ -199,25 +202,27 @@ class SequenceEnhancement(nn.Module):
             ValueError: the encoder is not UniRec's, or no training data were bound.
         """
         batch, encoded = step.batch, step.encoded
-        assert encoded is not None and step.encode is not None
-        full = encoded.read(Branches).states[0]
+        assert encoded is not None
+        encoded.read(Branches)  # another encoder is an error in a batch where nobody takes part, too
         if len(self.flags) == 0:
             raise ValueError("SequenceEnhancement knows no users: bind it with training data, as recsys.fit does")
         rows = (self.flags[batch.users] & (batch.lengths > 0)).nonzero().squeeze(1)
         if len(rows) == 0:
             return self.generator.weight.sum() * 0.0
-        whole = batch.select(rows)
-        part = self.thin(whole)
-        weights, same = self.weigh(step.epoch, part.lengths), batch.last[rows]
-        if self.mode == "paper":
-            thinned, size = step.encode(part).read(Branches).states[0][part.last], (batch.lengths > 0).sum()
-        else:
-            thinned = step.encode(_seated(part, whole)).read(Branches).states[0]
-            size = batch.lengths.sum()
-            same = same.repeat_interleave(whole.lengths) - whole.ages
-            weights = (weights * (2.0 if step.epoch >= self.start else 1.0)).repeat_interleave(whole.lengths)
-        errors = (self.generator(thinned).float() - full[same].float()).square().mean(1)
-        return (weights * errors).sum() / size
+        return self.distance(step, rows)
+
+    def users(self, training: TrainingEvents) -> np.ndarray:
+        """(U,) bool: who takes part."""
+        return even_users(training, 0.6 if self.share is None else self.share)
+
+    def distance(self, step: Step, rows: Tensor) -> Tensor:
+        """The loss of the histories ``rows`` (R,) of the batch, none of them empty."""
+        assert step.encoded is not None and step.encode is not None
+        part = self.thin(step.batch.select(rows))
+        thinned = step.encode(part).read(Branches).states[0][part.last]
+        full = step.encoded.read(Branches).states[0][step.batch.last[rows]]
+        errors = (self.generator(thinned).float() - full.float()).square().mean(1)
+        return (self.weigh(step.epoch, part.lengths) * errors).sum() / (step.batch.lengths > 0).sum()
 
     def thin(self, batch: Batch) -> Batch:
         """The batch of the kept items: no targets, times of their own."""
@@ -244,9 +249,8 @@ class ItemEnhancement(nn.Module):
     L_item = mean of w_i (G m_i - E_i)² over frequent items, L_transfer the same without w over the others, times
     sin(pi/2 e / E). w_i = sin(pi/2 ((e - start) / span + (100 - var_i) / 100)), var_i the normalised gap variance.
 
-    In "paper" mode w_i is at least 0 and L_transfer leaves G alone; frequent items have three interactions or more. In
-    "repo" mode w_i may be negative, G learns from rarer items too, L_item also draws G's bias to 0 at rarer items, and
-    items with one or two interactions count as frequent. Each distinct item of the batch draws neighbours once.
+    w_i is at least 0 and L_transfer leaves G alone; frequent items have three interactions or more. Each distinct item
+    of the batch draws neighbours once.
 
     Args:
         dim: width D of the item table.
@@ -257,10 +261,14 @@ class ItemEnhancement(nn.Module):
         by: what frequent means, "variance" of gaps or "count", see :func:`recsys.statistics.gaps.frequent_items`.
 
     Raises:
-        ValueError: an unknown mode, no epochs, or a weight of 0 beside a transfer that is not.
+        ValueError: no epochs, or a weight of 0 beside a transfer that is not.
     """
 
     needs = NEEDS
+    retired: ClassVar = {
+        "mode": ("paper", "its class is ReleasedItems of benchmarks/quality/released.py now: train again with that")
+    }
+    least: ClassVar = LEAST  # interactions of a frequent item
     near: Tensor  # (N+1, 10) int64, not saved
     head: Tensor  # (N+1,) bool, not saved
     variance: Tensor  # (N+1,) float32, not saved
@@ -275,15 +283,14 @@ class ItemEnhancement(nn.Module):
         span: float | None = None,
         share: float = 0.3,
         by: str = "variance",
-        mode: str = "paper",
     ) -> None:
         super().__init__()
-        _check(mode, epochs)
+        _check(epochs)
         if transfer and not weight:
             raise ValueError("a weight of 0 switches ItemEnhancement off whole: set transfer=0 too, or leave it out")
         self.dim, self.weight, self.transfer, self.epochs = dim, weight, transfer, epochs
         self.start, self.span = _schedule(epochs, start, span)
-        self.share, self.by, self.mode = share, by, mode
+        self.share, self.by = share, by
         self.generator = nn.Linear(2 * dim, dim)
         self.register_buffer("near", torch.zeros(1, 10, dtype=torch.long), persistent=False)
         self.register_buffer("head", torch.zeros(1, dtype=torch.bool), persistent=False)
@@ -299,9 +306,8 @@ class ItemEnhancement(nn.Module):
         if context.training is not None:
             context.training.check_needs(NEEDS)
             variance, count = item_variance(context.training), context.training.item_counts()
-            least = 3 if self.mode == "paper" else 1
             self.near = torch.from_numpy(neighbours(context.training, variance)[0])
-            self.head = torch.from_numpy(frequent_items(variance, count, self.share, self.by, least))
+            self.head = torch.from_numpy(frequent_items(variance, count, self.share, self.by, self.least))
             self.variance = torch.from_numpy(normalised(variance, count))
 
     def forward(self, step: Step) -> Tensor:
@@ -313,13 +319,19 @@ class ItemEnhancement(nn.Module):
         made = torch.cat([own, self.mix(ids, own, items, step.generator("ItemEnhancement"))], dim=1)
         head, share = self.head[ids], count / max(int(count.sum()), 1)
         weights = self.weigh(step.epoch, self.variance[ids]) * share
-        first = (self._error(made, own) * weights * head).sum()
-        if self.mode == "repo":
-            first = first + self.generator.bias.square().mean() * (weights * ~head).sum()
+        first = self.rebuild(made, own, weights, head)
         if not self.transfer:
             return first
-        second = (self._error(made, own, learn=self.mode == "repo") * share * ~head).sum()
+        second = (self.hand_on(made, own) * share * ~head).sum()
         return first + self.transfer / self.weight * math.sin(math.pi / 2 * step.epoch / self.epochs) * second
+
+    def rebuild(self, made: Tensor, own: Tensor, weights: Tensor, head: Tensor) -> Tensor:
+        """L_item of items with m_i ``made`` (M, 2 D), E_i ``own`` (M, D), w_i ``weights`` (M,), frequent or not."""
+        return (self.errors(made, own) * weights * head).sum()
+
+    def hand_on(self, made: Tensor, own: Tensor) -> Tensor:
+        """(M,) L_transfer of each item, which G does not learn from."""
+        return self.errors(made, own, learn=False)
 
     def mix(self, ids: Tensor, own: Tensor, items: ItemTable, generator: torch.Generator) -> Tensor:
         """(M, D) n_i of item rows ``ids`` (M,) with vectors ``own`` (M, D)."""
@@ -332,10 +344,9 @@ class ItemEnhancement(nn.Module):
     def weigh(self, epoch: int, variance: Tensor) -> Tensor:
         """w_i of items with these normalised variances (M,)."""
         phase = (epoch - self.start) / self.span + (100 - variance) / 100
-        weights = (phase * (math.pi / 2)).sin()
-        return weights.clamp(min=0) if self.mode == "paper" else weights
+        return (phase * (math.pi / 2)).sin().clamp(min=0)
 
-    def _error(self, made: Tensor, own: Tensor, learn: bool = True) -> Tensor:
+    def errors(self, made: Tensor, own: Tensor, learn: bool = True) -> Tensor:
         """(M,) mean squared error of G; ``learn=False`` keeps the gradient from G."""
         weight, bias = self.generator.weight, self.generator.bias
         rebuilt = F.linear(
@@ -344,17 +355,7 @@ class ItemEnhancement(nn.Module):
         return (rebuilt.float() - own).square().mean(1)
 
 
-def _seated(part: Batch, whole: Batch) -> Batch:
-    """The items of ``part`` at the newest slots of ``whole``, with the times there; the slots before hold no item."""
-    age = whole.lengths[:, None] - 1 - torch.arange(whole.ids.shape[1], device=whole.ids.device)
-    seats = whole.mask & (age < part.lengths[:, None])
-    ids = torch.zeros_like(whole.ids).masked_scatter(seats, part.flat_ids)
-    return whole.histories().replace(ids=ids)
-
-
-def _check(mode: str, epochs: int) -> None:
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, found {mode!r}")
+def _check(epochs: int) -> None:
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, found {epochs}")
 

@@ -22,7 +22,6 @@ from scipy import sparse
 from recsys.data.prepared import blocks
 from recsys.data.split import TrainingEvents
 
-MODES = ("paper", "repo")
 DEFINITIONS = ("variance", "count")
 DENSE = 1 << 26  # cells of a table of all pairs of items, where pairs are looked up rather than searched
 LEAST = 3  # events that have a variance of gaps: one gap, or none, does not vary
@@ -55,22 +54,16 @@ def normalised(variance: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.where(seen, scaled, 0.0).astype(np.float32)
 
 
-def even_users(training: TrainingEvents, share: float | None = None, mode: str = "paper") -> np.ndarray:
-    """(U,) bool: users from whose sequences the sequence enhancement starts.
+def even_users(training: TrainingEvents, share: float = 0.6) -> np.ndarray:
+    """(U,) bool: the ``share`` of users with the lowest variances, of those with at least two gaps (one does not vary).
 
-    Args:
-        share: how many of the users (default: .6 for "paper", .4 for "repo").
-        mode: "paper" takes the lowest variances among users with at least two gaps (one does not vary), "repo" the
-            highest among all, as the authors' code does, against their figure.
+    From their sequences the sequence enhancement starts.
 
     Raises:
-        ValueError: an unknown mode, a share outside 0..1, or training without times.
+        ValueError: a share outside 0..1, or training without times.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, found {mode!r}")
-    share = {"paper": 0.6, "repo": 0.4}[mode] if share is None else share
     variance, gaps = user_variance(training)
-    return _lowest(variance, gaps >= LEAST - 1, share) if mode == "paper" else _lowest(-variance, gaps >= 0, share)
+    return lowest(variance, gaps >= LEAST - 1, share)
 
 
 def frequent_items(
@@ -82,14 +75,14 @@ def frequent_items(
         variance: of the items' gaps, from :func:`item_variance`.
         count: interactions of each item (N+1,), from ``training.item_counts()``.
         by: "variance" takes the lowest variances, "count" the most interactions.
-        least: 3 as gaps below have no variance to speak of; 1 is what the authors' code does.
+        least: 3, as fewer have no variance of gaps to speak of.
 
     Raises:
         ValueError: an unknown definition, or a share outside 0..1.
     """
     if by not in DEFINITIONS:
         raise ValueError(f"by must be one of {', '.join(DEFINITIONS)}, found {by!r}")
-    return _lowest(variance if by == "variance" else -count, count >= max(least, 1), share)
+    return lowest(variance if by == "variance" else -count, count >= max(least, 1), share)
 
 
 def neighbours(
@@ -138,6 +131,17 @@ def similar(training: TrainingEvents, candidates: int = 200) -> tuple[np.ndarray
     ]
     row, column, value = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     return row, column, value
+
+
+def lowest(values: np.ndarray, eligible: np.ndarray, share: float) -> np.ndarray:
+    """The ``share`` of the eligible entries with the lowest values, as a mask; equal ones by position."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must lie in 0..1, found {share}")
+    index = np.flatnonzero(eligible)
+    order = index[np.argsort(values[index], kind="stable")]
+    mask = np.zeros(len(values), dtype=bool)
+    mask[order[: round(share * len(order))]] = True
+    return mask
 
 
 def _similar_block(
@@ -212,17 +216,6 @@ def _best(row: np.ndarray, value: np.ndarray, k: int) -> tuple[np.ndarray, np.nd
     order = np.lexsort((-value, row))  # stable: equal values keep their order
     place = np.arange(len(row)) - np.searchsorted(row, row)
     return order[place < k], place[place < k]
-
-
-def _lowest(values: np.ndarray, eligible: np.ndarray, share: float) -> np.ndarray:
-    """The ``share`` of the eligible entries with the lowest values, as a mask; equal ones by position."""
-    if not 0 <= share <= 1:
-        raise ValueError(f"share must lie in 0..1, found {share}")
-    index = np.flatnonzero(eligible)
-    order = index[np.argsort(values[index], kind="stable")]
-    mask = np.zeros(len(values), dtype=bool)
-    mask[order[: round(share * len(order))]] = True
-    return mask
 
 
 def _gap_variance(group: np.ndarray, seconds: np.ndarray, size: int) -> np.ndarray:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from per_target import per_target
 from torch import Tensor
 
+from benchmarks.quality.released import ReleasedItems, ReleasedSequences
 from recsys.auxiliaries.unirec import ItemEnhancement, ProfileTerm, SequenceEnhancement, UniRecLoss
 from recsys.data.batch import Batch
 from recsys.data.prepared import Prepared
@@ -29,6 +30,8 @@ from recsys.targets.last_item import LastItem
 from recsys.targets.next_item import NextItem
 from recsys.testing import DIM, NUM_ITEMS, check_auxiliary, toy_batch, toy_context
 
+SEQUENCES: dict[str, type[SequenceEnhancement]] = {"paper": SequenceEnhancement, "repo": ReleasedSequences}
+ITEMS: dict[str, type[ItemEnhancement]] = {"paper": ItemEnhancement, "repo": ReleasedItems}
 SCHEDULE: dict[str, Any] = {"epochs": 220, "start": 100, "span": 120}  # the constants of the authors' code
 
 
@@ -106,10 +109,9 @@ def test_the_loss_says_what_it_misses() -> None:
         found.objective(found.encode(bare), bare, found.items, torch.Generator())
 
 
-@pytest.mark.parametrize("mode", ["paper", "repo"])
-@pytest.mark.parametrize("part", [ProfileTerm, SequenceEnhancement, ItemEnhancement])
-def test_auxiliaries_keep_the_claims_of_the_seam(part: Any, mode: str) -> None:
-    check_auxiliary(ProfileTerm() if part is ProfileTerm else part(DIM, mode=mode), model())
+@pytest.mark.parametrize("part", [ProfileTerm, SequenceEnhancement, ItemEnhancement, ReleasedSequences, ReleasedItems])
+def test_auxiliaries_keep_the_contract_of_the_seam(part: Any) -> None:
+    check_auxiliary(ProfileTerm() if part is ProfileTerm else part(DIM), model())
 
 
 def test_profile_term_equals_its_formula_where_the_profile_is_one_item() -> None:
@@ -127,9 +129,9 @@ def test_profile_term_equals_its_formula_where_the_profile_is_one_item() -> None
     torch.testing.assert_close(loss, F.softplus(-glob[0]) + F.softplus(glob[1]), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["paper", "repo"])
+@pytest.mark.parametrize("mode", SEQUENCES)
 def test_check_04_nobody_flagged_gives_no_loss_and_no_gradient(mode: str) -> None:
-    part = SequenceEnhancement(DIM, mode=mode, **SCHEDULE)
+    part = SEQUENCES[mode](DIM, **SCHEDULE)
     found = bound(part)
     part.flags = torch.zeros_like(part.flags)
     loss = part(step_of(found, toy_batch((6, 2, 5, 3)), epoch=150))
@@ -138,9 +140,9 @@ def test_check_04_nobody_flagged_gives_no_loss_and_no_gradient(mode: str) -> Non
     assert part.generator.weight.grad is None or not part.generator.weight.grad.any()
 
 
-@pytest.mark.parametrize("mode", ["paper", "repo"])
+@pytest.mark.parametrize("mode", SEQUENCES)
 def test_check_04_in_repo_mode_the_loss_counts_twice_from_the_start_on(mode: str) -> None:
-    part = SequenceEnhancement(DIM, mode=mode, **SCHEDULE)
+    part = SEQUENCES[mode](DIM, **SCHEDULE)
     found = bound(part)
     part.flags = torch.ones_like(part.flags)
     batch = toy_batch((6, 6))
@@ -163,7 +165,7 @@ def test_check_05_weights_of_the_curriculum() -> None:
     assert values[220, 100] == pytest.approx(1) and values[100, 0] == pytest.approx(1)
     assert values[220, 0] == pytest.approx(0, abs=1e-6)
     assert values[0, 100] == 0.0  # negative in the authors' code, where error would be rewarded
-    repo = ItemEnhancement(DIM, mode="repo", **SCHEDULE)
+    repo = ReleasedItems(DIM, **SCHEDULE)
     assert repo.weigh(0, torch.tensor([100.0])).item() == pytest.approx(math.sin(-math.pi / 2 * 100 / 120))
 
 
@@ -229,7 +231,7 @@ def test_sequence_enhancement_equals_its_formula() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_u4_repo_mode_reads_and_compares_the_empty_slots_of_the_thinned_history(seed: int) -> None:
     """Kept items sit at the newest slots with the times there; the slots before them have no item, and all count."""
-    part = SequenceEnhancement(DIM, mode="repo", **SCHEDULE)
+    part = ReleasedSequences(DIM, **SCHEDULE)
     found = bound(part)
     generator = torch.Generator().manual_seed(seed)
     part.flags = torch.rand(len(part.flags), generator=generator) < 0.7
@@ -254,7 +256,7 @@ def test_u4_repo_mode_reads_and_compares_the_empty_slots_of_the_thinned_history(
 
 
 def test_u4_an_empty_slot_is_attended_to_and_teaches_no_item() -> None:
-    part = SequenceEnhancement(DIM, mode="repo", **SCHEDULE)
+    part = ReleasedSequences(DIM, **SCHEDULE)
     found = bound(part)
     part.flags, part.variance = torch.ones_like(part.flags), torch.zeros(NUM_ITEMS + 1)
     batch = toy_batch((7,)).replace(ids=torch.tensor([[1, 2, 3, 4, 5, 6, 7]]))  # inputs 1..6, of which 5 and 6 are kept
@@ -269,10 +271,10 @@ def test_u4_an_empty_slot_is_attended_to_and_teaches_no_item() -> None:
     assert abs(loss.item() - (2 * part.weigh(150, two.lengths)[0] * error).item()) > 0.01
 
 
-@pytest.mark.parametrize("mode", ["paper", "repo"])
+@pytest.mark.parametrize("mode", SEQUENCES)
 def test_u5_padding_is_in_no_mean(mode: str) -> None:
     """The authors divide by all slots, so that at a mean length of n of L the same weights act n / L as strongly."""
-    sequence, item = (part(DIM, mode=mode, **SCHEDULE) for part in (SequenceEnhancement, ItemEnhancement))
+    sequence, item = (kinds[mode](DIM, **SCHEDULE) for kinds in (SEQUENCES, ITEMS))
     found = bound(sequence, item)
     sequence.flags = torch.ones_like(sequence.flags)
     for part in (sequence, item, ProfileTerm()):
@@ -282,7 +284,7 @@ def test_u5_padding_is_in_no_mean(mode: str) -> None:
 
 def enhancement(mode: str, transfer: float) -> tuple[ItemEnhancement, Recommender]:
     """Heads are items 1..10, whose neighbours are heads; the neighbours of the others are among 11..30."""
-    part = ItemEnhancement(DIM, transfer=transfer, mode=mode, **SCHEDULE)
+    part = ITEMS[mode](DIM, transfer=transfer, **SCHEDULE)
     found = bound(part)
     part.head = torch.arange(NUM_ITEMS + 1) <= 10
     part.variance = torch.zeros(NUM_ITEMS + 1)
@@ -313,7 +315,7 @@ def test_check_07_head_items_teach_and_tail_items_learn_through_the_transfer_onl
     assert gradients_of(part, found, [20, 21], epoch=110)[0]
 
 
-@pytest.mark.parametrize("mode", ["paper", "repo"])
+@pytest.mark.parametrize("mode", SEQUENCES)
 def test_item_enhancement_equals_its_formula(mode: str) -> None:
     part, found = enhancement(mode, transfer=0.1)
     part.near = torch.where(part.head, 4, 14)[:, None].expand(-1, 10).clone()  # one neighbour, however it is drawn
@@ -343,10 +345,10 @@ def split_of(histories: list[list[int]], timed: bool = True) -> Split:
     return Split.of(prepared, LeaveLast(), *names)
 
 
-@pytest.mark.parametrize("mode", ["paper", "repo"])
+@pytest.mark.parametrize("mode", SEQUENCES)
 def test_users_of_one_interaction_and_items_never_seen_do_no_harm(mode: str) -> None:
     split = split_of([[1], [2, 3], [4, 5, 6], [1, 2, 3, 4, 5, 6]])
-    parts = [ProfileTerm(), SequenceEnhancement(DIM, mode=mode), ItemEnhancement(DIM, mode=mode)]
+    parts = [ProfileTerm(), SEQUENCES[mode](DIM), ITEMS[mode](DIM)]
     encoder = UniRec(DIM, num_layers=1, max_length=8)
     found = Recommender(IdItems(DIM), encoder, UniRecLoss(), auxiliaries=parts)
     found.bind(Context(NUM_ITEMS, split.items, split.train))
@@ -382,7 +384,7 @@ def test_missing_times_and_missing_training_data_are_errors() -> None:
 @pytest.mark.parametrize(
     ("make", "word"),
     [
-        (lambda: SequenceEnhancement(DIM, mode="other"), "mode"),
+        (lambda: SequenceEnhancement(DIM, epochs=0), "epochs"),
         (lambda: ItemEnhancement(DIM, epochs=0), "epochs"),
         (lambda: ItemEnhancement(DIM, weight=0.0), "transfer"),
         (lambda: ProfileTerm(size=0), "size"),
@@ -391,3 +393,18 @@ def test_missing_times_and_missing_training_data_are_errors() -> None:
 def test_wrong_settings_say_which(make: Any, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         make()
+
+
+@pytest.mark.parametrize("mode", SEQUENCES)
+def test_runs_of_0_1_load_as_they_were_and_the_repo_mode_is_refused_with_what_to_do(mode: str) -> None:
+    from recsys.storage.parts import build, describe
+
+    for kinds in (SEQUENCES, ITEMS):
+        found = describe(kinds["paper"](DIM, epochs=7))
+        found["arguments"]["mode"] = mode
+        if mode == "paper":
+            assert type(build(found)) is kinds["paper"] and build(found).epochs == 7
+        else:
+            with pytest.raises(ValueError, match=f"no mode='repo' any more: its class is {kinds[mode].__name__}"):
+                build(found)
+        assert type(build(describe(kinds[mode](DIM)), trust=["benchmarks.quality.released"])) is kinds[mode]

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from benchmarks.quality.released import ReleasedSequences
 from recsys.data.prepared import Prepared
 from recsys.data.split import LeaveLast, Split, TrainingEvents
 from recsys.ids.vocabulary import Vocabulary
@@ -92,11 +93,11 @@ def test_normalised_runs_from_0_to_100_over_the_items_that_occur() -> None:
     assert not measured.normalised(np.zeros(3), np.zeros(3)).any()
 
 
-def test_even_users_are_the_lowest_variances_and_in_repo_mode_the_highest() -> None:
+def test_even_users_are_the_lowest_variances_and_in_the_released_form_the_highest() -> None:
     users = [[(1, 0.0)], *([(1, 0.0), (2, 10.0), (3, 20.0 + k)] for k in range(10))]
     assert np.flatnonzero(measured.even_users(training(users), 0.3)).tolist() == [1, 2, 3]  # a single event is not even
     assert measured.even_users(training(users)).sum() == 6
-    assert np.flatnonzero(measured.even_users(training(users), mode="repo")).tolist() == [7, 8, 9, 10]
+    assert np.flatnonzero(ReleasedSequences().users(training(users))).tolist() == [7, 8, 9, 10]
 
 
 def test_frequent_items_need_three_interactions_or_are_counted() -> None:
@@ -209,8 +210,6 @@ def test_check_12_no_statistic_changes_with_held_out_events() -> None:
 
 def test_wrong_arguments_and_missing_times_are_errors() -> None:
     train = training(toy())
-    with pytest.raises(ValueError, match="mode"):
-        measured.even_users(train, mode="other")
     with pytest.raises(ValueError, match="share"):
         measured.even_users(train, 1.5)
     with pytest.raises(ValueError, match="by"):
