@@ -58,6 +58,11 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def not_fitted(model: object) -> ValueError:
+    """The error of a model that is used before it has learned anything."""
+    return ValueError(f"{type(model).__name__} is not fitted: call fit(model, split), or load a run")
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """A hint for an error message: the known name nearest to ``name``, or all of them."""
     names = sorted(known)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recsys.errors import DataError
+from recsys.errors import DataError, not_fitted
 from recsys.ids.catalogue import row_map
 from recsys.recommenders.base import Ranker, Recommends, Scores
 from recsys.recommenders.features import code_maps
@@ -42,8 +42,8 @@ class Scorer:
     ``rows`` (N+1,) is the model's row of each item row of the part, None where they are the same.
 
     Raises:
-        TypeError: ``part`` is no held-out part, or ``model`` does not score all items.
-        ValueError: the model has not learned anything yet.
+        TypeError: ``part`` is not a held-out part, or ``model`` does not score all items.
+        ValueError: the model is not fitted.
         DataError: the two are over other items, or the part has no users or is damaged.
     """
 
@@ -134,7 +134,7 @@ def device_of(model: Any) -> torch.device:
 
 
 def _same_users(cut: Cut | None, users: Vocabulary | None) -> bool:
-    """False where it is known that a user row of the part is somebody else's in training."""
+    """False where it is known that a user row of the part is another user's in training."""
     return cut is None or users is None or not cut.users or cut.users == users.digest
 
 
@@ -147,7 +147,7 @@ def _same_items(model: Any, items: Vocabulary | None, expected: int) -> tuple[in
         raise TypeError(f"a model that scores all items is expected, found {type(model).__name__}{hint}")
     found = getattr(model, "num_items", expected)
     if not found:
-        raise ValueError(f"{type(model).__name__} has not learnt anything yet: call fit(model, split) before evaluate")
+        raise not_fitted(model)
     known = getattr(model, "vocabulary", None)
     if known is not None and items is not None:
         return expected, row_map(known, items, ("the model", "the held-out part"), REMEDY)

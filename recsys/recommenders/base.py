@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from recsys.data.batch import FEATURES, PAD, USER_FEATURES, Batch
 from recsys.data.cut import Cut
 from recsys.data.prepared import padded_blocks
-from recsys.errors import DataWarning
+from recsys.errors import DataWarning, not_fitted
 from recsys.features.column import Column
 from recsys.hooks import having
 from recsys.ids.vocabulary import Vocabulary
@@ -31,8 +31,8 @@ from recsys.recommenders.times import warn_of_far_times
 from recsys.recommenders.top import TopK, top_of, warn_of
 from recsys.storage.tensors import once_each, shared
 
-SCORE_BUDGET = 256 * 2**20  # bytes of one block of scores and padded histories in recommend and scores
-TOKEN_BYTES = 64  # of one place of the padded view, while a batch is made of it
+SCORE_BUDGET = 256 * 2**20  # bytes of one chunk of scores and padded histories in recommend and scores
+TOKEN_BYTES = 64  # of one position of the padded view, while a batch is made of it
 
 
 @runtime_checkable
@@ -126,8 +126,8 @@ class Ranker(nn.Module):
         """(B, N) float32 scores of the whole catalogue for raw histories; column j is item row j + 1."""
         histories = self._ready(histories)
         with evaluating(self), torch.inference_mode():
-            blocks = [self.score_safely(batch).cpu().numpy() for batch, _ in self._batches(histories)]
-        return np.concatenate(blocks) if blocks else np.zeros((0, self.num_items), np.float32)
+            chunks = [self.score_safely(batch).cpu().numpy() for batch, _ in self._batches(histories)]
+        return np.concatenate(chunks) if chunks else np.zeros((0, self.num_items), np.float32)
 
     def recommend(
         self, histories: Sequence[Any], k: int = 10, exclude: str = "history", allow: Any = None, deny: Any = None
@@ -142,14 +142,16 @@ class Ranker(nn.Module):
             allow, deny: raw ids for all histories, or one list of them per history: nothing else, or none of these, is
                 recommended. Unknown ones are counted in a warning.
 
-        Unknown ids are skipped and counted; a history without a known item is ranked by popularity (``fallback``).
+        Unknown ids are skipped and counted; a history without a known item is ranked by popularity (``fallback``), of
+        which a warning tells, with both types where no id is known and the catalogue has ids of another type.
 
         Raises:
             ValueError: ``k`` is below 1, ``exclude`` is neither, nothing is allowed, or scores are not finite.
             TypeError: a history is one id, not a list of them, or ``k`` is no whole number.
         """
+        histories = as_histories(histories)
         top, shown = self._rank(histories, k, exclude, allow, deny)
-        warn_of(shown, top, 3)
+        warn_of(shown, top, histories, 3)
         return top
 
     def tensors(self) -> dict[str, Tensor]:
@@ -196,7 +198,7 @@ class Ranker(nn.Module):
 
     def _check(self, k: Any, exclude: str) -> int:
         if self.vocabulary is None:
-            raise ValueError(f"{type(self).__name__} does not know a catalogue yet: fit it first, or load a run")
+            raise not_fitted(self)
         k = checked_k(k)
         if exclude not in EXCLUDE:
             raise ValueError(f'exclude must be "history" or "none", found {exclude!r}')
@@ -205,7 +207,7 @@ class Ranker(nn.Module):
     def _rank(
         self, histories: Sequence[Any], k: int, exclude: str, allow: Any = None, deny: Any = None
     ) -> tuple[TopK, Shown]:
-        """:meth:`recommend` without a word, and what might be shown."""
+        """:meth:`recommend` without warnings, and what might be shown."""
         k = self._check(k, exclude)
         histories = self._ready(histories, 4)
         shown = Shown.of(self._find, [one.items for one in histories], exclude, allow, deny)

@@ -163,8 +163,8 @@ class Recommender(Ranker):
             for name, part in named:
                 torch.manual_seed(derive_seed(context.seed, "init", name))
                 bind(part, context)
-            for place, part in enumerate(unused(self)):
-                torch.manual_seed(derive_seed(context.seed, "init", "unused", place))
+            for number, part in enumerate(unused(self)):
+                torch.manual_seed(derive_seed(context.seed, "init", "unused", number))
                 bind(part, replace(context, training=None, item_text=None, item_features=None, user_features=None))
         self._unlearned = self._sums()
 
@@ -252,8 +252,8 @@ class Recommender(Ranker):
         """(B, D) float32 vectors of raw histories, zero where no item is known."""
         histories = self._ready(histories)
         with evaluating(self), torch.inference_mode():
-            blocks = [self.vectors(batch).cpu().numpy() for batch, _ in self._batches(histories)]
-        return np.concatenate(blocks) if blocks else np.zeros((0, self.items.dim), np.float32)
+            chunks = [self.vectors(batch).cpu().numpy() for batch, _ in self._batches(histories)]
+        return np.concatenate(chunks) if chunks else np.zeros((0, self.items.dim), np.float32)
 
     def vectors(self, batch: Batch) -> Tensor:
         """(B, D) float32 user vectors of a batch, zero for an empty history.

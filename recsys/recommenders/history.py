@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class History:
-    """One user's raw item ids, oldest first, with what else a model may ask for.
+    """One user's raw item ids, oldest first, with what else a model may read.
 
     ``times`` (one per item) and ``query_time`` are numbers since 1970, dates or ISO text. The unit of numbers is
-    ``time_unit`` ("s", "ms", "us", "ns"); if that is None it is told by magnitude, over all histories of a call.
+    ``time_unit`` ("s", "ms", "us", "ns"); if that is None it is found by magnitude, over all histories of a call.
     ``features`` are those that a model with ``FeatureInputs`` reads, such as ``{"device": ["tv", "phone"]}``. It
     reads as the list of its items does: ``len``, ``for``, ``history[-1]``.
     """
@@ -62,8 +62,8 @@ def as_histories(histories: Sequence[Any]) -> list[History]:
     for one in found:
         if isinstance(one.items, (str, bytes)) or not hasattr(one.items, "__len__"):
             raise TypeError(
-                f"a history is a list of raw ids, oldest first, and {one.items!r} is none: pass a list of histories, "
-                'such as [["50", "172"]] for one user'
+                f"a history is a list of raw ids, oldest first, and {one.items!r} is not one: pass a list of "
+                'histories, such as [["50", "172"]] for one user'
             )
     return found
 
@@ -73,11 +73,11 @@ def histories_of(part: HeldOut, index: np.ndarray) -> list[History]:
     has any.
 
     Raises:
-        ValueError: the part knows no raw ids.
+        ValueError: the part has no raw ids.
     """
     if part.split is None:
         raise ValueError(
-            f"the part {part.name!r} knows no raw ids, which histories are made of: take split.valid or split.test"
+            f"the part {part.name!r} has no raw ids, which histories are made of: take split.valid or split.test"
         )
     _, events = spread(part.history_start[index], part.target_start[index])
     ends = np.cumsum(part.history_lengths[index])[:-1]

@@ -46,7 +46,7 @@ class ItemKNN(Ranker):
         self.register_buffer("similarities", torch.zeros(1, k))
 
     def learn(self, context: Context) -> None:
-        """Find each item's neighbours, in blocks of items."""
+        """Find each item's neighbours, in chunks of items."""
         if context.training is None:
             raise ValueError("neighbours are counted from training events, and the context has none")
         what = f"ItemKNN with k={self.k} on {context.num_items:,} items"
@@ -67,7 +67,7 @@ class ItemKNN(Ranker):
         scores = torch.zeros(len(batch) * (self.num_items + 1), device=batch.ids.device)
         for part in torch.split(torch.arange(len(items), device=items.device), max(1, PAIRS // self.k)):
             near = self.neighbours[items[part]].long()  # (n, K)
-            place = owner[part, None] * (self.num_items + 1) + near
+            cell = owner[part, None] * (self.num_items + 1) + near
             values = self.similarities[items[part]] * weights[part, None]
-            scores.index_add_(0, place.flatten(), values.flatten())
+            scores.index_add_(0, cell.flatten(), values.flatten())
         return scores.view(len(batch), -1)[:, 1:]

@@ -1,4 +1,4 @@
-"""Evaluation mode for as long as a model answers, whoever else asks it at the same time."""
+"""Evaluation mode for as long as a model answers, also when several threads ask it at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _AT_WORK: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = WeakKeyDic
 def evaluating(model: Any) -> Iterator[None]:
     """Evaluation mode; the modules that were in training mode are so again when the last thread has left.
 
-    A model that is no module has no modes.
+    A model that is not a module has no modes.
     """
     if not isinstance(model, nn.Module):
         yield

@@ -21,14 +21,15 @@ from recsys.recommenders.history import History
 if TYPE_CHECKING:
     import polars as pl
 
+_KINDS = {"str": str, "int": (int, np.integer)}
 SHOWN = 10  # histories whose recommendations are printed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TopK:
     """Recommendations for B histories, readable as a data frame too (:meth:`to_frame`, or ``polars.DataFrame(top)``).
 
-    K is what was asked for, or the size of the catalogue. Rows are 0, scores -inf, where fewer items were left.
+    K is the length of the lists, or the size of the catalogue. Rows are 0, scores -inf, where fewer items were left.
     """
 
     rows: np.ndarray  # (B, K) int64
@@ -69,6 +70,12 @@ class TopK:
         """The Arrow interface, by which pandas, pyarrow, DuckDB and others read :meth:`to_frame`."""
         return self.to_frame().__arrow_c_stream__(requested_schema)
 
+    def __repr__(self) -> str:
+        counts = [f"{len(self):,} histor{'y' if len(self) == 1 else 'ies'}", f"k={self.rows.shape[1]}"]
+        counts += [f"{self.unknown.sum():,} unknown history items"] if self.unknown.any() else []
+        counts += [f"{self.fallback.sum():,} ranked by popularity"] if self.fallback.any() else []
+        return "\n".join([f"TopK({', '.join(counts)})", *str(self).splitlines()])
+
     def __str__(self) -> str:
         lines = []
         for at, items in enumerate(replace(self, rows=self.rows[:SHOWN]).items):
@@ -87,7 +94,7 @@ class TopK:
 def top_of(
     found: list[tuple[np.ndarray, ...]], width: int, vocabulary: Vocabulary | None, histories: Sequence[History]
 ) -> TopK:
-    """Blocks of (scores, rows, unknown, fallback) as one :class:`TopK`."""
+    """Chunks of (scores, rows, unknown, fallback) as one :class:`TopK`."""
     assert vocabulary is not None
     if not found:
         found = [
@@ -99,11 +106,26 @@ def top_of(
     return TopK(rows, scores, unknown, fallback, vocabulary, users if named else None)
 
 
-def warn_of(shown: Shown, top: TopK, stacklevel: int) -> None:
-    """Say which ids of ``allow`` and ``deny`` are unknown, and how many histories are ranked by popularity."""
+def warn_of(shown: Shown, top: TopK, histories: Sequence[History], stacklevel: int) -> None:
+    """Say how many ids of ``allow`` and ``deny`` are unknown and how many histories are ranked by popularity; and that
+    their ids are of another type than the catalogue's, if none is known."""
     notes = shown.notes("catalogue")
     if top.fallback.any():
         count = int(top.fallback.sum())
         notes.append(f"{count:,} of {len(top):,} histories hold no known item and are ranked by popularity")
+        notes += _of_another_type(top, histories) if top.fallback.all() else []
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=stacklevel)
+
+
+def _of_another_type(top: TopK, histories: Sequence[History]) -> list[str]:
+    """A sentence on the types of the ids of histories and catalogue, if they differ."""
+    given = next((item for one in histories for item in one.items), None)
+    kind = next((name for name, of in _KINDS.items() if isinstance(given, of)), type(given).__name__)
+    if given is None or not len(top.vocabulary) or kind == top.vocabulary.kind:
+        return []
+    sample = top.vocabulary.raw(np.array([top.vocabulary.first])).tolist()[0]
+    return [
+        f"the histories have {kind} ids, such as {printable(repr(given))}, and the catalogue has "
+        f"{top.vocabulary.kind} ids, such as {printable(repr(sample))}: pass raw ids as they are in the data"
+    ]

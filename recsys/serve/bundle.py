@@ -27,13 +27,13 @@ import torch
 import recsys
 from recsys.data.batch import PAD, Batch
 from recsys.data.cut import Cut
-from recsys.errors import DataError, UnknownItemError
+from recsys.errors import DataError, UnknownItemError, not_fitted
 from recsys.ids.vocabulary import Vocabulary
 from recsys.ranking.filters import Shown
 from recsys.ranking.products import refuse_nonfinite
 from recsys.ranking.ties import best
 from recsys.recommenders.base import Ranker, Scores
-from recsys.recommenders.history import History, histories_of
+from recsys.recommenders.history import History, as_histories, histories_of
 from recsys.recommenders.modes import evaluating
 from recsys.recommenders.top import TopK, top_of, warn_of
 from recsys.runs.read import load_model
@@ -75,7 +75,7 @@ def export(
         metrics: numbers to keep in the manifest, such as ``report.means()``.
 
     Raises:
-        ValueError: the model is not fitted or cannot be saved, or an index is asked for that it cannot have.
+        ValueError: the model is not fitted or cannot be saved, or cannot have the index that is named.
         TypeError: a part cannot be described as class and JSON arguments.
         FileExistsError: ``folder`` holds something that is not a bundle.
         DataError: ``split`` has other items than the model.
@@ -88,7 +88,7 @@ def export(
         reason = "" if index not in INDEXES else f"; {type(model).__name__} has no item vectors, so it takes no index"
         raise ValueError(f'index must be "auto", "exact", "hnsw" or None, found {index!r}{reason}')
     if model.vocabulary is None:
-        raise ValueError(f"{type(model).__name__} does not know a catalogue yet: fit it, then export it")
+        raise not_fitted(model)
     data = None
     if split is not None:
         rows = _rows_of(split, model)
@@ -189,18 +189,20 @@ class Bundle:
         if self.index is None:
             return f"{text}, no index (all items are scored)"
         text = f"{text}, {self.index.kind} index"
-        told = self.index.recall
-        if not told:
+        measured = self.index.recall
+        if not measured:
             return text
-        asked = {"given": "user vectors", "made": "mixtures of item vectors"}.get(told["queries"], "item vectors")
-        at = {f"@{depth}": share for depth, share in told.get("at", {str(told["k"]): told["value"]}).items()}
-        at |= {f"@{depth} without {told['denial']}": share for depth, share in told.get("denied", {}).items()}
+        asked = {"given": "user vectors", "made": "mixtures of item vectors"}.get(measured["queries"], "item vectors")
+        at = {
+            f"@{depth}": share for depth, share in measured.get("at", {str(measured["k"]): measured["value"]}).items()
+        }
+        at |= {f"@{depth} without {measured['denial']}": share for depth, share in measured.get("denied", {}).items()}
         shares = ", ".join(f"recall{name} {share:.4f}" for name, share in at.items())
         if self.index.kind == "exact":
-            return f"{text}, recall@{told['k']} {told['value']:.4f}"
+            return f"{text}, recall@{measured['k']} {measured['value']:.4f}"
         deep = f"what lies beyond rank {self.index.depth} is compared with all items"
         stale = "; items came or went since then" if self.index.stale else ""
-        return f"{text}, {shares} against exact on {told['num_queries']:,} {asked}{stale}; {deep}"
+        return f"{text}, {shares} against exact on {measured['num_queries']:,} {asked}{stale}; {deep}"
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -241,8 +243,9 @@ class Bundle:
                 model gives is not finite.
             TypeError: a history is one id, not a list of them, or ``k`` is no whole number.
         """
+        histories = as_histories(histories)
         top, shown = self._rank(histories, k, exclude, allow, deny)
-        warn_of(shown, top, 3)
+        warn_of(shown, top, histories, 3)
         return top
 
     def similar(self, items: Sequence[Any], k: int = 10, metric: str = "cosine") -> list[list[tuple[Any, float]]]:
@@ -264,7 +267,7 @@ class Bundle:
             raise TypeError(f"a list of ids is expected, and {items!r} is one id: pass [{items!r}]")
         there = self._catalogued().find(list(items))
         if (there < 0).any():
-            unknown = [one for one, slot in zip(items, there, strict=True) if slot < 0]
+            unknown = [one for one, position in zip(items, there, strict=True) if position < 0]
             raise UnknownItemError(
                 f"{len(unknown):,} items are not in the catalogue, or no longer in the index, such as {unknown[:3]}"
             )
@@ -282,7 +285,7 @@ class Bundle:
         add(ids, vectors, **({} if features is None else {"features": features}))
         if self.index is not None and self.model.num_items > before:
             new = self.vocabulary_of_model.raw(np.arange(before + 1, self.model.num_items + 1))
-            held = new[self.index.items.rows(new) >= 0]  # put there by hand
+            held = new[self.index.items.rows(new) >= 0]  # added by Index.add
             if len(held):
                 self.index.remove(held.tolist())
             self.index.add(new, self.model.item_vectors()[before:])  # type: ignore[operator]
@@ -307,16 +310,16 @@ class Bundle:
 
     def _catalogued(self) -> _Catalogue:
         """The catalogue of the index as it is now."""
-        slots = None if self.index is None else self.index.items
+        indexed = None if self.index is None else self.index.items
         found = self._catalogue
-        if found is None or found.slots is not slots or found.own is not self.model.vocabulary:
-            self._catalogue = found = _Catalogue(self.vocabulary_of_model, slots)
+        if found is None or found.indexed is not indexed or found.own is not self.model.vocabulary:
+            self._catalogue = found = _Catalogue(self.vocabulary_of_model, indexed)
         return found
 
     def _rank(
         self, histories: Sequence[Any], k: int, exclude: str, allow: Any = None, deny: Any = None
     ) -> tuple[TopK, Shown]:
-        """:meth:`recommend` without a word, and what might be shown."""
+        """:meth:`recommend` without warnings, and what might be shown."""
         if self.index is None and not isinstance(self.model, Scores):  # one that makes lists
             with evaluating(self.model):
                 return self.model.recommend(histories, k, exclude, allow, deny), Shown()
@@ -332,16 +335,16 @@ class Bundle:
             for batch, skipped in model._batches(histories):
                 part, known = shown.part(first, first + len(batch)), (batch.lengths > 0).cpu().numpy()
                 values = np.full((len(batch), width), -np.inf, np.float32)
-                slots = np.full((len(batch), width), -1, np.int64)
+                positions = np.full((len(batch), width), -1, np.int64)
                 asking, others = np.flatnonzero(known), np.flatnonzero(~known)
                 if len(asking) and len(self.index):
                     queries = self._users(batch, histories[first : first + len(batch)])
                     refuse_nonfinite(queries.abs(), first)
                     near = self.index.nearest(queries.cpu().numpy()[asking], width, part.rows(asking, len(batch)))
-                    slots[asking, : near[0].shape[1]], values[asking, : near[1].shape[1]] = near
+                    positions[asking, : near[0].shape[1]], values[asking, : near[1].shape[1]] = near
                 for rows in np.array_split(others, -(-len(others) // POPULAR_ROWS)) if len(others) else ():
-                    slots[rows], values[rows] = self._popular(part.rows(rows, len(batch)), len(rows), width)
-                found.append((values, catalogue.row_of_slot[slots], skipped, ~known))
+                    positions[rows], values[rows] = self._popular(part.rows(rows, len(batch)), len(rows), width)
+                found.append((values, catalogue.row_of_position[positions], skipped, ~known))
                 first += len(batch)
         return top_of(found, width, catalogue.vocabulary, histories), shown
 
@@ -354,40 +357,40 @@ class Bundle:
         return torch.from_numpy(np.asarray(model.user_vectors(histories), np.float32))
 
     def _popular(self, shown: Shown, count: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Slots and scores of what is most popular in training, for ``count`` histories without a known item."""
+        """Positions and scores of what is most popular in training, for ``count`` histories without a known item."""
         assert self.index is not None
         catalogue, own = self._catalogued(), self.model.popularity.cpu()
         popularity = torch.cat([own, own.new_zeros(1 + len(catalogue.vocabulary) - len(own))])
-        scores = popularity[torch.from_numpy(catalogue.row_of_slot[:-1])].repeat(count, 1)
+        scores = popularity[torch.from_numpy(catalogue.row_of_position[:-1])].repeat(count, 1)
         scores[:, torch.from_numpy(~self.index.items.alive)] = -torch.inf
         shown.hide(scores)
         values, columns = best(scores, width)
-        slots = torch.where(values == -torch.inf, -1, columns).numpy()
-        short = ((0, 0), (0, width - slots.shape[1]))
-        return np.pad(slots, short, constant_values=-1), np.pad(values.numpy(), short, constant_values=-np.inf)
+        positions = torch.where(values == -torch.inf, -1, columns).numpy()
+        short = ((0, 0), (0, width - positions.shape[1]))
+        return np.pad(positions, short, constant_values=-1), np.pad(values.numpy(), short, constant_values=-np.inf)
 
 
 class _Catalogue:
-    """The items of a bundle: the model's rows, behind them those that only the index holds, and their slots."""
+    """The items of a bundle: the model's rows, behind them those that only the index holds; positions in it."""
 
-    def __init__(self, own: Vocabulary, slots: Vocabulary | None) -> None:
-        self.own, self.slots, self.vocabulary = own, slots, own
-        self.row_of_slot = np.arange(1, len(own) + 2)
-        if slots is not None and not (slots.alive.all() and np.array_equal(slots.ids, own.ids)):
+    def __init__(self, own: Vocabulary, indexed: Vocabulary | None) -> None:
+        self.own, self.indexed, self.vocabulary = own, indexed, own
+        self.row_of_position = np.arange(1, len(own) + 2)
+        if indexed is not None and not (indexed.alive.all() and np.array_equal(indexed.ids, own.ids)):
             known = set(own.ids.tolist())
-            new = [one for one in slots.ids[slots.alive].tolist() if one not in known]
+            new = [one for one in indexed.ids[indexed.alive].tolist() if one not in known]
             if new:
                 self.vocabulary = Vocabulary(np.concatenate([own.ids, np.array(new, own.ids.dtype)]), own.first)
-            self.row_of_slot = np.append(np.maximum(self.vocabulary.rows(slots.ids), PAD), PAD)
-        self.row_of_slot[-1] = PAD
-        self.slot_of_row = np.full(len(self.vocabulary) + 1, -2)
-        living = np.arange(len(own)) if slots is None else np.flatnonzero(slots.alive)
-        self.slot_of_row[self.row_of_slot[living]] = living
+            self.row_of_position = np.append(np.maximum(self.vocabulary.rows(indexed.ids), PAD), PAD)
+        self.row_of_position[-1] = PAD
+        self.position_of_row = np.full(len(self.vocabulary) + 1, -2)
+        living = np.arange(len(own)) if indexed is None else np.flatnonzero(indexed.alive)
+        self.position_of_row[self.row_of_position[living]] = living
 
     def find(self, ids: list[Any]) -> np.ndarray:
-        """Slots of raw ids: -1 for unknown ones, -2 for those that were removed from the index."""
+        """Positions in the index of raw ids: -1 for unknown ones, -2 for those that were removed from the index."""
         rows = self.vocabulary.rows(ids)
-        return np.where(rows > PAD, self.slot_of_row[np.maximum(rows, PAD)], -1)
+        return np.where(rows > PAD, self.position_of_row[np.maximum(rows, PAD)], -1)
 
 
 def _same_catalogue(index: Index, vocabulary: Vocabulary) -> bool:

@@ -71,6 +71,34 @@ def test_printed_recommendations_show_raw_ids_and_what_was_lost(model: Alphabet)
     assert "nothing" in lines[2] and len(lines) < 20 and "90 more" in lines[-1]
 
 
+@pytest.mark.filterwarnings("ignore::recsys.errors.DataWarning")
+def test_the_repr_of_recommendations_shows_raw_ids(model: Alphabet) -> None:
+    top = model.recommend([["a", "new"], []], k=2)
+    assert repr(top).splitlines() == [
+        "TopK(2 histories, k=2, 1 unknown history items, 1 ranked by popularity)",
+        *str(top).splitlines(),
+    ]
+    assert repr(model.recommend([["a"]], k=1)) == "TopK(1 history, k=1)\n0: e 4"
+
+
+def test_ids_of_another_type_are_told_with_both_types(model: Alphabet) -> None:
+    with pytest.warns(
+        DataWarning, match="have int ids, such as 1, and the catalogue has str ids, such as 'a'"
+    ) as warned:
+        model.recommend([[], [1, 2], [3]], k=1)
+    assert {one.filename for one in warned} == {__file__}
+    with pytest.warns(DataWarning, match="popularity") as warned:
+        model.recommend([[1, 2], ["a"]], k=1)  # some are known: the others are strangers
+        model.recommend([["new"], []], k=1)
+        model.recommend([[]], k=1)
+    assert not any("catalogue has" in str(one.message) for one in warned)
+
+
+def test_a_model_that_is_not_fitted_says_what_to_do() -> None:
+    with pytest.raises(ValueError, match=r"Alphabet is not fitted: call fit\(model, split\), or load a run"):
+        Alphabet().recommend([["a"]])
+
+
 def test_allow_list_and_too_few_left(model: Alphabet) -> None:
     with pytest.warns(DataWarning, match="1 of 3"):
         top = model.recommend([["b"]], k=3, allow=["b", "c", "nowhere"])
