@@ -45,5 +45,5 @@ class Gini:
         items, total = len(exposure), float(exposure.sum())
         if items < 2 or total == 0:
             return 0.0
-        place = np.arange(1, items + 1)
-        return float(((2 * place - items - 1) * np.sort(exposure)).sum() / (total * (items - 1)))
+        rank = np.arange(1, items + 1)
+        return float(((2 * rank - items - 1) * np.sort(exposure)).sum() / (total * (items - 1)))

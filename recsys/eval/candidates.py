@@ -1,7 +1,7 @@
 """Which items are ranked: all of them, those that training never saw, a list, or a list for each user.
 
 The candidates of a batch of users are columns, in the order of the model's rows: equal scores then come in the order in
-which the model recommends them. A *place* is a column counted from 1, and 0 is none.
+which the model recommends them. Columns are counted from 1, and 0 is none.
 
 Legend: n users of the part, b users of a batch, N items (rows 1..N), C candidates, P (user, item) pairs.
 """
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 
 class Columns(Protocol):
-    """The candidates of a batch of users as columns of a score block."""
+    """The candidates of a batch of users as columns of a chunk of scores."""
 
-    def place(self, owner: np.ndarray, item: np.ndarray) -> np.ndarray:
-        """(P,) places of (position in the batch, item row), 0 for what is no candidate."""
+    def column_of(self, owner: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """(P,) columns, counted from 1, of (position in the batch, item row), 0 for what is no candidate."""
         ...
 
     def take(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
         """(b, C) scores of the candidates out of (b, N), and where there is nothing to show: (C,) or (b, C) bool."""
         ...
 
-    def items(self, places: np.ndarray) -> np.ndarray:
-        """(b, K) item rows at ``places`` (b, K), 0 for 0."""
+    def items(self, columns: np.ndarray) -> np.ndarray:
+        """(b, K) item rows at ``columns`` (b, K), 0 for 0."""
         ...
 
     def sizes(self, users: int) -> np.ndarray:
@@ -50,7 +50,7 @@ class Columns(Protocol):
 
 
 @dataclass(frozen=True)
-class Pool:
+class Candidates:
     """Candidates that all users share."""
 
     rows: np.ndarray  # (C,) int64 item rows of the part, ascending
@@ -74,15 +74,15 @@ class Pool:
 
     def keeps(self, index: np.ndarray, owner: np.ndarray, target: np.ndarray) -> np.ndarray:
         """(P,) bool: which targets are ranked."""
-        return self._places[target] > 0
+        return self._columns[target] > 0
 
     def columns(self, index: np.ndarray, owner: np.ndarray, target: np.ndarray) -> Columns:
         """The candidates of the users at ``index``, who have the ``target`` (P,) items of ``owner`` (P,)."""
         return self
 
-    def place(self, owner: np.ndarray, item: np.ndarray) -> np.ndarray:
-        """(P,) places of item rows, 0 for what is no candidate."""
-        found: np.ndarray = self._places[item]
+    def column_of(self, owner: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """(P,) columns, counted from 1, of item rows, 0 for what is no candidate."""
+        found: np.ndarray = self._columns[item]
         return found
 
     def take(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -90,11 +90,11 @@ class Pool:
         columns, never = self._tensors
         return scores if columns is None else scores[:, columns], never
 
-    def items(self, places: np.ndarray) -> np.ndarray:
-        """Item rows at ``places``, 0 for 0, in their shape and type."""
+    def items(self, columns: np.ndarray) -> np.ndarray:
+        """Item rows at ``columns``, 0 for 0, in their shape and type."""
         if self.what == "" and self.scorer.rows is None:
-            return places
-        found: np.ndarray = np.append(0, self._ordered).astype(places.dtype)[places]
+            return columns
+        found: np.ndarray = np.append(0, self._ordered).astype(columns.dtype)[columns]
         return found
 
     def sizes(self, users: int) -> np.ndarray:
@@ -123,11 +123,11 @@ class Pool:
         return self.rows if rows is None else self.rows[np.argsort(rows[self.rows])]
 
     @cached_property
-    def _places(self) -> np.ndarray:
+    def _columns(self) -> np.ndarray:
         """(N+1,) int64: item row -> 1 + its column among the candidates, 0 for the others."""
-        places = np.zeros(self.scorer.num_items + 1, dtype=np.int64)
-        places[self._ordered] = np.arange(1, len(self.rows) + 1)
-        return places
+        columns = np.zeros(self.scorer.num_items + 1, dtype=np.int64)
+        columns[self._ordered] = np.arange(1, len(self.rows) + 1)
+        return columns
 
     @cached_property
     def _tensors(self) -> tuple[Tensor | None, Tensor | None]:
@@ -155,7 +155,7 @@ class Lists:
         """For the users at ``asked`` of the part.
 
         Raises:
-            DataError: nobody has candidates.
+            DataError: no user has candidates.
         """
         width = scorer.num_items + 1
         asked = asked[listed.lengths[asked] > 0]
@@ -219,8 +219,8 @@ class ListedColumns:
         self.rows = np.zeros((users, int(self.at.max(initial=-1)) + 1), np.int64)  # of the model, 0 behind the end
         self.rows[owner, self.at] = row
 
-    def place(self, owner: np.ndarray, item: np.ndarray) -> np.ndarray:
-        """(P,) places of (position in the batch, item row), 0 for what is no candidate."""
+    def column_of(self, owner: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """(P,) columns, counted from 1, of (position in the batch, item row), 0 for what is no candidate."""
         rows = self.lists.scorer.rows
         wanted = owner * self.width + (item if rows is None else rows[item])
         found = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
@@ -234,10 +234,10 @@ class ListedColumns:
         columns = torch.from_numpy(np.maximum(self.rows - 1, 0)).to(scores.device)
         return scores.gather(1, columns), torch.from_numpy(never).to(scores.device)
 
-    def items(self, places: np.ndarray) -> np.ndarray:
-        """(b, K) item rows at ``places`` (b, K), 0 for 0."""
+    def items(self, columns: np.ndarray) -> np.ndarray:
+        """(b, K) item rows at ``columns`` (b, K), 0 for 0."""
         padded = np.pad(self.rows, ((0, 0), (1, 0)))
-        return self._of_the_part(np.take_along_axis(padded, places.astype(np.int64), axis=1)).astype(places.dtype)
+        return self._of_the_part(np.take_along_axis(padded, columns.astype(np.int64), axis=1)).astype(columns.dtype)
 
     def sizes(self, users: int) -> np.ndarray:
         """(b,) how many candidates may be shown to each of the ``users`` of the batch."""
@@ -255,7 +255,9 @@ class ListedColumns:
         return rows if back is None else back[rows]
 
 
-def choose_candidates(candidates: Any, denied: np.ndarray | None, scorer: Matched, asked: np.ndarray) -> Pool | Lists:
+def choose_candidates(
+    candidates: Any, denied: np.ndarray | None, scorer: Matched, asked: np.ndarray
+) -> Candidates | Lists:
     """The items to rank, of what :func:`recsys.eval.evaluate.evaluate` was given, for the users at ``asked``.
 
     Raises:
@@ -266,7 +268,7 @@ def choose_candidates(candidates: Any, denied: np.ndarray | None, scorer: Matche
     num_items = scorer.num_items
     candidates = list(candidates) if isinstance(candidates, Iterator) else candidates
     if isinstance(candidates, str) and candidates == "all":
-        return Pool(np.arange(1, num_items + 1), scorer, "", denied)
+        return Candidates(np.arange(1, num_items + 1), scorer, "", denied)
     if isinstance(candidates, str):
         if candidates != "cold":
             raise ValueError(
@@ -279,10 +281,10 @@ def choose_candidates(candidates: Any, denied: np.ndarray | None, scorer: Matche
     elif is_per_user(candidates):
         listed = Listed.read(candidates, part, vocabulary_of(scorer, "candidates"), "candidates")
         if listed.unknown:
-            told = f"{listed.unknown:,} listed candidates are not in the catalogue"
+            message = f"{listed.unknown:,} listed candidates are not in the catalogue"
             if not len(listed.rows):
-                raise DataError(f"{told}, and no other is listed: pass raw ids of items as they stand in the data")
-            warnings.warn(told, DataWarning, stacklevel=3)
+                raise DataError(f"{message}, and no other is listed: pass raw ids of items as they stand in the data")
+            warnings.warn(message, DataWarning, stacklevel=3)
         return Lists.of(listed, scorer, denied, part, asked)
     else:
         rows, what = _rows(candidates, scorer), "given"
@@ -293,7 +295,7 @@ def choose_candidates(candidates: Any, denied: np.ndarray | None, scorer: Matche
             f"none of the {outside:,} targets of {part.name!r} is among the {len(rows):,} candidates: rank among all "
             "items, or hold out events with these"
         )
-    return Pool(rows, scorer, what, denied, outside)
+    return Candidates(rows, scorer, what, denied, outside)
 
 
 def choose_denied(deny: Any, scorer: Matched) -> tuple[np.ndarray | None, Listed | None]:

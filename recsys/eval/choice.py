@@ -1,8 +1,9 @@
-"""From what a caller asks for ("ndcg", "ndcg@10", an object of theirs) to the columns to compute."""
+"""From what a caller asks for ("ndcg", "ndcg@10", an object of the caller's) to the columns to compute."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,11 @@ METRICS: tuple[Metric, ...] = (
     HitRate(), Recall(), NDCG(), MRR(), MAP(), Precision(), Novelty(), PopularityBias(),
 )  # fmt: skip
 AGGREGATES: tuple[Aggregate, ...] = (Coverage(), Gini())
+ELSEWHERE = {
+    "hit": "hr", "hits": "hr", "hitrate": "hr", "hitratio": "hr", "prec": "precision", "recip": "mrr",
+    "meanreciprocalrank": "mrr", "meanaverageprecision": "map", "averagepopularity": "popularity",
+    "itemcoverage": "coverage", "catalogcoverage": "coverage", "catalogcov": "coverage", "giniindex": "gini",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ def choose(metrics: Iterable[str | Metric | Aggregate] | None, k: int | Sequence
         for cut in (own,) if own else _cuts(k, num_items) if at_k else (num_items,):
             column = f"{part.name}@{cut}" if at_k else part.name
             if column in chosen:
-                raise ValueError(f"{column} is asked for twice: name each metric once, or give yours another name")
+                raise ValueError(f"{column} is named twice: name each metric once, or give yours another name")
             chosen[column] = (column, part, cut)
     if not chosen:
         raise ValueError("metrics is empty: pass names such as 'ndcg@10', or None for all of them")
@@ -99,8 +105,8 @@ def _find(name: str, num_items: int) -> tuple[Metric | Aggregate, int | None]:
     known: dict[str, Metric | Aggregate] = {metric.name: metric for metric in METRICS}
     known |= {aggregate.name: aggregate for aggregate in AGGREGATES}
     if base not in known:
-        close = difflib.get_close_matches(base, known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        meant = _meant(name, known)
+        hint = f"did you mean {meant!r}? " if meant else ""
         raise ValueError(f"no metric is called {base!r}; {hint}known: {', '.join(known)}")
     if not at:
         return known[base], None
@@ -109,6 +115,16 @@ def _find(name: str, num_items: int) -> tuple[Metric | Aggregate, int | None]:
     if int(cut) > num_items:
         raise ValueError(f"{name!r} looks beyond the catalogue of {num_items:,} items: ask for '{base}@{num_items}'")
     return known[base], _cuts(int(cut), num_items)[0]
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """The metric that ``name`` may stand for, as it is written here, with its cut-off; "" if none is near."""
+    found = re.fullmatch(r"(.*?)(?:(?:_?at_?|@|_)?k?=?(\d+))?", name.lower().strip())
+    base, cut = (found[1], found[2]) if found else (name, None)
+    base = re.sub(r"[^a-z]", "", base)
+    close = difflib.get_close_matches(base, known, n=1)
+    near = ELSEWHERE.get(base) or (close[0] if close else "")
+    return f"{near}@{cut}" if near and cut else near
 
 
 def _check(part: Any) -> None:

@@ -29,7 +29,7 @@ class Collector:
     denied: Listed | None = None
 
     def __post_init__(self) -> None:
-        self.pool, self.num_items = self.ranking.pool, self.ranking.scorer.num_items
+        self.candidates, self.num_items = self.ranking.candidates, self.ranking.scorer.num_items
         self.catalogue = Catalogue(np.asarray(self.part.item_counts))
         self.without_targets = self.fingerprint = 0
         self._shown = {k: np.zeros(self.num_items + 1, dtype=np.int64) for k in self.choice.exposure_cuts}
@@ -38,7 +38,7 @@ class Collector:
     def add(self, index: np.ndarray) -> None:
         """Rank the users at ``index`` of the part."""
         owner, target = self.part.targets(index)
-        kept = self.pool.keeps(index, owner, target)
+        kept = self.candidates.keeps(index, owner, target)
         owner, target = owner[kept], target[kept]
         count = np.bincount(owner, minlength=len(index))
         order = np.argsort(-count, kind="stable")[: int(np.count_nonzero(count))]  # more targets first, none left out
@@ -46,9 +46,9 @@ class Collector:
         if not len(order):
             return
         index = index[order]
-        place = np.full(len(count), -1)
-        place[order] = np.arange(len(order))
-        owner = place[owner]
+        position = np.full(len(count), -1)
+        position[order] = np.arange(len(order))
+        owner = position[owner]
         pairs = np.lexsort((target, owner))
         owner, target = owner[pairs], target[pairs]
         known, length = self._history(index)
@@ -74,7 +74,7 @@ class Collector:
 
     def exposure(self) -> dict[int, np.ndarray]:
         """List length -> how often each item that can stand in a list was shown, by ascending row."""
-        return {k: shown[self.pool.universe] for k, shown in self._shown.items()}
+        return {k: shown[self.candidates.universe] for k, shown in self._shown.items()}
 
     def _history(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Distinct (user, item) of the histories as sorted keys user * (N + 1) + item, and their lengths in events."""

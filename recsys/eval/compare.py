@@ -1,4 +1,4 @@
-"""``compare``: is the difference between models more than luck? Paired by user, corrected for many questions.
+"""``compare``: is the difference between models more than luck? Paired by user, corrected for many tests.
 
 Every difference is *other - first*: the first report is the reference.
 """
@@ -52,7 +52,7 @@ class Comparison:
     meta: dict[str, Any]
 
     def find(self, metric: str, other: str | None = None, segment: str = ALL) -> Difference:
-        """The one difference asked for; ``other`` may be left out with two reports.
+        """The difference in one metric; ``other`` may be left out with two reports.
 
         Raises:
             KeyError: no or more than one such difference.
@@ -81,13 +81,14 @@ class Comparison:
     def table(self, segments: bool = False, metric: str | None = None) -> list[list[str]]:
         """Rows of text with a heading, one per difference (in ``metric``, if given)."""
         heading = ["segment", "users"] if segments else []
-        rows = [[*heading, "metric", "model", self.names[0], "model's", "difference", "95% interval", "p", "p (Holm)"]]
+        heading += ["metric", "model", "value", f"reference ({self.names[0]})"]
+        rows = [[*heading, "difference", "95% interval", "p", "p (Holm)"]]
         for row in self.segments if segments else self.overall:
             if metric not in (None, row.metric):
                 continue
             where = [row.segment, f"{row.users:,}"] if segments else []
             interval = f"[{_signed(row.low)}, {_signed(row.high)}]"
-            means = [number(row.first_mean), number(row.other_mean), _signed(row.difference)]
+            means = [number(row.other_mean), number(row.first_mean), _signed(row.difference)]
             rows.append([*where, row.metric, row.other, *means, interval, _chance(row.p), _chance(row.p_holm)])
         return rows
 
@@ -98,8 +99,8 @@ class Comparison:
             f"{' / '.join(self.names[1:])} minus {self.names[0]} on {meta['part']}: {meta['users']:,} users paired, "
             f"exclude={meta['exclude']}, protocol {meta['protocol'].get('name', meta['protocol'])}\n"
             f"{align(self.table())}{parts}\n{self.list_note}"
-            f"paired bootstrap intervals; two-sided sign-flip tests; Holm over {len(self.overall)} questions on all "
-            f"users and {len(self.segments)} on segments"
+            f"paired bootstrap intervals; two-sided sign-flip tests; Holm over {len(self.overall)} tests on all users "
+            f"and {len(self.segments)} on segments"
         )
 
 
@@ -116,11 +117,11 @@ def compare(
         reports: two or more reports on the same users, part and protocol.
         names: what to call the models; by default what the reports say, made unique.
         metrics: columns such as "ndcg@10"; by default NDCG, recall and MRR at 10 (or at the longest list). Each one
-            asked for makes the correction stricter.
+            makes the correction stricter.
         segments: also compare within each segment.
 
     Raises:
-        TypeError: something that is no report, such as a model.
+        TypeError: something that is not a report, such as a model.
         ValueError: fewer than two reports, a metric that is not in all of them.
         DataError: reports that do not measure the same thing; the message says what differs.
     """

@@ -122,18 +122,18 @@ def evaluate(
     check_leakage(model, part, leakage)
     asked = _asked(len(part), sample, seed)
     denied, denied_lists = choose_denied(deny, scorer)
-    pool = choose_candidates(candidates, denied, scorer, asked)
-    choice = choose(metrics, [cut for cut in CUTS if cut <= pool.longest] or 1 if k is None else k, len(pool))
+    ranked = choose_candidates(candidates, denied, scorer, asked)
+    choice = choose(metrics, [cut for cut in CUTS if cut <= ranked.longest] or 1 if k is None else k, len(ranked))
     own = {title: _labels(title, labels, len(part)) for title, labels in (segments or {}).items()}
     share = asked[rank::world_size]
     lengths = scorer.lengths(share)
     ranking: ExactRanking | ListRanking
     if isinstance(scorer, Lister):
         choice.require_cuts(type(model).__name__)
-        ranking = ListRanking(scorer, pool, parse_memory(memory), choice.depth, exclude, denied_lists)
+        ranking = ListRanking(scorer, ranked, parse_memory(memory), choice.depth, exclude, denied_lists)
     else:
         plan = Plan.fit(memory, scorer.num_items, int(lengths.max(initial=0)), scorer.device)
-        ranking = ExactRanking(scorer, pool, plan, choice.list_length)
+        ranking = ExactRanking(scorer, ranked, plan, choice.list_length)
     run = Collector(ranking, part, choice, exclude, denied_lists)
     _rank(run, share, lengths, Progress(len(share), f"evaluate {part.name}", "users", enabled=progress and rank == 0))
     columns = run.columns()
@@ -163,7 +163,7 @@ def _rank(run: Collector, share: np.ndarray, lengths: np.ndarray, bar: Progress)
 def _facts(model: Any, part: HeldOut, run: Collector) -> dict[str, Any]:
     """What was ranked for whom, for telling reports apart that do not measure the same thing."""
     split, cut, lists = part.split, getattr(model, "cut", None), run.denied
-    protocol = part.protocol | run.pool.protocol()
+    protocol = part.protocol | run.candidates.protocol()
     facts = {
         "users_total": len(part),
         "users_without_targets": run.without_targets,
@@ -174,7 +174,7 @@ def _facts(model: Any, part: HeldOut, run: Collector) -> dict[str, Any]:
         "data_hash": part.data_hash,
         "num_items": run.num_items,
         "popularity_thresholds": list(popularity_thresholds(part.item_counts)),
-        **run.pool.facts(),
+        **run.candidates.facts(),
     }
     if run.ranking.depth is not None:
         facts["list_only"] = run.ranking.depth
@@ -193,7 +193,7 @@ def _tell(report: Report, users: int) -> None:
     meta = report.meta
     if meta["users_without_targets"]:
         outside = meta.get("targets_outside")
-        where = f" among the candidates ({outside:,} targets are none)" if outside is not None else ""
+        where = f" among the candidates ({outside:,} targets are not candidates)" if outside is not None else ""
         what = "no candidates or no target" if "targets_added" in meta else f"no target{where}"
         note = f"{meta['users_without_targets']:,} of {users:,} users have {what} and are left out"
         warnings.warn(note, DataWarning, stacklevel=3)

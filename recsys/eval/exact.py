@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from recsys.eval.candidates import Lists, Pool
+from recsys.eval.candidates import Candidates, Lists
 from recsys.eval.ranks import Asked, Landed, Plan, rank_targets
 from recsys.eval.scoring import Scorer
 
 
 @dataclass(frozen=True)
 class ExactRanking:
-    """Scores in blocks, as many users at once as the memory holds; K is the longest list that a metric reads."""
+    """Scores in chunks, as many users at once as the memory holds; K is the longest list that a metric reads."""
 
     scorer: Scorer
-    pool: Pool | Lists
+    candidates: Candidates | Lists
     plan: Plan
     list_length: int
     depth: int | None = None  # how deep ranks are known; None: all of them
@@ -32,7 +32,7 @@ class ExactRanking:
         return self.plan.batches(lengths)
 
     def mode(self) -> AbstractContextManager[object]:
-        """What the model is asked in."""
+        """The mode that the model answers in."""
         return torch.inference_mode()
 
     def rank(self, asked: Asked) -> Landed:
@@ -41,15 +41,15 @@ class ExactRanking:
         Raises:
             ValueError: a score is NaN or +inf, or there is not one per user and item.
         """
-        columns = self.pool.columns(asked.index, asked.owner, asked.target)
+        columns = self.candidates.columns(asked.index, asked.owner, asked.target)
         hidden = None
         if asked.hidden is not None:
-            at = columns.place(*asked.hidden)
+            at = columns.column_of(*asked.hidden)
             hidden = asked.hidden[0][at > 0], at[at > 0]
         scores, never = columns.take(self.scorer(asked.index))
         landed = rank_targets(
             scores,
-            (asked.owner, columns.place(asked.owner, asked.target)),
+            (asked.owner, columns.column_of(asked.owner, asked.target)),
             hidden,
             self.plan.chunk,
             self.list_length,

@@ -130,20 +130,20 @@ def _chart(name: str, axis: str, points: Sequence[tuple[float, float]]) -> str:
         low, high = low - max(abs(low), 1e-9) * 0.1, high + max(abs(high), 1e-9) * 0.1
     inner_w, inner_h = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def at(x: float, y: float) -> tuple[float, float]:
         along = (x - left) / (right - left) if right > left else 0.5
         return _LEFT + along * inner_w, _TOP + (high - y) / (high - low) * inner_h
 
     lines = []
     for level in range(4):
         value = low + (high - low) * level / 3
-        _, y = place(left, value)
+        _, y = at(left, value)
         lines.append(f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}" stroke="#e3e6ea"/>')
         lines.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in _thinned(points)))
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in _thinned(points)))
     lines.append(f'<polyline points="{path}" fill="none" stroke="#2f6db3" stroke-width="1.8"/>')
     if len(points) <= 60:
-        dots = [place(*point) for point in points]
+        dots = [at(*point) for point in points]
         lines += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.2" fill="#2f6db3"/>' for x, y in dots]
     foot = _HEIGHT - 8
     lines.append(f'<text x="{_LEFT}" y="{foot}">{left:g}</text>')

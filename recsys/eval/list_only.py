@@ -22,7 +22,7 @@ import torch
 
 from recsys.data.prepared import padded_blocks
 from recsys.errors import DataError
-from recsys.eval.candidates import Columns, ListedColumns, Lists, Pool
+from recsys.eval.candidates import Candidates, Columns, ListedColumns, Lists
 from recsys.eval.ranks import Asked, Landed
 from recsys.eval.scoring import REMEDY
 from recsys.ids.vocabulary import Vocabulary
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from recsys.data.split import HeldOut
     from recsys.eval.listed import Listed
 
-USERS = 4096  # asked for at once, at most
+USERS = 4096  # of one request, at most
 TOKEN_BYTES = 128  # of one raw id in a history, a rough guess
 SHOWN = 3  # ids in an error
 
@@ -43,14 +43,14 @@ class Lister:
 
     Raises:
         TypeError: ``model`` does not recommend, or not with ``exclude``.
-        ValueError: the part knows no raw ids.
+        ValueError: the part has no raw ids.
         DataError: the model has a vocabulary that lacks items of the part.
     """
 
     def __init__(self, model: Any, part: HeldOut) -> None:
         if part.split is None:
             raise ValueError(
-                f"{type(model).__name__} only gives lists of raw ids, and the part {part.name!r} knows none: evaluate "
+                f"{type(model).__name__} only gives lists of raw ids, and the part {part.name!r} has none: evaluate "
                 "on split.test or split.valid of a split, or give the model a score_safely(batch)"
             )
         self.model, self.num_items = model, part.num_items
@@ -180,7 +180,7 @@ class Lister:
             at = np.minimum(np.searchsorted(hidden, keys), len(hidden) - 1)
             self._refuse_items(lists, keys[hidden[at] == keys], "although it is in the history, or denied")
         user, item = np.divmod(keys, lists.width)
-        self._refuse_items(lists, keys[columns.place(user, item) == 0], "although it is no candidate (allow=)")
+        self._refuse_items(lists, keys[columns.column_of(user, item) == 0], "although it is no candidate (allow=)")
         if denied is not None:
             self._refuse_items(lists, keys[denied[item]], "although it is denied (deny=)")
         if lists.scores is None:
@@ -238,12 +238,12 @@ class Listing:
 
     def find(self, owner: np.ndarray, item: np.ndarray) -> np.ndarray:
         """(P,) positions, from 0, of items in the lists of their users; -1 for what is not listed."""
-        keys, places = self._keys
+        keys, positions = self._keys
         if not len(keys):
             return np.full(len(owner), -1, np.int64)
         wanted = owner * self.width + item
         at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        return np.where(keys[at] == wanted, places[at], -1)
+        return np.where(keys[at] == wanted, positions[at], -1)
 
     def tied(self, owner: np.ndarray, at: np.ndarray) -> np.ndarray:
         """(P,) bool: whether what stands at position ``at`` has the score of a neighbour in the list."""
@@ -259,15 +259,15 @@ class ListRanking:
     """Targets looked for in the lists of a model; K, the largest cut-off, is ``depth``."""
 
     scorer: Lister
-    pool: Pool | Lists
+    candidates: Candidates | Lists
     memory: int  # bytes
     depth: int
     exclude: str
     denied: Listed | None
 
     def __post_init__(self) -> None:
-        allow = isinstance(self.pool, Lists) or bool(self.pool.what)
-        deny = self.denied is not None or self.pool.denied is not None or self.exclude == "history-except-targets"
+        allow = isinstance(self.candidates, Lists) or bool(self.candidates.what)
+        deny = self.denied is not None or self.candidates.denied is not None or self.exclude == "history-except-targets"
         self.scorer.require("exclude", *["allow"] * allow, *["deny"] * deny)
 
     def batches(self, lengths: np.ndarray) -> Iterator[slice]:
@@ -277,7 +277,7 @@ class ListRanking:
                 yield slice(first, min(first + USERS, block.stop, len(lengths)))
 
     def mode(self) -> AbstractContextManager[object]:
-        """What the model is asked in."""
+        """The mode that the model answers in."""
         return torch.no_grad()
 
     def rank(self, asked: Asked) -> Landed:
@@ -287,19 +287,19 @@ class ListRanking:
             TypeError, ValueError, DataError: the model's lists are not what was asked for.
         """
         width, users = self.scorer.num_items + 1, len(asked.index)
-        columns = self.pool.columns(asked.index, asked.owner, asked.target)
+        columns = self.candidates.columns(asked.index, asked.owner, asked.target)
         exclude = "history" if self.exclude == "history" else "none"
         rows, scores = self.scorer.ask(asked.index, self.depth, exclude, **self._given(asked, columns))
         lists = Listing(asked.index, rows, scores, width)
         user, item = asked.hidden or (np.zeros(0, np.int64), np.zeros(0, np.int64))
         hidden = user * width + item
-        self.scorer.check(lists, hidden, columns, self.pool.denied)
+        self.scorer.check(lists, hidden, columns, self.candidates.denied)
         at = lists.find(asked.owner, asked.target)
         never = np.isin(asked.owner * width + asked.target, hidden)
-        lost = columns.place(user, item) > 0
-        if self.pool.denied is not None:
-            never |= self.pool.denied[asked.target]
-            lost &= ~self.pool.denied[item]
+        lost = columns.column_of(user, item) > 0
+        if self.candidates.denied is not None:
+            never |= self.candidates.denied[asked.target]
+            lost &= ~self.candidates.denied[item]
         candidates = columns.sizes(users) - np.bincount(user[lost], minlength=users)
         return Landed(
             above=np.maximum(at, 0),
@@ -316,7 +316,7 @@ class ListRanking:
         found: dict[str, Any] = {}
         if isinstance(columns, ListedColumns):
             found["allow"] = self._lists(*columns.pairs(), len(asked.index))
-        elif isinstance(self.pool, Pool) and self.pool.what:
+        elif isinstance(self.candidates, Candidates) and self.candidates.what:
             found["allow"] = self._shared[0]
         pairs = None if self.denied is None else self.denied.pairs(asked.index)
         if self.exclude == "history-except-targets":  # which recommend does not know, so the rest of it is denied
@@ -336,6 +336,6 @@ class ListRanking:
     @cached_property
     def _shared(self) -> tuple[list[Any], list[Any]]:
         """What all users may be shown, and what none may, in raw ids; empty where nothing says so."""
-        items, pool = self.scorer.items, self.pool
-        allow = items.raw(pool.rows).tolist() if isinstance(pool, Pool) and pool.what else []
-        return allow, [] if pool.denied is None else items.raw(np.flatnonzero(pool.denied)).tolist()
+        items, candidates = self.scorer.items, self.candidates
+        allow = items.raw(candidates.rows).tolist() if isinstance(candidates, Candidates) and candidates.what else []
+        return allow, [] if candidates.denied is None else items.raw(np.flatnonzero(candidates.denied)).tolist()

@@ -96,7 +96,7 @@ def is_per_user(given: Any) -> bool:
     if any(nested) and not all(nested):
         raise TypeError(
             f"raw ids for all users or one list of raw ids per user are expected, and entry {nested.index(False)} is "
-            f"no list while entry {nested.index(True)} is one"
+            f"not a list while entry {nested.index(True)} is one"
         )
     return any(nested)
 
@@ -136,9 +136,7 @@ def _of_the_part(raw: Sequence[Any], owner: np.ndarray) -> tuple[Any, np.ndarray
 def _positions(users: list[Any], part: HeldOut, what: str) -> np.ndarray:
     """(len(users),) int64: where each raw user id stands in the part, -1 if it does not."""
     if part.split is None:
-        raise ValueError(
-            f"the part {part.name!r} knows no raw user ids: give {what} as one list per user, in its order"
-        )
+        raise ValueError(f"the part {part.name!r} has no raw user ids: give {what} as one list per user, in its order")
     rows = part.split.users.rows(users)
     order = np.argsort(part.users, kind="stable")
     at = np.minimum(np.searchsorted(part.users[order], rows), len(order) - 1)

@@ -1,4 +1,4 @@
-"""Exact ranks over the whole catalogue: candidates are counted, never sorted, chunk by chunk of the score block.
+"""Exact ranks over the whole catalogue: candidates are counted, never sorted, chunk by chunk of the scores.
 
 Legend: b users of a batch, N items (column j is item row j + 1), P (user, target) pairs, K list length.
 """
@@ -114,7 +114,7 @@ def rank_targets(
     """
     device, (users_in_batch, width) = scores.device, scores.shape
     target_user = targets[0]
-    slot = np.arange(len(target_user)) - np.searchsorted(target_user, target_user)  # 0, 1, ... within each user
+    nth = np.arange(len(target_user)) - np.searchsorted(target_user, target_user)  # 0, 1, ... within each user
     above = np.zeros(len(target_user), dtype=np.int64)
     size = np.zeros(len(target_user), dtype=np.int64)
     reached = np.ones(len(target_user), dtype=bool)
@@ -139,7 +139,7 @@ def rank_targets(
         reached[pairs] = (wanted > -torch.inf).cpu().numpy()
         if not finite or never is not None:
             candidates[start:stop] = (block > -torch.inf).sum(1).cpu().numpy()
-        above[pairs], size[pairs] = _count(block, wanted, slot[pairs], mask)
+        above[pairs], size[pairs] = _count(block, wanted, nth[pairs], mask)
         if lists is not None:
             lists[start:stop] = top(block, list_length).cpu().numpy()
     return Landed(above, size, reached, candidates, lists)
@@ -177,7 +177,7 @@ def _indices(
     return row.to(device), column.to(device)
 
 
-def _count(block: Tensor, wanted: Tensor, slot: np.ndarray, mask: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _count(block: Tensor, wanted: Tensor, nth: np.ndarray, mask: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """(P,) candidates above and equal. Users with a j-th target are a prefix of the block, so nothing is gathered.
 
     ``mask`` is written to: memory in the shape of the largest block.
@@ -185,8 +185,8 @@ def _count(block: Tensor, wanted: Tensor, slot: np.ndarray, mask: Tensor) -> tup
     above = torch.zeros(len(wanted), dtype=torch.int64, device=block.device)
     upto = torch.zeros_like(above)
     exact = torch.float64 if block.shape[1] > 1 << 24 else torch.float32  # whole numbers that the sum can hold
-    for j in range(int(slot.max(initial=-1)) + 1):
-        pairs = torch.from_numpy(np.flatnonzero(slot == j)).to(block.device)
+    for j in range(int(nth.max(initial=-1)) + 1):
+        pairs = torch.from_numpy(np.flatnonzero(nth == j)).to(block.device)
         level, prefix = wanted[pairs][:, None], block[: len(pairs)]
         out = mask[: len(pairs)]  # 0 and 1 as floats: summing them is much faster than counting booleans
         above[pairs] = torch.gt(prefix, level, out=out).sum(1, dtype=exact).long()

@@ -242,20 +242,20 @@ class Report:
         shares = "" if meta["shares"] == [[0, 1]] else f" (shares {meta['shares']} of the users)"
         drawn = meta.get("sample")
         drawn = f" (drawn: {drawn['users']:,} of {meta['users_total']:,}, seed {drawn['seed']})" if drawn else ""
-        missed = " and are misses" if meta["exclude"] == "history" and meta["repeated_targets"] else ""
+        missed = ", counted as misses" if meta["exclude"] == "history" and meta["repeated_targets"] else ""
         others = meta.get("unreachable_targets", 0) - (meta["repeated_targets"] if missed else 0)
         notes = [
-            f"ties: {meta['tied_targets']:,} targets tied, counted by their expected value"
-            if not listed else f"ties: {meta['tied_targets']:,} targets tied, counted in the order of the list",
+            f"{meta['tied_targets']:,} targets tied with other items ("
+            + ("in the order of the list)" if listed else "expected value)"),
             f"{meta['repeated_targets']:,} targets repeat the history{missed}",
-            f"{meta['cold_targets']:,} never seen in training",
-            _note(others, "further targets can never be shown and are misses" if missed else
-                  "targets can never be shown and are misses"),
+            f"{meta['cold_targets']:,} targets are cold (not in training)",
+            _note(others, "further targets can never be shown, counted as misses" if missed else
+                  "targets can never be shown, counted as misses"),
             _note(meta.get("unlisted_targets", 0), f"targets are not in the lists of {listed}: ranks unknown"),
             _note(meta.get("targets_added", 0), "targets added to the candidates of their users"),
             _note(meta.get("unknown_candidates", 0), "listed candidates not in the catalogue"),
             _note(meta["short_lists"], "users have a shorter list" if listed else "users have fewer candidates than k"),
-            _note(meta["users_without_targets"], "without target left out"),
+            _note(meta["users_without_targets"], "users without target left out"),
         ]  # fmt: skip
         return (
             f"{self.name} on {meta['part']}{shares}: {_protocol(meta['protocol'])}, {ranking}, "

@@ -5,7 +5,7 @@ They are no estimate of the ranking over the catalogue and can reverse the order
 100 uniform negatives that the user is not known to have had, five cohorts of users, NDCG, HR and MRR (0 beyond k). What
 we do differently: mean and standard deviation are two numbers (the code prints their sum), no batch is dropped, the
 negatives of a user are distinct (the code draws with replacement), ties count with the expected value over their
-orders (the code orders them by index), and a target that repeats the history is a miss unless asked for otherwise.
+orders (the code orders them by index), and a target that repeats the history is a miss unless another rule is chosen.
 
 Legend: S seeds (cohorts), b users of a batch, N items, K negatives, M most targets of a user.
 """
@@ -65,7 +65,7 @@ class SampledReport:
             f"cohorts of {self.users:,} users; not comparable with metrics over the whole catalogue"
         )
         if self.repeated:
-            head += f"; {self.repeated:,} targets repeat the history{' and are misses' if self.missed else ''}"
+            head += f"; {self.repeated:,} targets repeat the history{', counted as misses' if self.missed else ''}"
         rows = [f"{name:<10} mean {self.mean(name):.4f}   std {self.std(name):.4f}" for name in self.cohorts]
         return "\n".join([head, *rows])
 
@@ -157,8 +157,8 @@ def _rank(
     count = np.bincount(owner, minlength=len(index))
     rivals = np.full((len(index), negatives + int(count.max(initial=0))), -np.inf)
     rivals[:, :negatives] = np.take_along_axis(scores, drawn - 1, axis=1)
-    place = negatives + np.arange(len(owner)) - np.searchsorted(owner, owner)
-    rivals[owner, place] = np.where(reached, own, -np.inf)
+    column = negatives + np.arange(len(owner)) - np.searchsorted(owner, owner)
+    rivals[owner, column] = np.where(reached, own, -np.inf)
     above = (rivals[owner] > own[:, None]).sum(1)
     size = (rivals[owner] == own[:, None]).sum(1)
     return Ranked.from_pairs(owner, above, size, (rivals > -np.inf).sum(1), reached)
@@ -188,7 +188,7 @@ def draw_negatives(
     if (left < count).any():
         worst = int(left.argmin())
         raise ValueError(
-            f"{count} negatives were asked for, and user row {int(users[worst])} has only {int(left[worst])} of "
+            f"{count} negatives are wanted, and user row {int(users[worst])} has only {int(left[worst])} of "
             f"{num_items} items that are not known: lower negatives"
         )
     return np.sort(np.argpartition(keys, count - 1, axis=1)[:, :count], axis=1) + 1

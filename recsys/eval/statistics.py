@@ -36,9 +36,9 @@ def bootstrap_interval(values: np.ndarray, level: float = 0.95, seed: int = 0, s
         return np.stack([_cornish_fisher(values, NormalDist().inv_cdf(tail)) for tail in tails], axis=1)
     generator = numpy_generator(seed, "bootstrap", stream)
     means = np.empty((RESAMPLES, columns))
-    step = max(1, _BLOCK // users)
-    for start in range(0, RESAMPLES, step):
-        drawn = min(step, RESAMPLES - start)
+    size = max(1, _BLOCK // users)
+    for start in range(0, RESAMPLES, size):
+        drawn = min(size, RESAMPLES - start)
         index = generator.integers(0, users, size=(drawn, users)) + np.arange(drawn)[:, None] * users
         weights = np.bincount(index.ravel(), minlength=drawn * users).reshape(drawn, users)
         means[start : start + drawn] = weights.astype(np.float64) @ values / users
@@ -113,9 +113,9 @@ def _sample_flips(differences: np.ndarray, seed: int, stream: str) -> np.ndarray
     users, total = len(rows), differences.sum(axis=0)
     reached = np.array([_reached(differences[:, column]) for column in range(differences.shape[1])])
     generator, extreme = numpy_generator(seed, "sign flips", stream), np.zeros(differences.shape[1], dtype=np.int64)
-    step = max(1, _BLOCK // users)
-    for start in range(0, FLIPS, step):
-        drawn = min(step, FLIPS - start)
+    size = max(1, _BLOCK // users)
+    for start in range(0, FLIPS, size):
+        drawn = min(size, FLIPS - start)
         drawn_bytes = generator.integers(0, 256, size=(drawn, -(-users // 8)), dtype=np.uint8)
         heads = np.unpackbits(drawn_bytes, axis=1, count=users).astype(np.float64)
         sums = 2 * (heads @ differences) - total

@@ -46,7 +46,10 @@ def read_table(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if path.is_dir():
         path = next((path / name for name in (NAME, "per_user.npz") if (path / name).exists()), path / NAME)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: evaluate the run first, or pass a folder that holds {NAME}")
+        run = path.parent if path.suffix in (".parquet", ".npz") else path
+        raise FileNotFoundError(
+            f"{path} does not exist: evaluate the run first (recsys evaluate {run}), or pass a folder that holds {NAME}"
+        )
     with reading(path, "delete it and evaluate again"):
         columns, text = _read_npz(path) if path.suffix == ".npz" else _read_parquet(path)
         facts = json.loads(text)
@@ -56,7 +59,7 @@ def read_table(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step: either the old content or all of the new one is there."""
+    """Write a text file at once: either the old content or all of the new one is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text)
 

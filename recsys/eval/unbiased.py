@@ -239,9 +239,9 @@ def ranked_metrics(
     order = np.lexsort((-scores, owner))
     owner, scores, labels = owner[order], scores[order], labels[order].astype(np.float64)
     gain = floor + (1 - floor) * labels
-    place = np.arange(len(owner))
+    position = np.arange(len(owner))
     first = np.searchsorted(owner, owner)  # where the user begins
-    rank = place - first + 1
+    rank = position - first + 1
     new = np.ones(len(owner), bool)
     new[1:] = (owner[1:] != owner[:-1]) | (scores[1:] != scores[:-1])
     group = np.cumsum(new) - 1
@@ -255,7 +255,7 @@ def ranked_metrics(
     above = before[start] - before[first]  # gains of better groups
     positives, gains, both = within(labels), within(gain), within(labels * gain)
     mates = (positives * gains - both) / np.maximum(size * (size - 1), 1)  # E[label_a gain_b], a and b two of a group
-    reached = positives / size * above + both / size + (place - start) * mates  # E[label_r sum_{s<=r} gain_s]
+    reached = positives / size * above + both / size + (position - start) * mates  # E[label_r sum_{s<=r} gain_s]
     discount = 1 / np.maximum(np.log2(rank), 1.0)
     shown = scores > -np.inf  # -inf says never: such items are in no list
     found: dict[str, np.ndarray] = {}
@@ -307,7 +307,8 @@ def _table(propensities: Any, num_items: int) -> np.ndarray:
     if theta.shape != (num_items + 1,):
         raise ValueError(
             f"one propensity per item row is needed, shape ({num_items + 1},) with entry 0 unused; found "
-            f"{theta.shape}: bind the propensity to the training context first"
+            f"{theta.shape}: take the weighting of a trained model, or call bind() on yours with "
+            "Context(split.num_items, training=split.train)"
         )
     if not ((theta[1:] > 0) & (theta[1:] <= 1)).all():
         raise ValueError("propensities must lie in (0, 1]: divide by the largest, and floor the rest")

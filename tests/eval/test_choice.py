@@ -44,3 +44,20 @@ def test_things_that_are_no_metric(odd):
 def test_a_class_instead_of_an_object():
     with pytest.raises(TypeError, match="object"):
         choose([type("Mine", (), {"name": "mine", "__call__": lambda self, ranked, k: 0})], 5, 10)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("HitRate", "hr"), ("hit_ratio@10", "hr@10"), ("Hit", "hr"), ("NDCG@10", "ndcg@10"), ("ndcg_at_10", "ndcg@10"),
+        ("Recall@k=5", "recall@5"), ("itemcoverage", "coverage"), ("recal", "recall"), ("ndcg10", "ndcg@10"),
+    ],
+)  # fmt: skip
+def test_names_of_other_libraries_lead_to_ours(written: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
+        choose([written], 5, 100)
+
+
+def test_a_name_of_nothing_gets_the_known_ones_only() -> None:
+    with pytest.raises(ValueError, match="no metric is called 'auc'; known: hr, "):
+        choose(["auc"], 5, 100)

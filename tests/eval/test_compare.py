@@ -9,7 +9,7 @@ import pytest
 from recsys.errors import DataError, DataWarning
 from recsys.eval.compare import compare
 from recsys.eval.evaluate import evaluate
-from recsys.eval.report import Report
+from recsys.eval.report import Report, number
 from recsys.eval.statistics import holm
 
 
@@ -86,6 +86,15 @@ def test_text_names_models_and_methods(pair):
     text = str(compare(first, other, names=["Popularity", "SASRec"]))
     for word in ("Popularity", "SASRec", "ndcg@10", "Holm", "120", "exclude=history", "leave-last", "cohort"):
         assert word in text
+
+
+def test_the_columns_of_the_table_are_named_plainly(pair):
+    first, other, _ = pair
+    found = compare(first, other, names=["Popularity", "SASRec"])
+    heading, row = found.table()[:2]
+    assert heading[:5] == ["metric", "model", "value", "reference (Popularity)", "difference"]
+    assert row[:4] == [row[0], "SASRec", number(other.mean(row[0])), number(first.mean(row[0]))]
+    assert found.table(segments=True)[0][:5] == ["segment", "users", "metric", "model", "value"]
 
 
 def test_what_cannot_be_compared_says_what_differs(pair, scripted, part_of):

@@ -362,7 +362,7 @@ def test_k2_a_a_target_that_repeats_the_history_is_a_miss(tmp_path):
         report = evaluate(model, split.test, k=1, metrics=["hr"], progress=False)
     assert report.columns["user_id"].tolist() == ["a", "b"]
     assert report.per_user("hr@1").tolist() == [0.0, 0.0] and report.meta["targets"] == 2
-    assert "2 targets repeat the history and are misses" in report.header()
+    assert "2 targets repeat the history, counted as misses" in report.header()
     assert "x" not in model.recommend([["x", "y", "x", "y"]], k=2).items[0]
     with warnings.catch_warnings():
         warnings.simplefilter("error", DataWarning)

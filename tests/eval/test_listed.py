@@ -182,7 +182,7 @@ def test_k12_shares_and_saved_reports_keep_the_candidates(tmp_path: Any) -> None
     ("wrong", "error", "word"),
     [
         ([["i1"]], ValueError, "1 lists"),
-        ([["i1"], "i2", ["i3"], ["i1"], ["i1"], ["i1"]], TypeError, "no list"),
+        ([["i1"], "i2", ["i3"], ["i1"], ["i1"], ["i1"]], TypeError, "not a list"),
         ({"u0": "i1"}, TypeError, "i1"),
         ({"who": ["i1"]}, DataError, "who"),
         ([["a"]] * 6, DataError, "catalogue"),

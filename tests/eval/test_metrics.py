@@ -30,7 +30,7 @@ def test_groups_are_made_from_pairs_in_any_order():
     assert view.first.tolist() == [True, True, False]
     assert view.hits_above.tolist() == [0, 0, 1]
     assert view.rank.tolist() == [10.0, 2.0, 7.0]
-    assert view.slots(6).tolist() == [0, 1, 1]
+    assert view.filled(6).tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize("metric", [HitRate(), Recall(), Precision(), NDCG(), MRR(), MAP()])

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +83,10 @@ def test_without_polars_the_table_is_npz(report, tmp_path, monkeypatch):
 
 
 def test_a_missing_damaged_or_foreign_file(report, tmp_path):
-    with pytest.raises(FileNotFoundError, match="evaluate"):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"(recsys evaluate {tmp_path})")):
         Report.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match=re.escape(f"(recsys evaluate {tmp_path / 'run'})")):
+        Report.load(tmp_path / "run" / "per_user.parquet")
     path = report.save(tmp_path)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match="evaluate again"):

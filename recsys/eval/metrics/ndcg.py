@@ -21,5 +21,5 @@ class NDCG:
     def __call__(self, ranked: Ranked, k: int) -> np.ndarray:
         gain = running_sum(1.0 / np.log2(np.arange(2, k + 2)))
         start = np.minimum(ranked.above, k)
-        expected = ranked.hits / ranked.size * (gain[start + ranked.slots(k)] - gain[start])
+        expected = ranked.hits / ranked.size * (gain[start + ranked.filled(k)] - gain[start])
         return ranked.sum(expected) / gain[np.clip(ranked.relevant, 1, k)]

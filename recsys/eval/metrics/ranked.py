@@ -46,7 +46,7 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Ranked:
-    """Where the targets of n users landed among their candidates, and (if asked for) what the lists show.
+    """Where the targets of n users landed among their candidates, and (if wanted) what the lists show.
 
     A target that no list can show (it repeats a history that is left out, or is scored -inf) is among ``relevant`` and
     in no group, so a user may have targets and no group. Groups are ordered by user, best score first. Arrays are
@@ -111,8 +111,8 @@ class Ranked:
         """(G,) float64: expected rank (from 1) of each target of the group."""
         return self.above + (self.size + 1) / 2
 
-    def slots(self, k: int) -> np.ndarray:
-        """(G,) how many of the first k places the group fills."""
+    def filled(self, k: int) -> np.ndarray:
+        """(G,) how many of the first k ranks the group fills."""
         return np.clip(k - self.above, 0, self.size)
 
     def sum(self, values: np.ndarray) -> np.ndarray:
@@ -120,8 +120,8 @@ class Ranked:
         return np.bincount(self.user, weights=values, minlength=len(self))
 
     def hits_within(self, k: int) -> np.ndarray:
-        """(n,) float64: expected number of targets among the first k places."""
-        return self.sum(self.hits * self.slots(k) / self.size)
+        """(n,) float64: expected number of targets among the first k ranks."""
+        return self.sum(self.hits * self.filled(k) / self.size)
 
 
 @runtime_checkable
@@ -143,7 +143,7 @@ def running_sum(values: np.ndarray) -> np.ndarray:
 
 
 def list_mean(ranked: Ranked, k: int, field: str) -> np.ndarray:
-    """(n,) mean of a catalogue array over the first k items of each list, empty places left out."""
+    """(n,) mean of a catalogue array over the first k items of each list, padding left out."""
     if ranked.lists is None or ranked.catalogue is None:
         raise ValueError("this metric reads ranked.lists and ranked.catalogue, which this view does not have")
     shown = ranked.lists[:, :k]
