@@ -1,6 +1,6 @@
 """What a faiss index from a file must be before it is searched: settings within reason, links that lead somewhere.
 
-Faiss follows the links of a graph without looking whether they lead out of its arrays, so a file that somebody changed
+Faiss follows the links of a graph without looking whether they lead out of its arrays, so a file that was changed
 would end the process. Everything here takes faiss and its objects as they come; ``recsys.index.search`` imports it.
 """
 

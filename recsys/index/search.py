@@ -345,11 +345,11 @@ class Index:
         owners = np.broadcast_to(np.arange(len(queries))[:, None], positions.shape)
         hidden = shown.hidden(owners, positions, len(self.items)) | (positions < 0)
         enough = (~hidden).cumsum(1) >= k
-        place = enough.argmax(1)
+        last = enough.argmax(1)
         rows = np.arange(len(queries))
         whole = positions.shape[1] >= len(self)
-        more_of_the_last = (scores[rows, place] == scores[:, -1]) & (not whole)  # equal ones that were not fetched
-        done = enough[:, -1] & (place < self.depth) & ~more_of_the_last
+        more_of_the_last = (scores[rows, last] == scores[:, -1]) & (not whole)  # equal ones that were not fetched
+        done = enough[:, -1] & (last < self.depth) & ~more_of_the_last
         order = np.argsort(hidden, axis=1, kind="stable")[:, :k]
         positions, scores = np.take_along_axis(positions, order, 1), np.take_along_axis(scores, order, 1)
         return _wide(positions, k, -1), _wide(scores, k, -np.inf), done

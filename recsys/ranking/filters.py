@@ -2,7 +2,7 @@
 
 One rule for models, bundles, indexes, files and evaluation.
 
-Legend: B histories, N columns (items) of a block of scores.
+Legend: B histories, N columns (items) of a chunk of scores.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Pairs:
 
     def of(self, rows: np.ndarray, total: int) -> Pairs:
         """Those of the histories ``rows`` (ascending) of ``total``, counted among them."""
-        place = np.full(total, -1, np.int64)
-        place[rows] = np.arange(len(rows))
-        kept = place[self.owners] >= 0
-        return Pairs(place[self.owners[kept]], self.columns[kept])
+        position = np.full(total, -1, np.int64)
+        position[rows] = np.arange(len(rows))
+        kept = position[self.owners] >= 0
+        return Pairs(position[self.owners[kept]], self.columns[kept])
 
 
 NO_PAIRS = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64))
@@ -146,27 +146,27 @@ class Shown:
         return np.unique(self.allowed.columns)
 
     def among(self, columns: np.ndarray) -> Shown:
-        """The same where a block of scores has only ``columns`` (ascending)."""
+        """The same where a chunk of scores has only ``columns`` (ascending)."""
 
-        def place(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def within(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             at = np.minimum(np.searchsorted(columns, found), max(len(columns) - 1, 0))
             inside = columns[at] == found if len(columns) else np.zeros(len(found), bool)
             return at[inside], inside
 
         def pairs(found: Pairs) -> Pairs:
-            at, inside = place(found.columns)
+            at, inside = within(found.columns)
             return Pairs(found.owners[inside], at)
 
         return Shown(
             pairs(self.denied),
-            place(self.denied_to_all)[0],
+            within(self.denied_to_all)[0],
             None if self.allowed is None else pairs(self.allowed),
             self.unrestricted,
-            None if self.allowed_to_all is None else place(self.allowed_to_all)[0],
+            None if self.allowed_to_all is None else within(self.allowed_to_all)[0],
         )
 
     def notes(self, where: str) -> list[str]:
-        """Sentences on the ids of ``allow`` and ``deny`` that nobody knows ``where``."""
+        """Sentences on the ids of ``allow`` and ``deny`` that are unknown, ``where`` being what does not hold them."""
         words = {"allow": "allowed", "deny": "denied"}
         return [
             f"{unknown:,} of {given:,} {words[name]} items are not in the {where}"

@@ -15,8 +15,8 @@ FEW, LARGE = 32, 1 << 14  # more queries than this over more items than that go 
 def products(queries: Tensor, vectors: Tensor, out: Tensor | None = None) -> Tensor:
     """(B, N) inner products of ``queries`` (B, D) and ``vectors`` (N, D), into ``out`` if that is given.
 
-    Equal vectors get equal numbers, whoever asks beside them: in a product with a number of queries that is no multiple
-    of eight, the remaining ones go through kernels in which the last bit depends on where an item stands.
+    Equal vectors get equal numbers, whatever else is in the batch: in a product with a number of queries that is no
+    multiple of eight, the remaining ones go through kernels in which the last bit depends on where an item stands.
     """
     rows = len(queries)
     size = EIGHT if not queries.is_cuda and (rows <= FEW or len(vectors) <= LARGE) else max(rows - rows % EIGHT, EIGHT)

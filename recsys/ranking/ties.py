@@ -45,16 +45,16 @@ def _best_of_groups(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     columns = (groups[:, :, None] * GROUP + torch.arange(GROUP, device=scores.device)).flatten(1)
     rest = torch.arange(whole, width, device=scores.device).expand(rows, -1)
     columns = torch.cat([columns, rest], 1)
-    values, places = best(scores.gather(1, columns), k)
-    return values, columns.gather(1, places)
+    values, within = best(scores.gather(1, columns), k)
+    return values, columns.gather(1, within)
 
 
 def _first_of_tied(scores: Tensor, values: Tensor, columns: Tensor) -> Tensor:
-    """Columns of lists whose last score goes on behind their end: the places with that score get its lowest columns."""
+    """Columns of lists whose last score goes on behind their end: its ranks with that score get its lowest columns."""
     length, width = values.shape[1], scores.shape[1]
     last = values[:, -1:]
     age = torch.arange(width, 0, -1, dtype=torch.int32, device=scores.device)
     tied = torch.topk(torch.where(scores == last, age, 0), length, dim=1).indices  # ascending: lower column, higher key
     better = (values > last).sum(1, keepdim=True)
-    place = torch.arange(length, device=scores.device)
-    return torch.where(place < better, columns, tied.gather(1, (place - better).clamp(min=0)))
+    rank = torch.arange(length, device=scores.device)
+    return torch.where(rank < better, columns, tied.gather(1, (rank - better).clamp(min=0)))

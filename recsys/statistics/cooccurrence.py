@@ -18,7 +18,7 @@ from recsys.data.batch import Batch
 from recsys.data.split import TrainingEvents
 from recsys.progress import Progress
 
-PAIRS = 2**25  # multiplications (and at most as many numbers held) per block of co-occurrences
+PAIRS = 2**25  # multiplications (and at most as many numbers held) per chunk of co-occurrences
 EVENT_BYTES = 48  # of one event while the matrix of users and items is made and transposed, measured
 UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"))
 
@@ -40,7 +40,7 @@ def interactions(training: TrainingEvents) -> Any:
 
 
 def cooccurrence(matrix: Any, weighted: Any = None) -> Iterator[tuple[slice, Any]]:
-    """Blocks of consecutive rows of the (N, N) matrix of shared users, as (rows, CSR block), each bounded in size.
+    """Chunks of consecutive rows of the (N, N) matrix of shared users, as (rows, CSR chunk), each bounded in size.
 
     ``weighted`` (U, N) stands for ``matrix`` on the side of the other item, so that users or items may count less.
     """
@@ -58,9 +58,9 @@ def cooccurrence(matrix: Any, weighted: Any = None) -> Iterator[tuple[slice, Any
 def item_similarity(
     matrix: Any, weighted: Any = None, cosine: bool = True, shrink: float = 0.0, title: str = "item similarity"
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Blocks of pairs of different items that share users: (item row, other row, similarity), (n,) each.
+    """Chunks of pairs of different items that share users: (item row, other row, similarity), (n,) each.
 
-    Pairs come by item, then by other item, all of an item in one block; blocks are bounded as in
+    Pairs come by item, then by other item, all of an item in one chunk; chunks are bounded as in
     :func:`cooccurrence`. Similarities are computed in the precision of ``weighted``, or of ``matrix``.
 
     Args:
@@ -98,9 +98,9 @@ def largest(item: np.ndarray, value: np.ndarray, k: int) -> tuple[np.ndarray, np
 def distinct(batch: Batch, num_items: int, decay: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """Each history as a set: (history, item row, weight), weight ``decay ** age`` of the item's newest occurrence."""
     owner = batch.flat // batch.ids.shape[1]
-    keys, place = torch.unique(owner * (num_items + 1) + batch.flat_ids, return_inverse=True)
+    keys, pair = torch.unique(owner * (num_items + 1) + batch.flat_ids, return_inverse=True)
     weights = torch.zeros(len(keys), device=batch.ids.device)
-    weights.scatter_reduce_(0, place, decay ** batch.ages.float(), "amax")
+    weights.scatter_reduce_(0, pair, decay ** batch.ages.float(), "amax")
     return keys // (num_items + 1), keys % (num_items + 1), weights
 
 

@@ -26,7 +26,7 @@ DEFINITIONS = ("variance", "count")
 DENSE = 1 << 26  # cells of a table of all pairs of items, where pairs are looked up rather than searched
 LEAST = 3  # events that have a variance of gaps: one gap, or none, does not vary
 UNKNOWN = 99_999_999.0  # stands for the variance of an item with fewer events
-PAIRS = 1 << 22  # pairs of events, or products of a sparse block, worked on at a time
+PAIRS = 1 << 22  # pairs of events, or products of a sparse chunk, worked on at a time
 
 
 def user_variance(training: TrainingEvents) -> tuple[np.ndarray, np.ndarray]:
@@ -108,10 +108,10 @@ def neighbours(
     gap = _mean_gaps(training, row, column)
     variance = np.where(training.item_counts() < LEAST, UNKNOWN, variance)
     score = 0.4 * similarity / (1 + similarity) + 0.8 / (1 + np.log1p(gap)) + 0.5 / (1 + np.log1p(variance[column]))
-    chosen, place = _best(row, score, k)
+    chosen, rank = _best(row, score, k)
     rows = np.repeat(np.arange(training.num_items + 1)[:, None], k, axis=1)
     scores = np.zeros(rows.shape)
-    rows[row[chosen], place], scores[row[chosen], place] = column[chosen], score[chosen]
+    rows[row[chosen], rank], scores[row[chosen], rank] = column[chosen], score[chosen]
     return rows, scores
 
 
@@ -167,19 +167,19 @@ def _interactions(training: TrainingEvents) -> Any:
 
 
 def _items(columns: Any, widths: np.ndarray) -> Iterator[slice]:
-    """Blocks of items whose rows of shared users cost about ``PAIRS`` products each."""
+    """Chunks of items whose rows of shared users cost about ``PAIRS`` products each."""
     return blocks((columns @ widths).astype(np.int64), PAIRS)
 
 
 def _mean_gaps(training: TrainingEvents, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """(P,) mean |t_i - t_j| in seconds over one user's interactions with both items of each pair, all users pooled."""
+    """(P,) mean |t_i - t_j| in seconds over a user's interactions with both items of each pair, over all users."""
     size = training.num_items + 1
-    wanted, place = np.unique(np.minimum(row, column) * size + np.maximum(row, column), return_inverse=True)
+    wanted, pair = np.unique(np.minimum(row, column) * size + np.maximum(row, column), return_inverse=True)
     find = _finder(wanted, size)
     total, count = np.zeros(len(wanted)), np.zeros(len(wanted))
     owner, items, times = training.events(slice(None))
     seconds, items = _seconds(times), items.astype(np.int64)
-    # Each event with every later one of its user: bounded blocks of events, however long one history is.
+    # Each event with every later one of its user: bounded chunks of events, however long one history is.
     later = np.searchsorted(owner, owner, side="right") - np.arange(len(owner)) - 1
     for events in blocks(later, PAIRS):
         left = np.repeat(np.arange(events.start, events.stop), later[events])
@@ -191,7 +191,7 @@ def _mean_gaps(training: TrainingEvents, row: np.ndarray, column: np.ndarray) ->
         at, gaps = at[known], np.abs(seconds[right[known]] - seconds[left[known]])
         total += np.bincount(at, gaps, len(wanted))
         count += np.bincount(at, minlength=len(wanted))
-    return (total / np.maximum(count, 1))[place]
+    return (total / np.maximum(count, 1))[pair]
 
 
 def _finder(wanted: np.ndarray, size: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -212,10 +212,10 @@ def _finder(wanted: np.ndarray, size: int) -> Callable[[np.ndarray, np.ndarray],
 
 
 def _best(row: np.ndarray, value: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the ``k`` highest values of each row (rows ascend), best first, and their places 0..k-1."""
+    """Indices of the ``k`` highest values of each row (rows ascend), best first, and their ranks 0..k-1."""
     order = np.lexsort((-value, row))  # stable: equal values keep their order
-    place = np.arange(len(row)) - np.searchsorted(row, row)
-    return order[place < k], place[place < k]
+    rank = np.arange(len(row)) - np.searchsorted(row, row)
+    return order[rank < k], rank[rank < k]
 
 
 def _gap_variance(group: np.ndarray, seconds: np.ndarray, size: int) -> np.ndarray:

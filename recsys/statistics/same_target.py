@@ -17,7 +17,7 @@ _KNOWN: WeakKeyDictionary[TrainingEvents, SameItem] = WeakKeyDictionary()
 
 
 def same_item(training: TrainingEvents) -> SameItem:
-    """Which training events have the same item; built once for each split, when first asked for."""
+    """Which training events have the same item; built once for each split, at first use."""
     if training not in _KNOWN:
         _KNOWN[training] = SameItem(training)
     return _KNOWN[training]
@@ -37,8 +37,8 @@ class SameItem:
         for users in blocks(training.lengths):
             owner, items, _ = training.events(users)
             first = np.r_[True, owner[1:] != owner[:-1]] if len(owner) else np.zeros(0, bool)
-            place = np.arange(len(owner)) - np.maximum.accumulate(np.where(first, np.arange(len(owner)), 0))
-            event = training.start[users][owner] + place
+            position = np.arange(len(owner)) - np.maximum.accumulate(np.where(first, np.arange(len(owner)), 0))
+            event = training.start[users][owner] + position
             keys.append(items[~first].astype(np.int64) * self._size + event[~first])
         self._keys = np.sort(np.concatenate(keys)) if keys else np.zeros(0, np.int64)
 
@@ -51,7 +51,7 @@ class SameItem:
         return end - first
 
     def draw(self, events: np.ndarray, items: np.ndarray, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """(user rows (B,), events (B,)) of a partner of each event; itself where the item has no other event.
+        """(user rows (B,), events (B,)) of another event with the same item; itself where there is none.
 
         Args:
             events: (B,) training events, as in ``events`` of a batch.
@@ -67,8 +67,8 @@ class SameItem:
         draws = torch.rand(len(events), generator=generator, device=generator.device, dtype=torch.float64)
         chosen = first + np.minimum((draws.cpu().numpy() * others).astype(np.int64), np.maximum(others - 1, 0))
         chosen += known & (chosen >= own)
-        partner = np.where(others > 0, self._keys[np.minimum(chosen, max(len(self) - 1, 0))] % self._size, events)
-        return np.searchsorted(self._start, partner, side="right") - 1, partner
+        found = np.where(others > 0, self._keys[np.minimum(chosen, max(len(self) - 1, 0))] % self._size, events)
+        return np.searchsorted(self._start, found, side="right") - 1, found
 
     def _bounds(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         low = items * self._size

@@ -38,7 +38,7 @@ class ItemCF(nn.Module):
 
     I_u are the distinct items of a user, N_i the users of an item. Equal similarities: the lower row. An item that
     shares no user gets a random other item, drawn once; ``alone`` counts these. Only training events are counted, in
-    blocks of items, and once per training set however many parts ask; the table is not saved with a model.
+    chunks of items, and once per training set however many parts ask; the table is not saved with a model.
 
     Args:
         inverse_user_frequency: count users with many items less (ItemCF-IUF); False counts all the same.
@@ -93,7 +93,7 @@ class EmbeddingSimilar(nn.Module):
         self.bind(Context(0))
 
     def bind(self, context: Context) -> None:
-        """Forget the table; it is found when vectors are shown."""
+        """Forget the table; it is found at the next :meth:`refresh`."""
         self._shown: int | None = None
         self.register_buffer("neighbour", torch.zeros(context.num_items + 1, dtype=torch.int64))
         self.register_buffer("score", torch.zeros(context.num_items + 1))
@@ -104,7 +104,7 @@ class EmbeddingSimilar(nn.Module):
         self.neighbour, self.epoch = torch.zeros_like(self.neighbour), torch.tensor(-1)
 
     def refresh(self, items: ItemTable, epoch: int) -> None:
-        """Find the table of this epoch, unless that is done; who makes views calls this before."""
+        """Find the table of this epoch, unless that is done; an auxiliary with views calls this first."""
         if epoch == self._shown:
             return
         self._shown = epoch
@@ -120,8 +120,8 @@ class EmbeddingSimilar(nn.Module):
         """
         if self._shown is None:
             raise ValueError(
-                "EmbeddingSimilar has seen no item vectors: who makes views calls refresh(items, epoch) before; among "
-                "the augmentations of a Recommender nobody does, use ItemCF() there"
+                "EmbeddingSimilar has seen no item vectors: an auxiliary with views calls refresh(items, epoch) first, "
+                "the augmentations of a Recommender do not, use ItemCF() there"
             )
         return _on(self, ids).neighbour[ids]
 
@@ -162,13 +162,13 @@ class Hybrid(nn.Module):
         """The most similar item of each; nothing is drawn.
 
         Raises:
-            ValueError: no training rows were counted, or nobody says which epoch it is.
+            ValueError: no training rows were counted, or the epoch is not known.
         """
         counted = self.cf.most_similar(ids, generator)
         if self._warm is None:
             raise ValueError(
-                "Hybrid was not told the epoch: who makes views calls refresh(items, epoch) before; among the "
-                "augmentations of a Recommender nobody does, use ItemCF() there"
+                "Hybrid does not know the epoch: an auxiliary with views calls refresh(items, epoch) first, the "
+                "augmentations of a Recommender do not, use ItemCF() there"
             )
         if not self._warm:
             return counted
@@ -229,7 +229,7 @@ def _count(training: TrainingEvents, inverse_user_frequency: bool) -> tuple[np.n
 def _similarities(
     training: TrainingEvents, inverse_user_frequency: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Blocks of pairs that share users, by item, then by other item: (item row, other row, similarity), (n,) each."""
+    """Chunks of pairs that share users, by item, then by other item: (item row, other row, similarity), (n,) each."""
     matrix = interactions(training)
     weighted = matrix.astype(np.float64)
     if inverse_user_frequency:
