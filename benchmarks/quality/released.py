@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from recsys.auxiliaries.unirec import ItemEnhancement, SequenceEnhancement
 from recsys.data.batch import Batch
 from recsys.data.split import TrainingEvents
-from recsys.encoders.sigma import SIGMA, Rows, places_of_tokens
+from recsys.encoders.sigma import SIGMA, Rows, positions_of_tokens
 from recsys.encoders.unirec import Branches
 from recsys.nn.gru import Steps
 from recsys.protocols import Context, Step
@@ -82,7 +82,7 @@ def padded_rows(lengths: Tensor, index: Tensor, window: int) -> Rows:
     Args:
         index: (B, L) the place among S tokens of what stands at each position, padding included.
     """
-    start, position, _ = places_of_tokens(lengths)
+    start, position, _ = positions_of_tokens(lengths)
     wide, edge = index.shape[1], int(index.max()) + 1
     table = F.pad(index, (1, 1), value=edge).flatten()  # a zero vector at either end of a row
     begin = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths) * (wide + 2) + 1

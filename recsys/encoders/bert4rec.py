@@ -8,7 +8,7 @@ weights are not dropped unless ``attention_dropout`` is set; and weights are dra
 not truncated.
 
 With ``LastItem`` targets instead of masks it is the backbone that ReaRec wraps (arXiv 2503.22675, section 4.1.4): items
-attend to each other in both directions, reasoning steps to all items and to earlier steps.
+attend to each other in both directions, thought steps to all items and to earlier ones.
 
 Legend: B histories, L longest of the batch, T real tokens, D width.
 """
@@ -23,7 +23,7 @@ from recsys.nn.transformer import Transformer
 
 
 class BERT4Rec(Transformer):
-    """Histories to states by self-attention in both directions; it can read on behind a history (``seams.Stepwise``).
+    """Histories to states by self-attention in both directions; it can read on behind a history (``Stepwise``).
 
     Args:
         dim: width D, the same as the item table's.

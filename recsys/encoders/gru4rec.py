@@ -19,7 +19,7 @@ from recsys.protocols import Context, Encoded, ItemTable
 
 
 class GRU4Rec(nn.Module):
-    """Histories to states by gated recurrence; reads on behind a history at the cost of one cell step (``Stepwise``).
+    """Histories to states by gated recurrence; reads on behind a history at the cost of one more input (``Stepwise``).
 
     Args:
         dim: width D, the same as the item table's.
@@ -29,7 +29,7 @@ class GRU4Rec(nn.Module):
         max_length: longest history read; of longer ones the newest items.
 
     Raises:
-        ValueError: a size is below 1, or ``dropout`` is no probability below 1.
+        ValueError: a size is below 1, or ``dropout`` is not a probability below 1.
     """
 
     sees = "past"
@@ -69,7 +69,7 @@ class GRU4Rec(nn.Module):
         return Encoded(batch, self.output(hidden[-1])), [layer[batch.wanted_tokens] for layer in hidden]
 
     def extend(self, latents: Tensor, memory: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """States (Q, D) one step after ``memory`` on inputs (Q, D), and the memory after it."""
+        """States (Q, D) one input after ``memory`` on inputs (Q, D), and the memory after it."""
         x, after = self.drop(latents), []
         for layer, state in zip(self.layers, memory, strict=True):
             x = layer(x.unsqueeze(1), state.unsqueeze(0))[0].squeeze(1)  # (Q, H)

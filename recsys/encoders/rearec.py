@@ -1,4 +1,4 @@
-"""ReaRec: latent reasoning steps behind any encoder ("Think Before Recommend", arXiv 2503.22675).
+"""ReaRec: thought steps behind any encoder ("Think Before Recommend", arXiv 2503.22675).
 
 The state of a token is fed back as one more input, K times: r_0 is the encoder's own state, z_k = r_{k-1} + RPE_k and
 r_k the encoder's state of z_k behind the history and the earlier z. Ensemble reasoning (ERL) scores with the mean of
@@ -18,7 +18,7 @@ time of the token they follow; an encoder that sees all then lets the items see 
 only for an encoder without positions that sees the past. Without a cache prefer ``LastItem``: under ``NextItem`` every
 prefix of a history is a row to read again, K times.
 
-Legend: B histories, L longest of the batch, T real tokens, Q wanted tokens, D width, K reasoning steps.
+Legend: B histories, L longest of the batch, T real tokens, Q wanted tokens, D width, K thought steps.
 """
 
 from __future__ import annotations
@@ -59,20 +59,20 @@ class NoisyStates:
 
 
 class ReaRec(nn.Module):
-    """An encoder that thinks K steps before it answers; with K = 0 it is the wrapped encoder itself.
+    """An encoder with K thought steps behind each history; with K = 0 it is the wrapped encoder itself.
 
     It gives :class:`ReasoningStates` and, if ``noise`` is set, :class:`NoisyStates`.
     ``max_length`` is that of the wrapped encoder, or without a cache K less, as the latents take the room of K items.
 
     Args:
         encoder: the encoder to wrap.
-        steps: K, for training; at most as many can be asked for later.
-        combine: what a wanted token's state becomes: the "mean" of all steps, or the "last".
+        steps: K, the thought steps in training; later uses have at most as many.
+        combine: what a wanted token's state becomes: the "mean" of all thought steps, or the "last".
         noise: standard deviation of the noise on the latents of a second branch, which encodes the histories once more
             under a dropout of its own; None for no such branch.
         warmup: epochs of training before that branch is switched on.
         cache: "auto" (reads on where the encoder can, and histories again where it cannot), "always" or "never".
-        inference_steps: K in evaluation mode (default: ``steps``); may be set anew on a trained model.
+        inference_steps: thought steps in evaluation mode (default: ``steps``); may be set anew on a trained model.
 
     Raises:
         ValueError: a choice or number out of range, an encoder that cannot read on under ``cache="always"``, or one
@@ -97,8 +97,8 @@ class ReaRec(nn.Module):
             raise ValueError(f"steps, warmup and noise must be at least 0, found {steps}, {warmup} and {noise}")
         if cache == "always" and not isinstance(encoder, Stepwise):
             raise ValueError(
-                f"{type(encoder).__name__} has no cache (begin and extend), so it cannot reason with cache='always': "
-                "use cache='auto', which reads the history again at every step"
+                f"{type(encoder).__name__} has no cache (begin and extend), so cache='always' is not possible: use "
+                "cache='auto', which reads the history again at every thought step"
             )
         self.encoder, self.steps, self.combine, self.noise, self.warmup = encoder, steps, combine, noise, warmup
         self.cache, self.inference_steps = cache, inference_steps
@@ -110,8 +110,9 @@ class ReaRec(nn.Module):
         self.max_length = encoder.max_length - (0 if self.cached else steps)
         if self.max_length < 1:
             raise ValueError(
-                f"{steps} latents leave no room for items in max_length={encoder.max_length} of "
-                f"{type(encoder).__name__}, which reads them with the history: raise max_length, or reason fewer steps"
+                f"{steps} thought steps leave no room for items in max_length={encoder.max_length} of "
+                f"{type(encoder).__name__}, which reads them with the history: raise max_length, or use "
+                "fewer thought steps"
             )
         self.position = nn.Parameter(torch.empty(steps, encoder.dim)) if steps else None
         self.epoch = 0
@@ -119,7 +120,7 @@ class ReaRec(nn.Module):
         self._check_steps(self._default_steps(False))
 
     def bind(self, context: Context) -> None:
-        """Initialise the wrapped encoder, then the step embeddings (from torch's generator, which the caller seeds)."""
+        """Initialise the wrapped encoder, then the embeddings of the thought steps (from torch's seeded generator)."""
         bind(self.encoder, context)
         if self.position is not None:
             nn.init.normal_(self.position, std=0.02)
@@ -129,10 +130,10 @@ class ReaRec(nn.Module):
         self.epoch = epoch
 
     def forward(self, batch: Batch, items: ItemTable, steps: int | None = None) -> Encoded:
-        """States of all real tokens; those of ``batch.wanted_tokens`` are combined from ``steps`` + 1 reasoning states.
+        """States of all real tokens; those of ``batch.wanted_tokens`` are combined from ``steps`` + 1 states.
 
         Args:
-            steps: at most K (default: K in training, ``inference_steps`` in evaluation).
+            steps: thought steps, at most K (default: K in training, ``inference_steps`` in evaluation).
 
         Raises:
             ValueError: ``steps`` is negative or above K.
@@ -154,8 +155,9 @@ class ReaRec(nn.Module):
         return Encoded(batch, tokens, given)
 
     def extra_repr(self) -> str:
-        """Steps, and whether they are read from a cache, for printed models."""
-        way = "cached" if self.cached else f"no cache: every step reads the history again, {self.reencoded} rows so far"
+        """Thought steps, and whether they are read from a cache, for printed models."""
+        again = f"no cache: every thought step reads the history again, {self.reencoded} rows so far"
+        way = "cached" if self.cached else again
         asked = self._default_steps(training=False)
         return f"steps={self.steps} ({asked} in evaluation), combine={self.combine}, noise={self.noise}, {way}"
 
@@ -165,7 +167,7 @@ class ReaRec(nn.Module):
         """What the encoder gives, and r_0..r_K (Q, D) each; noisy ones, fed from ``clean`` states, if those are given.
 
         Noise does not compound through the states: each noisy latent is made from the clean state before it, and
-        reaches later steps only through what the encoder remembers of it (as in the released code).
+        reaches later thought steps only through what the encoder remembers of it (as in the released code).
         """
         reader = (_Cached if self.cached and steps else _Rereading)(self, batch, items)
         states = [reader.encoded.tokens[batch.wanted_tokens]]
@@ -183,7 +185,7 @@ class ReaRec(nn.Module):
     def _check_steps(self, steps: int) -> None:
         if not 0 <= steps <= self.steps:
             raise ValueError(
-                f"the number of reasoning steps must lie between 0 and the {self.steps} that are trained, found {steps}"
+                f"the number of thought steps must lie between 0 and the {self.steps} that are trained, found {steps}"
             )
 
 
@@ -225,7 +227,7 @@ class _Rereading:
 def _count(model: ReaRec, rows: int) -> None:
     if model.reencoded == 0 and model.cache == "auto":
         name = type(model.encoder).__name__
-        warnings.warn(f"{name} has no cache: every reasoning step reads the history again", DataWarning, stacklevel=2)
+        warnings.warn(f"{name} has no cache: every thought step reads the history again", DataWarning, stacklevel=2)
     model.reencoded += rows
 
 
@@ -234,10 +236,10 @@ def _longer(batch: Batch, count: int, whole: bool) -> Batch:
 
     Each latent takes the values of the token that it follows (its time, its target's time); the newest its target.
     """
-    rows, place = batch.flat[batch.wanted_tokens] // batch.ids.shape[1], batch.positions[batch.wanted_tokens]
-    lengths = batch.lengths[rows] if whole else place + 1
+    rows, position = batch.flat[batch.wanted_tokens] // batch.ids.shape[1], batch.positions[batch.wanted_tokens]
+    lengths = batch.lengths[rows] if whole else position + 1
     column = torch.arange(int(lengths.max()) + count, device=batch.ids.device)
-    source = torch.where(column < lengths[:, None], column, place[:, None])  # (Q, L') where a value is taken from
+    source = torch.where(column < lengths[:, None], column, position[:, None])  # (Q, L') where a value is taken from
     inside = column < (lengths + count)[:, None]
     latent = inside & (column >= lengths[:, None])
 

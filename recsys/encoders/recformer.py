@@ -2,15 +2,15 @@
 
 A history is a document: ``<s>``, then the sentences of its items, the newest first; the state of ``<s>`` is the user.
 An item is a document of one item. Scores are cosines of the two; trained with ``FullSoftmax(temperature=0.05)`` against
-a matrix of all items that is a constant within an epoch (section 3.4). No item has an id: items that nobody bought yet
+a matrix of all items that is a constant within an epoch (section 3.4). No item has an id: items without interactions
 are ranked like others.
 
 Two stages (algorithm 1 of the paper), by the names of ``Stage``: in "first", and any other, the matrix
 (:class:`recsys.items.recformer.RecformerItems`) is made anew before each epoch; in "second" it stays as it was in the
-best epoch; in "pretrain" nobody reads it.
+best epoch; in "pretrain" it is not read.
 
 What we do differently from the authors' code (AaronHeee/RecFormer): what cannot reach ``<s>`` is not computed in the
-last layer, unless all states are asked for; padding has item position ``max_length`` and token type 3 everywhere; item
+last layer, unless all states are needed; padding has item position ``max_length`` and token type 3 everywhere; item
 texts are cleaned; and the mean of a document counts every token once, where their "avg" counts ``<s>`` twice (unit
 vectors differ by .046) and fails unless the document's length is a multiple of the window.
 
@@ -52,7 +52,7 @@ class ItemSentences(TokenRows, Protocol):
 
 @dataclass(frozen=True)
 class ReadDocuments:
-    """The documents that were read, with what it takes to predict words of theirs."""
+    """The documents that were read, with what it takes to predict words in them."""
 
     given_by = "Recformer(...)"
 
@@ -173,7 +173,7 @@ class Recformer(nn.Module):
         if changed is not None:
             found = Documents(changed, found.types, found.places, found.starts, found.real)
         hidden = self.text(found, first_only=changed is None and self.pooling == "first")
-        user = self._pool(hidden, found.real)
+        user = self._summary(hidden, found.real)
         if self.empty == "zero":
             user = user * (batch.lengths > 0)[:, None]
         newest = batch.lengths > 0
@@ -220,11 +220,11 @@ class Recformer(nn.Module):
         vectors = torch.zeros(len(distinct), self.dim, device=device)
         for part in order.split(shard):
             found = documents(table, distinct[part, None], self.max_tokens, self.tokens, self.max_length)
-            vectors[part] = self._pool(self.text(found, first_only=self.pooling == "first"), found.real).float()
+            vectors[part] = self._summary(self.text(found, first_only=self.pooling == "first"), found.real).float()
         self.train(training)
         return vectors[index]
 
-    def _pool(self, hidden: Tensor, real: Tensor) -> Tensor:
+    def _summary(self, hidden: Tensor, real: Tensor) -> Tensor:
         if self.pooling == "first":
             return F.normalize(hidden[:, 0], dim=-1)
         return F.normalize((hidden * real[..., None]).sum(1), dim=-1)

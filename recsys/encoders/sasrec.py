@@ -21,7 +21,7 @@ from recsys.nn.transformer import Transformer
 
 
 class SASRec(Transformer):
-    """Histories to states by causal self-attention; it can read on behind every position (``seams.Stepwise``).
+    """Histories to states by causal self-attention; it can read on behind every position (``Stepwise``).
 
     Args:
         dim: width D, the same as the item table's.

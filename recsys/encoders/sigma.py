@@ -151,21 +151,21 @@ class Rows:
 
 def valid_rows(lengths: Tensor, keep: int) -> Rows:
     """Rows without padding: all but the last ``keep`` tokens of each are reversed."""
-    start, position, last = places_of_tokens(lengths)
-    place = torch.arange(len(position), device=lengths.device)
+    start, position, last = positions_of_tokens(lengths)
+    token = torch.arange(len(position), device=lengths.device)
     head = (last + 1 - keep).clamp(min=0)
-    flipped = place + torch.where(position < head, head - 1 - 2 * position, 0)
-    around = torch.stack([place - 1, place, place + 1], dim=1)
-    around[:, 0].masked_fill_(position == 0, len(place))
-    around[:, 2].masked_fill_(position == last, len(place))
+    flipped = token + torch.where(position < head, head - 1 - 2 * position, 0)
+    around = torch.stack([token - 1, token, token + 1], dim=1)
+    around[:, 0].masked_fill_(position == 0, len(token))
+    around[:, 2].masked_fill_(position == last, len(token))
     return Rows(start, flipped, around, Steps.of(lengths))
 
 
-def places_of_tokens(lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def positions_of_tokens(lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Row starts (B + 1,), and of each token its position and that of its row's last token (T,)."""
     start = F.pad(lengths.cumsum(0), (1, 0))
-    place = torch.arange(int(start[-1]), device=lengths.device)
-    return start, place - start[:-1].repeat_interleave(lengths), (lengths - 1).repeat_interleave(lengths)
+    token = torch.arange(int(start[-1]), device=lengths.device)
+    return start, token - start[:-1].repeat_interleave(lengths), (lengths - 1).repeat_interleave(lengths)
 
 
 class GatedMamba(nn.Module):

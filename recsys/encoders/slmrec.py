@@ -110,7 +110,9 @@ class SLMRec(nn.Module):
     def forward(self, batch: Batch, items: ItemTable) -> Encoded:
         """The user vector of each history, as the state of its newest token."""
         if self.project_in is None or self.project_out is None:
-            raise ValueError("SLMRec has no language model yet: call bind(context) first, as fit and load_run do")
+            raise ValueError(
+                "SLMRec has no language model yet: train it with rs.fit or load a run (or call bind(context) yourself)"
+            )
         inputs, last = self._inputs(batch, self.project_in(items.embed(batch.flat_ids)))
         prefix = self.backbone.embed(self.prefix_ids)
         final, blocks = self.backbone(inputs, last, prefix, self.blocks, self.share_prefix)
@@ -125,7 +127,7 @@ class SLMRec(nn.Module):
         return frozenset({BlockEnds} if self.blocks else ())
 
     def set_blocks(self, blocks: int) -> None:
-        """Give the ends of so many blocks from now on, on a trained model too.
+        """Give the ends of this many blocks from now on, on a trained model too.
 
         Raises:
             ValueError: the layers do not divide into the blocks.

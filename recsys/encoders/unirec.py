@@ -1,4 +1,4 @@
-"""UniRec's encoder: items mixed with when they happened, one branch per clock (Liu, Wang & Feng, CIKM 2024).
+"""UniRec's encoder: items mixed with when they happened, one branch per time encoding (Liu, Wang & Feng, CIKM 2024).
 
 Each branch reads [item ; time] of width 2 D: the calendar branch encodes the date, the interval branch the hours since
 the previous item. A block scores queries against keys twice, on items and on times, mixes the two scores of each
@@ -6,17 +6,17 @@ pair by a small network into the heads' scores, and attends. Source: arXiv 2406.
 MOJITO's (SIGIR 2023); the paper's own equations were not at hand.
 
 In the first block the time scores are made of the calendar's vectors, whichever branch it is, as in the authors' graph;
-``first_times="own"`` takes each branch's own clock there, the more natural form (states of the interval branch then
-differ by up to .38, and by 1.4e-6 otherwise).
+``first_times="own"`` takes each branch's own time encoding there, the more natural form (states of the interval branch
+then differ by up to .38, and by 1.4e-6 otherwise).
 
 What we do differently: scores of one user are mixed with that user's alone (both codes pair the maps of different
 users, so their scores depend on the batch); the noise on the scores is drawn in training only, with two trained scales
-for each block, not two for all; all branches share every weight but their clock's unless ``share_norms=False``, and the
-thinned history of :mod:`recsys.auxiliaries.unirec` is read with the norms and score mixing of the first branch, where
-the code has a third set; the first item read has waited 0 hours, not a year; a wait is of whole hours elapsed, theirs
-the difference of whole clock hours (one hour more for about half of all gaps); and the state that is scored, exported
-and indexed is the item half, summed over branches: the time half of the logit is the same for all candidates of a
-query, and the profile term is no dot product. Not built: feeding generated vectors of rarer items back into the
+for each block, not two for all; all branches share every weight but their time encoding's unless ``share_norms=False``,
+and the thinned history of :mod:`recsys.auxiliaries.unirec` is read with the norms and score mixing of the first branch,
+where the code has a third set; the first item read has waited 0 hours, not a year; a wait is of whole hours elapsed,
+theirs the difference of whole clock hours (one hour more for about half of all gaps); and the state that is scored,
+exported and indexed is the item half, summed over branches: the time half of the logit is the same for all candidates
+of a query, and the profile term is no dot product. Not built: feeding generated vectors of rarer items back into the
 history, whose rule is not public.
 
 Legend: B histories, W padded width, T real tokens, C branches, H heads, D width of items and of times.
@@ -56,8 +56,7 @@ class Branches:
 class UniRec(nn.Module):
     """Histories with times to states, all positions at once, each from its past.
 
-    It gives :class:`Branches`. A token of row 0 is an empty
-    slot: it has a position and a time, and no item.
+    It gives :class:`Branches`. A token of row 0 has a position and a time, and no item.
 
     Args:
         dim: width D, the same as the item table's; attention works on 2 D. The table should scale its input vectors
@@ -68,7 +67,7 @@ class UniRec(nn.Module):
         branches: some of "calendar" and "interval", in the order of :class:`Branches`.
         share_norms: branches share LayerNorms and score mixing, else each has its own, as in the authors' code.
         first_times: what the time scores of the first block are made of: the "calendar" in every branch, as the
-            authors do, or each branch's "own" clock.
+            authors do, or each branch's "own" time encoding.
         noise: start of the trained sigma of the N(0, sigma^4) noise on the scores while training; 0 for none.
         first_year: the calendar's range of years; years outside are read as its ends.
         last_year: see ``first_year``.
@@ -111,8 +110,8 @@ class UniRec(nn.Module):
         self.max_length, self.branches, self.share_norms, self.noise = max_length, list(branches), share_norms, noise
         self.first_year, self.last_year, self.first_times = first_year, last_year, first_times
         own = 1 if share_norms else len(self.branches)
-        clock = CalendarEncoder(dim, dropout=dropout, first_year=first_year, last_year=last_year)
-        self.calendar = clock if "calendar" in branches or first_times == "calendar" else None
+        calendar = CalendarEncoder(dim, dropout=dropout, first_year=first_year, last_year=last_year)
+        self.calendar = calendar if "calendar" in branches or first_times == "calendar" else None
         self.interval = IntervalEncoder(dim) if "interval" in branches else None
         self.position_table = nn.Embedding(max_length, dim)
         self.drop = Dropout(dropout)
@@ -145,12 +144,12 @@ class UniRec(nn.Module):
                 f"a history of {batch.ids.shape[1]} items came to an encoder with max_length={self.max_length}: "
                 "cut it to its newest items, or raise max_length"
             )
-        clocks, contexts = self._read_clocks(batch, batch.flatten(batch.times))
+        encoded, contexts = self._read_times(batch, batch.flatten(batch.times))
         position = self.position_table(batch.ages).unsqueeze(1)
         vectors = items.embed(batch.flat_ids) * (batch.flat_ids > PAD).unsqueeze(1)
-        item = (vectors.unsqueeze(1) + position).expand_as(clocks)
-        x = self.drop(torch.cat([item, clocks * self.dim**0.5 + position], dim=-1))  # (T, C, 2 D)
-        z = self._first_times(clocks, batch)
+        item = (vectors.unsqueeze(1) + position).expand_as(encoded)
+        x = self.drop(torch.cat([item, encoded * self.dim**0.5 + position], dim=-1))  # (T, C, 2 D)
+        z = self._first_times(encoded, batch)
         for block in self.blocks:
             x = block(x, z, batch)
             z = x[..., self.dim :]
@@ -158,27 +157,27 @@ class UniRec(nn.Module):
         given = Branches(x.transpose(0, 1), None if contexts is None else contexts.transpose(0, 1))
         return Encoded(batch, x[..., : self.dim].sum(1), (given,))
 
-    def _read_clocks(self, batch: Batch, times: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _read_times(self, batch: Batch, times: Tensor) -> tuple[Tensor, Tensor | None]:
         """(T, C, D) of the tokens, and of what they are to predict if the batch knows when that happened."""
         earlier = torch.where(batch.positions > 0, times.roll(1), times)  # an item without a predecessor: 0 hours
         targets = batch.target_times if batch.targets is not None else None
         if targets is not None:
-            # One pass for both. A token without a target has time 0 there, and nobody reads its vector.
+            # One pass for both. A token without a target has time 0 there, and its vector is not read.
             earlier, times = torch.cat([earlier, times]), torch.cat([times, batch.flatten(targets)])
-        read = torch.stack([self._clock(name, earlier, times) for name in self.branches], dim=1)
+        read = torch.stack([self._encoded(name, earlier, times) for name in self.branches], dim=1)
         return (read, None) if targets is None else read.chunk(2)  # type: ignore[return-value]
 
-    def _first_times(self, clocks: Tensor, batch: Batch) -> Tensor:
+    def _first_times(self, encoded: Tensor, batch: Batch) -> Tensor:
         """(T, C, D) vectors of times that the first block scores."""
         if self.first_times == "own":
-            return clocks
+            return encoded
         if "calendar" in self.branches:
             index = self.branches.index("calendar")
-            return clocks[:, index : index + 1].expand_as(clocks)
+            return encoded[:, index : index + 1].expand_as(encoded)
         assert self.calendar is not None and batch.times is not None
-        return self.calendar(batch.flatten(batch.times)).unsqueeze(1).expand_as(clocks)
+        return self.calendar(batch.flatten(batch.times)).unsqueeze(1).expand_as(encoded)
 
-    def _clock(self, name: str, earlier: Tensor, times: Tensor) -> Tensor:
+    def _encoded(self, name: str, earlier: Tensor, times: Tensor) -> Tensor:
         if name == "calendar":
             assert self.calendar is not None
             return self.calendar(times)

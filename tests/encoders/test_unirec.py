@@ -224,7 +224,7 @@ def test_check_10_waiting_times_have_one_unit_in_training_and_ranking() -> None:
     history = batch_of([1, 2, 3, 4, 5])
     made = NextItem().train(history)
     contexts = encoder(made, items).read(Branches).contexts  # of items 2..5
-    read, nothing = encoder._read_clocks(history, history.flatten(history.times))
+    read, nothing = encoder._read_times(history, history.flatten(history.times))
     torch.testing.assert_close(contexts, read.transpose(0, 1)[:, 1:], atol=1e-6, rtol=1e-6)
     assert nothing is None
     torch.testing.assert_close(read[0, 1], encoder.interval.table.weight[0])  # the first has waited 0 hours
