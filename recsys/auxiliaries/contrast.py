@@ -34,9 +34,9 @@ def nt_xent(
     hide: Tensor | None = None,
     keep: float = 0.0,
 ) -> Tensor:
-    """Tell each vector's partner from the vectors of all other pairs: a scalar, the mean over 2B rows.
+    """Tell each vector's positive from the vectors of all other pairs: a scalar, the mean over 2B rows.
 
-    With z = [first; second] and S = z z^T / temperature, row i is asked for its partner (i + B) mod 2B by a
+    With z = [first; second] and S = z z^T / temperature, row i is asked for its positive (i + B) mod 2B by a
     cross-entropy over all j != i (Chen et al. 2020, arXiv 2002.05709, eq. 1). Computed in float32, also under autocast.
     One pair alone has nothing to be told from: the loss is 0.
 
@@ -49,7 +49,7 @@ def nt_xent(
         cosine: of vectors of length 1, instead of dot products as in the sequential recommenders' code. The two want
             other temperatures: 1 is usual for products, .05 to .2 for cosines.
         hide: (B, B) bool, from :func:`false_negatives` or :func:`alike`: pairs whose vectors are not told apart, in
-            all four combinations of first and second; a row's own partner always counts.
+            all four combinations of first and second; a row's own positive always counts.
         keep: what a hidden pair still counts: 0 nothing, 1 everything; adds log(keep) to its logit.
 
     Raises:
@@ -62,10 +62,10 @@ def nt_xent(
     with torch.autocast(pairs.device.type, enabled=False):
         vectors = pairs.transpose(0, 1).flatten(0, 1)  # (2B, F)
         logits = vectors @ vectors.T / temperature
-    partner = torch.arange(2 * count, device=pairs.device).roll(count)
+    positive = torch.arange(2 * count, device=pairs.device).roll(count)
     if hide is not None:
-        logits = _softened(logits, _checked(hide, count).repeat(2, 2), partner, keep)
-    return F.cross_entropy(logits.masked_fill(_identity(2 * count, pairs), -torch.inf), partner)
+        logits = _softened(logits, _checked(hide, count).repeat(2, 2), positive, keep)
+    return F.cross_entropy(logits.masked_fill(_identity(2 * count, pairs), -torch.inf), positive)
 
 
 def info_nce(
@@ -168,7 +168,7 @@ def together(step: Step, views: Sequence[Batch], every: bool = False) -> Encoded
     """All ``views`` through the encoder in one pass, rows of the first view first.
 
     Args:
-        every: ask for the states of all tokens, where an encoder spares itself those without a target.
+        every: ask for the states of all tokens, where an encoder leaves out those without a target.
     """
     joined = Batch.join(views)
     assert step.encode is not None
@@ -183,8 +183,9 @@ def pooled(encoded: Encoded, pool: str) -> Tensor:
     if pool == "mean":
         return encoded.states.sum(1) / batch.lengths.clamp(min=1)[:, None]
     size, width = batch.ids.shape
-    slots = batch.flat - batch.positions + batch.ages  # newest first: equal slots are equally far from the newest item
-    laid = encoded.tokens.new_zeros(size * width, encoded.tokens.shape[1]).index_copy(0, slots, encoded.tokens)
+    # newest first: equal positions are equally far from the newest item
+    positions = batch.flat - batch.positions + batch.ages
+    laid = encoded.tokens.new_zeros(size * width, encoded.tokens.shape[1]).index_copy(0, positions, encoded.tokens)
     return laid.view(size, -1)
 
 

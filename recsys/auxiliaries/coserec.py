@@ -29,16 +29,17 @@ class CoSeRec(ViewContrast):
     items, which cropping and reordering would ruin.
 
     Use when: items are bought together often enough for similarity to mean something. ``pool="flat"`` is the authors'
-    choice and compares slot by slot, so an item cut out or put in shifts what is compared; slots are aligned at the
-    newest item and zero where a view has none, while theirs also compare the states of padding. "mean" does not depend
-    on alignment, and "last" is the vector that ranks.
+    choice and compares position by position, so an item cut out or put in shifts what is compared; they are aligned at
+    the newest item and zero where a view has none, while theirs also compare the states of padding. "mean" does not
+    depend on alignment, and "last" is the vector that ranks.
 
     The share to reorder is the .7 that the authors' code uses whenever a threshold is set, as in all their scripts: it
     hands on the share to mask. Their paper has .2, for which pass ``reorder=0.2``: of 20 items 3 move then, not 13.
 
     Deviations: similarity is ItemCF alone, unless ``similar=Hybrid(...)`` mixes it with the model's own as the authors
-    do; a masked item leaves the history (theirs stays as a padded slot); the window that the model reads is augmented,
-    where theirs is the whole history, of which the newest items are kept afterwards: the same for histories within the
+    do; a masked item leaves the history (theirs stays as a padded position); the window that the model reads is
+    augmented, where theirs is the whole history, of which the newest items are kept afterwards: the same for histories
+        within the
     window (all but a few of Amazon's), other views for longer ones (57% of the users of MovieLens-100K at 50 items).
 
     Args:

@@ -33,7 +33,7 @@ REDUCTIONS = ("mean", "sum")
 class Distillation(nn.Module):
     """What a student loses by not being its teacher, as the terms "cosine", "norm" and "supervision".
 
-    The teacher is read from its run folder when training begins. It is no part of the model: never trained, never in
+    The teacher is read from its run folder when training begins. It is not part of the model: never trained, never in
     training mode, never saved, and a loaded student does not ask for it.
 
     Args:
@@ -46,8 +46,9 @@ class Distillation(nn.Module):
         norm_power: of the distance: 2 (paper) or 1 (released code).
         norm_reduce: squares are added up ("sum") or averaged ("mean") over the H numbers of a state.
         dim, hidden: D and H of the student, which the heads need; no other term does.
-        cache: None asks the teacher in every step. "prefixes" and "users" read every training row of ``LastItem`` or
-            ``LastOfUser`` once and keep the states in the user's cache, R * b * H * 4 bytes; not with augmentations.
+        cache: None runs the teacher in every optimizer step. "prefixes" and "users" read every training row of
+            ``LastItem`` or ``LastOfUser`` once and keep the states in the user's cache, R * b * H * 4 bytes; not with
+            augmentations.
         weight: of all of it.
         trust: as in :func:`recsys.load_run`, for the teacher: the folder or hub name of its language model, if that is
             not in its run.
@@ -97,14 +98,14 @@ class Distillation(nn.Module):
         self.needs: frozenset[str] = frozenset({"events"} if cache else ())
         self.heads = nn.Parameter(torch.empty(blocks - 1, dim or 0, hidden or 0)) if supervision else None
         self.trust = list(trust)
-        self._source: list[TeacherStates] = []  # in a list, so that the teacher is no part of this module
+        self._source: list[TeacherStates] = []  # in a list, so that the teacher is not part of this module
 
     def bind(self, context: Context) -> None:
         """Initialise the heads as torch does linear layers; where there is training, read the teacher.
 
         Raises:
             FileNotFoundError, DataError: the teacher's folder is not there or damaged, or it knows other items.
-            ValueError: the teacher is no ``SLMRec``, or its layers do not divide into the blocks.
+            ValueError: the teacher is not an ``SLMRec``, or its layers do not divide into the blocks.
         """
         if self.heads is not None:
             nn.init.uniform_(self.heads, -((self.hidden or 1) ** -0.5), (self.hidden or 1) ** -0.5)
@@ -119,7 +120,7 @@ class Distillation(nn.Module):
         """The terms that have a weight.
 
         Raises:
-            ValueError: the student gives no block ends, others than asked for, or of another width than the teacher's.
+            ValueError: the student gives no block ends, others than ``blocks``, or of another width than the teacher's.
         """
         encoded = step.encoded
         known = (step.batch.lengths > 0).nonzero().squeeze(1)
@@ -127,7 +128,10 @@ class Distillation(nn.Module):
         terms: dict[str, Tensor] = {}
         if self.cosine or self.norm:
             if not self._source:
-                raise ValueError("there is no teacher: bind(context) reads it where there is training")
+                raise ValueError(
+                    "there is no teacher: train with rs.fit, which reads it (or call bind(context) yourself, with a "
+                    "training part)"
+                )
             teacher = self._source[0](step.batch)[known].to(student.dtype)
             if teacher.shape[-1] != student.shape[-1]:
                 raise ValueError(
@@ -159,7 +163,7 @@ class Distillation(nn.Module):
         return terms
 
     def _over_blocks(self, values: Tensor) -> Tensor:
-        """(n, b) to a scalar: over the blocks as asked for, then the mean over the histories."""
+        """(n, b) to a scalar: over the blocks as ``reduction`` says, then the mean over the histories."""
         each = values.mean(1) if self.reduction == "mean" else values.sum(1)
         return each.sum() / max(len(each), 1)
 
@@ -192,7 +196,7 @@ class Distillation(nn.Module):
         if found is None or found.shape[1] != self.blocks:
             number = "none" if found is None else found.shape[1]
             raise ValueError(
-                f"nothing to distil into: {self.blocks} block ends are asked for, and the encoder gives {number}: make "
+                f"nothing to distil into: {self.blocks} block ends are needed, and the encoder gives {number}: make "
                 f"the student with SLMRec(..., blocks={self.blocks})"
             )
         return found

@@ -27,25 +27,25 @@ MODES = ("us_x", "un", "su", "us")
 class DuoRec(ViewContrast):
     """The history under another dropout, and another training history with the same target (Qiu et al. 2022).
 
-    With h the state of the recommendation pass, h' of the same history read again, h_s of the partner
-    (arXiv 2110.05730; modes as in the authors' code):
+    With h the state of the recommendation pass, h' of the same history read again, h_s of another history with the same
+    target (arXiv 2110.05730; modes as in the authors' code):
 
     - "us_x" (default): NT-Xent(h', h_s), one pass over twice the rows;
     - "un": NT-Xent(h, h'), one pass; nothing but noise where the encoder has no dropout;
     - "su": NT-Xent(h, h_s), one pass;
     - "us": the sum of "un" and "su", one pass over twice the rows.
 
-    Use when: several histories lead to the same item. A partner says again what the target says, so rows with one
-    target are false negatives of each other elsewhere in the batch: ``hide=("target",)``.
+    Use when: several histories lead to the same item. The other history says what the target says already, so rows with
+    one target are false negatives of each other elsewhere in the batch: ``hide=("target",)``.
 
     A row is its whole window here, and its target that of the newest position (trained on the last position alone, with
-    ``LastItem`` targets, this is the authors' form). A partner is another training event with the item of that target,
-    drawn uniformly, or the row's own where there is no other; its history is what stands before it, and held-out events
-    are out of reach. Rows without a target at the newest position take no part.
+    ``LastItem`` targets, this is the authors' form). The other history is what stands before another training event
+    with the item of that target, drawn uniformly, or before the row's own where there is no other; held-out events are
+    out of reach. Rows without a target at the newest position take no part.
 
     Args:
         mode: one of the above.
-        max_length: newest items of the partner's history that are read; by default as many as the longest input of the
+        max_length: newest items of the other history that are read; by default as many as the longest input of the
             batch has, which is less than the encoder's reach where batches are sorted by length.
         weight, temperature, cosine, hide, keep: see :class:`ViewContrast`; ``weight`` is of both terms of "us".
 
@@ -95,17 +95,20 @@ class DuoRec(ViewContrast):
         return (newest_target(batch) > PAD).nonzero().squeeze(1)
 
     def views(self, step: Step, batch: Batch) -> tuple[Batch, Batch]:
-        """The history, and its partner's as it would be ranked."""
-        return inputs(batch), step.asked(inputs(self.partners(batch, step.generator("DuoRec"))))
+        """The history, and another with the same target as it would be ranked."""
+        return inputs(batch), step.asked(inputs(self.positives(batch, step.generator("DuoRec"))))
 
-    def partners(self, batch: Batch, generator: torch.Generator) -> Batch:
+    def positives(self, batch: Batch, generator: torch.Generator) -> Batch:
         """(B, L') histories before other training events with the newest target of each row, with that target.
 
         Raises:
             ValueError: no training events are known (a loaded model), or the batch does not say which it predicts.
         """
         if self._training is None:
-            raise ValueError("DuoRec draws partners from the training events, and knows none: bind(context) with them")
+            raise ValueError(
+                "DuoRec draws histories with the same target from the training events, and has none: train it with "
+                "rs.fit (or call bind(context) yourself, with a training part)"
+            )
         if batch.events is None:
             raise ValueError(f"DuoRec reads the events of the batch: {NO_EVENTS}")
         events, targets = batch.events.cpu().numpy(), newest_target(batch).cpu().numpy()

@@ -18,6 +18,7 @@ from recsys.augmentations.corruption import corrupt
 from recsys.augmentations.edits import DELETE, INSERT, OPERATIONS
 from recsys.auxiliaries.editor import Edited, Editor, best_rows, evaluating
 from recsys.data.batch import PAD, Batch
+from recsys.errors import not_fitted
 from recsys.randomness import torch_generator
 
 ROWS = 256  # histories edited at a time
@@ -35,7 +36,7 @@ def show_edits(
         seed: of random decisions.
 
     Raises:
-        ValueError: the model has no editor, or is not bound to a catalogue.
+        ValueError: the model has no editor, or is not fitted.
         TypeError: a history is one id, not a list of them.
     """
     if any(isinstance(history, (str, bytes)) for history in histories):
@@ -56,7 +57,7 @@ def editor_quality(model: Any, split: Any, seed: int = 0, users: int | None = No
     of the most popular item of training among the items to insert; ``tokens`` and ``insertions``, how many were asked.
 
     Args:
-        users: of the first so many validation users (default: all).
+        users: of this many validation users, the first ones (default: all).
 
     Raises:
         ValueError: the model has no editor, or the split no validation users.
@@ -198,7 +199,7 @@ def _batch(model: Any, histories: Sequence[Sequence[Any]]) -> Batch:
     """Raw histories as a batch, the newest items of each that the editor reads."""
     longest = _part(model).editor.max_length
     if model.vocabulary is None:
-        raise ValueError("the model is not bound to a catalogue: train it, or load a trained one")
+        raise not_fitted(model)
     found = [model.vocabulary.rows(list(history)) if len(history) else np.zeros(0, np.int64) for history in histories]
     rows = [torch.from_numpy(one[one > 0][-longest:].astype(np.int64)) for one in found]
     lengths = torch.tensor([len(one) for one in rows], dtype=torch.int64)

@@ -70,8 +70,8 @@ class Editor(nn.Module):
         max_length: most tokens of an edited or corrupted view; of more, the newest. No more than the encoder reads.
         decision: "argmax" of the logits, or "gumbel" (a draw from the softmax).
         dedup: of an edited view, see :func:`recsys.augmentations.edits.assemble`.
-        encoder: what gives the states, any part behind the Encoder seam, over the recommender's item table; one that
-            sees "all" makes the editor see both sides of a token (STEAM). None reads the recommender's own encoder
+        encoder: what gives the states, any part with the protocol of an encoder, over the recommender's item table; one
+            that sees "all" makes the editor see both sides of a token (STEAM). None reads the recommender's own encoder
             (released code), from :class:`LowerStates` if it gives that.
         init: see :mod:`recsys.nn.initialise`.
 
@@ -125,7 +125,7 @@ class Editor(nn.Module):
 
     def states(self, batch: Batch, encode: Encode, items: ItemTable) -> Tensor:
         """(T, D): what the editor knows about each token; ``encode`` is used if it has no encoder of its own."""
-        whole = batch.ask_all()  # an encoder may spare itself tokens that nobody asks for
+        whole = batch.ask_all()  # an encoder may leave out tokens that are not wanted
         encoded = encode(whole) if self.encoder is None else self.encoder(whole, items)
         lower = encoded.get(LowerStates)
         states = encoded.tokens if lower is None else lower.tokens
@@ -163,13 +163,13 @@ class Editor(nn.Module):
         if len(anchors) == 0:
             return states.new_zeros(0, self.dim), labels.flatten()
         rows = _sequences(labels, (labels > PAD).sum(1))
-        slots = rows.positions
-        later = slots > 0
+        positions = rows.positions
+        later = positions > 0
         previous = rows.flatten(F.pad(labels, (1, 0))[:, :-1])[later]
-        inputs = states.new_zeros(len(slots), self.dim)
+        inputs = states.new_zeros(len(positions), self.dim)
         inputs = inputs.index_copy(0, (~later).nonzero().squeeze(1), states[anchors])
         inputs = inputs.index_copy(0, later.nonzero().squeeze(1), items.embed(previous).to(states.dtype))
-        return self.generator(self.drop(inputs + self.position_table(slots)), rows), rows.flat_ids
+        return self.generator(self.drop(inputs + self.position_table(positions)), rows), rows.flat_ids
 
     @torch.no_grad()
     def edit(self, batch: Batch, encode: Encode, items: ItemTable, generator: torch.Generator) -> Edited:
@@ -201,19 +201,19 @@ class Editor(nn.Module):
     def generate(self, states: Tensor, items: ItemTable) -> Tensor:
         """(P, M): the items before anchors of ``states`` (P, D), greedily, nearest first, then the end token, then 0.
 
-        An anchor whose list has ended costs no further step.
+        An anchor whose list has ended costs nothing further.
         """
         made = torch.zeros(len(states), self.max_inserted, dtype=torch.int64, device=states.device)
         rows, inputs = torch.arange(len(states), device=states.device), states
         past: Past | None = None
-        for slot in range(self.max_inserted if len(states) else 0):
-            inputs = self.drop(inputs + self.position_table.weight[slot])
+        for number in range(self.max_inserted if len(states) else 0):
+            inputs = self.drop(inputs + self.position_table.weight[number])
             if past is None:
                 hidden, past = self.generator.begin(inputs, _single(len(rows), inputs.device))
             else:
                 hidden, past = self.generator.extend(inputs, past, _places(len(rows), inputs.device))
             found = best_rows(hidden, items)
-            made[rows, slot] = found
+            made[rows, number] = found
             going = (found <= items.num_items).nonzero().squeeze(1)
             if len(going) == 0:
                 break

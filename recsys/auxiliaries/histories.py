@@ -1,9 +1,9 @@
-"""Pools of training histories that may be each other's positives, and what is computed of all their windows at once.
+"""Training histories that may be each other's positives, and what is computed of all their windows at once.
 
-In the released code of SRA-CL (arXiv 2503.04162) the pool holds every prefix of every history, the one that ends in the
-validation item included. Here rows are made of training events only, and there is a pool of one row per user as well.
+In the released code of SRA-CL (arXiv 2503.04162) these are every prefix of every history, the one that ends in the
+validation item included. Here rows are made of training events only, and may be one per user as well.
 
-Legend: N items (rows 1..N), E training events, Q rows of the pool, D width of the item vectors.
+Legend: N items (rows 1..N), E training events, Q histories, a row each, D width of the item vectors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FACTOR = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2^64
 
 
 @dataclass(frozen=True)
-class Pool:
+class Histories:
     """Training histories: row r is the up to ``max_length`` events of ``users[r]`` before its event ``events[r]``.
 
     Rows are sorted by user and by event. Make one with :meth:`of`.
@@ -40,7 +40,7 @@ class Pool:
     events: np.ndarray  # (Q,) int64, strictly ascending indices into all events; the row's target
 
     @classmethod
-    def of(cls, training: TrainingEvents, kind: str = "user", max_length: int = 20) -> Pool:
+    def of(cls, training: TrainingEvents, kind: str = "user", max_length: int = 20) -> Histories:
         """Rows of every user with two training events or more.
 
         Args:
@@ -52,7 +52,7 @@ class Pool:
             ValueError: an unknown kind, or a window without events.
         """
         if kind not in KINDS:
-            raise ValueError(f"a pool is one of {', '.join(KINDS)}, found {kind!r}")
+            raise ValueError(f"pool must be one of {', '.join(KINDS)}, found {kind!r}")
         if max_length < 1:
             raise ValueError(f"max_length must be at least 1, found {max_length}")
         longer = np.flatnonzero(training.lengths > 1)
@@ -110,7 +110,7 @@ class Pool:
     def twins(self) -> np.ndarray:
         """(Q,) int64: rows have the same number if their windows hold the same items in the same order.
 
-        Windows are told apart by a 64-bit polynomial of random numbers drawn per item, again from running sums.
+        Windows are distinguished by a 64-bit polynomial of random numbers drawn per item, again from running sums.
         """
         if len(self) == 0:
             return np.zeros(0, np.int64)
@@ -118,7 +118,7 @@ class Pool:
         powers = np.cumprod(np.full(len(self._items) + 1, FACTOR, np.uint64))  # modulo 2^64, as all that follows
         inverse = np.cumprod(np.full(len(self._items), pow(FACTOR, -1, 2**64), np.uint64))
         sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed[self._items] * inverse)])
-        begin, end = self._places(slice(None))
+        begin, end = self._bounds(slice(None))
         _, number = np.unique((sums[end] - sums[begin]) * powers[end], return_inverse=True)
         return number.astype(np.int64)
 
@@ -132,7 +132,7 @@ class Pool:
         """(E,) int32 training events, user by user."""
         return self.training.events(slice(None))[1]
 
-    def _places(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+    def _bounds(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         """Where the windows of ``rows`` begin and end among the E training events."""
         lengths, users = self.training.lengths, self.users[rows]
         first = (np.cumsum(lengths) - lengths)[users]
@@ -141,15 +141,15 @@ class Pool:
 
     def _sums(self, users: slice, rows: slice, items: np.ndarray, known: np.ndarray, window: str) -> np.ndarray:
         """(rows, D) float64 weighted sums of the item vectors in each window."""
-        begin, end = self._places(rows)
+        begin, end = self._bounds(rows)
         base = int(self.training.lengths[: users.start].sum())
         ids = self._items[base : base + int(self.training.lengths[users].sum())]
         begin, end = begin - base, end - base
         values = items[ids].astype(np.float64)
         total = _between(values, begin, end)
         if window == "recent":
-            place = np.arange(1, len(ids) + 1)[:, None]
-            total = _between(values * place, begin, end) - begin[:, None] * total
+            rank = np.arange(1, len(ids) + 1)[:, None]
+            total = _between(values * rank, begin, end) - begin[:, None] * total
         held = _between(known[ids].astype(np.int64)[:, None], begin, end)
         return np.where(held > 0, total, 0.0)
 

@@ -56,7 +56,7 @@ class IntentContrast(nn.Module):
         iterations: of k-means, per epoch.
         temperature: divides the products of the intent term.
         pool: what stands for a history: the "mean" over its items' states (ICLRec) or the state of the "last"
-            (ICSRec). An encoder may spare itself states that no target asks for; where the ``pool`` misses one the
+            (ICSRec). An encoder may leave out states that no target needs; where the ``pool`` misses one the
             histories are read once more, without gradient.
         hide: do not tell apart histories of one cluster.
 
@@ -175,8 +175,8 @@ class IntentContrast(nn.Module):
     def _remember(self, own: Tensor) -> None:
         """Write the states (b, D) of this step, of all processes, over the oldest."""
         states = from_all(own)[-len(self.memory) :]
-        places = (self.marks[SEEN] + torch.arange(len(states), device=states.device)) % len(self.memory)
-        self.memory.index_copy_(0, places, states)
+        positions = (self.marks[SEEN] + torch.arange(len(states), device=states.device)) % len(self.memory)
+        self.memory.index_copy_(0, positions, states)
         self.marks[SEEN] += len(states)
 
     def _forget(self) -> None:

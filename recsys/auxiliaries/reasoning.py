@@ -1,15 +1,15 @@
-"""Losses of latent reasoning (ReaRec, arXiv 2503.22675): what makes the steps of an encoder in ``ReaRec`` useful.
+"""Losses of latent reasoning (ReaRec, arXiv 2503.22675): what makes the thought steps of ``ReaRec`` useful.
 
-- Ensemble reasoning (ERL): ``FullSoftmax(temperature)`` on the mean of the steps (``combine="mean"``), and
-  :class:`StepDiversity`. The paper's earlier version, one cross-entropy per step, is ``ProgressiveSoftmax(temperature,
-  reduction="sum")``.
-- Progressive reasoning (PRL): :class:`ProgressiveSoftmax` on each step (``combine="last"``), and :class:`StepContrast`
-  (``noise=0.01``).
+- Ensemble reasoning (ERL): ``FullSoftmax(temperature)`` on the mean of the thought steps (``combine="mean"``), and
+  :class:`StepDiversity`. The paper's earlier version, one cross-entropy per thought step, is
+  ``ProgressiveSoftmax(temperature, reduction="sum")``.
+- Progressive reasoning (PRL): :class:`ProgressiveSoftmax` on each thought step (``combine="last"``), and
+  :class:`StepContrast` (``noise=0.01``).
 
 Where paper and released code differ, the default is the code's choice and the paper's is an option. The published
 temperatures lie between .05 and 5; the code's defaults are .07 with alpha 5, and .05 as the weight of the diversity.
 
-Legend: Q wanted tokens (the T' targets), K reasoning steps, S = K + 1 states of a token, D width, N items, C tokens of
+Legend: Q wanted tokens (the T' targets), K thought steps, S = K + 1 states of a token, D width, N items, C tokens of
 a chunk.
 """
 
@@ -27,19 +27,19 @@ REDUCTIONS = ("mean", "sum")
 
 
 class ProgressiveSoftmax(nn.Module):
-    """Cross-entropy over all items at every reasoning step, sharper from step to step (PRL's L_Rec, Eq. 9 and 10).
+    """Cross-entropy over all items at every thought step, sharper from one to the next (PRL's L_Rec, Eq. 9 and 10).
 
     loss_t = CE_K + early_weight * mean_{k<K} CE_k, where CE_k has the temperature tau_k = temperature * alpha^(K - k):
-    hottest at the encoder's own state, ``temperature`` itself at the last step.
+    hottest at the encoder's own state, ``temperature`` itself at the last thought step.
 
-    Use when: the last step is scored (``ReaRec(combine="last")``). An encoder that gives no ``ReasoningStates`` has one
-    state per token, and the loss is that of ``FullSoftmax(temperature)``.
+    Use when: the last thought step is scored (``ReaRec(combine="last")``). An encoder that gives no ``ReasoningStates``
+    has one state per token, and the loss is that of ``FullSoftmax(temperature)``.
 
     Args:
-        temperature: divides the scores of the last step.
-        alpha: by how much each earlier step is hotter; 1 makes all equal.
-        early_weight: of the steps before the last.
-        reduction: "mean" over the early steps (released code) or their "sum" (Eq. 10).
+        temperature: divides the scores of the last thought step.
+        alpha: by how much each earlier thought step is hotter; 1 makes all equal.
+        early_weight: of the thought steps before the last.
+        reduction: "mean" over the early thought steps (released code) or their "sum" (Eq. 10).
 
     Raises:
         ValueError: a temperature or alpha that is not positive, a negative weight, or an unknown reduction.
@@ -58,13 +58,13 @@ class ProgressiveSoftmax(nn.Module):
         """The sum over the targets of weight times loss; ``generator`` is not used.
 
         Raises:
-            ValueError: the steps in ``encoded`` are not those of the targets in ``batch``.
+            ValueError: the thought steps in ``encoded`` are not those of the targets in ``batch``.
         """
         hidden, targets, weights = encoded.at_targets(batch)
         given = encoded.get(ReasoningStates)
         steps = hidden.unsqueeze(1) if given is None else given.states  # (T', S, D)
         if len(steps) != len(targets):
-            raise ValueError(f"{len(targets)} targets, but reasoning steps of {len(steps)} tokens: encode this batch")
+            raise ValueError(f"{len(targets)} targets, but thought steps of {len(steps)} tokens: encode this batch")
         count = steps.shape[1]
         stacked = (steps / steps.new_tensor(self.temperatures(count)).unsqueeze(1)).flatten(0, 1)
         shares = self._shares(count).to(hidden.device)
@@ -76,18 +76,18 @@ class ProgressiveSoftmax(nn.Module):
         return [self.temperature * self.alpha ** (count - 1 - step) for step in range(count)]
 
     def _shares(self, count: int) -> Tensor:
-        """(S,): what each step's cross-entropy counts."""
+        """(S,): what each thought step's cross-entropy counts."""
         early = self.early_weight / (count - 1 if self.reduction == "mean" and count > 1 else 1)
         return torch.tensor([early] * (count - 1) + [1.0])
 
 
 class StepDiversity(nn.Module):
-    """Push the predictions of the reasoning steps apart (ERL's L_KL, Eq. 7).
+    """Push the predictions of the thought steps apart (ERL's L_KL, Eq. 7).
 
     loss = -mean over tokens and ordered pairs j != i of KL(p_j || p_i), p_k = softmax(r_k E^T / temperature); the
     gradient reaches p_j only.
 
-    Use when: the mean of the steps is scored (``ReaRec(combine="mean")``); without it the steps collapse into one.
+    Use when: the mean of the thought steps is scored (``ReaRec(combine="mean")``); without it they collapse into one.
 
     Args:
         weight: of the loss (lambda); .001 to .1 in the paper.
@@ -110,10 +110,10 @@ class StepDiversity(nn.Module):
         self.stop_gradient, self.reduction = stop_gradient, reduction
 
     def forward(self, step: Step) -> Tensor:
-        """The loss, 0 where there is but one step.
+        """The loss, 0 where there is no thought step.
 
         Raises:
-            ValueError: the encoder gives no reasoning steps.
+            ValueError: the encoder gives no thought steps.
         """
         steps = step.encoded.read(ReasoningStates).states
         assert step.items is not None
@@ -129,17 +129,17 @@ class StepDiversity(nn.Module):
 class StepContrast(nn.Module):
     """Tell each noisy reasoning state's own clean state from those of other users (PRL's L_RCL, Eq. 12).
 
-    loss = mean over tokens and steps k of CE(r~_k R_k^T / temperature, itself), R_k the clean states of step k. One
-    token per history takes part, drawn anew in every step of training, so that prefixes of one history are never each
-    other's negatives; under ``LastItem`` that is all of them. Histories with the same target are not told apart
-    (neither does the released code).
+    loss = mean over tokens and thought steps k of CE(r~_k R_k^T / temperature, itself), R_k the clean states of thought
+    step k. One token per history takes part, drawn anew in every optimizer step, so that prefixes of one history are
+    never each other's negatives; under ``LastItem`` that is all of them. Histories with the same target are not told
+    apart (neither does the released code).
 
     Use when: ``ReaRec`` has ``noise``; 0 while the noisy branch is off (warm-up).
 
     Args:
         weight: of the loss.
         temperature: divides the products; the same as the objective's in the paper.
-        reduction: "mean" (released code) or "sum" (Eq. 12) over the steps.
+        reduction: "mean" (released code) or "sum" (Eq. 12) over the thought steps.
 
     Raises:
         ValueError: a temperature that is not positive, or an unknown reduction.
@@ -156,7 +156,7 @@ class StepContrast(nn.Module):
         """The loss.
 
         Raises:
-            ValueError: the encoder gives no reasoning steps, or has no noisy branch.
+            ValueError: the encoder gives no thought steps, or has no noisy branch.
         """
         clean = step.encoded.read(ReasoningStates).states[:, 1:]
         noisy = step.encoded.read(NoisyStates).states

@@ -2,10 +2,10 @@
 
 The released code of SRA-CL drops the first hit of each search, so the nearest neighbours of a prefix are mostly longer
 prefixes of the same user, which contain its target, and of two equal texts each may find itself. Here a row never finds
-itself (left out by its number, not by its place among the hits), nor, unless asked for, its own user's rows or exact
+itself (left out by its number, not by its rank among the hits), nor, unless told to, its own user's rows or exact
 twins of its window.
 
-Legend: N items (rows 1..N), Q rows of a pool, D width of the vectors, k neighbours.
+Legend: N items (rows 1..N), Q histories, D width of the vectors, k neighbours.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from recsys.auxiliaries.histories import Pool as Pool
+from recsys.auxiliaries.histories import Histories as Histories
 from recsys.auxiliaries.histories import fingerprint, unit
 from recsys.ids.vectors import Vectors
 from recsys.ids.vocabulary import Vocabulary
@@ -28,7 +28,7 @@ from recsys.index.neighbours import nearest_rows
 from recsys.randomness import numpy_generator
 
 KIND, VERSION = "recsys.neighbours", 2
-SPARE = 32  # hits asked for beyond k, for those that are left out
+SPARE = 32  # hits fetched beyond k, for those that are left out
 HITS = 1 << 26  # held at a time
 
 
@@ -69,9 +69,10 @@ class Texts:
         if shuffle is not None:
             matrix = shuffled(matrix, known, shuffle)
         facts = {of: fingerprint(matrix, known), f"model of {of}": vectors.manifest.get("model", "")}
-        told = {of: len(vocabulary), f"{of} without a text vector": missing, f"model of {of}": facts[f"model of {of}"]}
-        told[f"texts of {of}"] = vectors.manifest.get("label", f"those of the {of}")
-        return cls(matrix, known, facts, told | ({f"vectors of {of}": "shuffled"} if shuffle is not None else {}))
+        counts: dict[str, Any] = {of: len(vocabulary), f"{of} without a text vector": missing}
+        counts[f"model of {of}"] = facts[f"model of {of}"]
+        counts[f"texts of {of}"] = vectors.manifest.get("label", f"those of the {of}")
+        return cls(matrix, known, facts, counts | ({f"vectors of {of}": "shuffled"} if shuffle is not None else {}))
 
 
 def item_neighbours(vectors: np.ndarray, known: np.ndarray, k: int, kind: str = "auto", seed: int = 0) -> np.ndarray:
@@ -94,7 +95,7 @@ def item_neighbours(vectors: np.ndarray, known: np.ndarray, k: int, kind: str = 
     return table
 
 
-def pool_neighbours(
+def history_neighbours(
     vectors: np.ndarray,
     k: int,
     apart: Sequence[np.ndarray] = (),
@@ -108,7 +109,7 @@ def pool_neighbours(
     vector is zero; :func:`short_rows` counts both.
 
     Args:
-        vectors: (Q, D); a zero row has no neighbours and is nobody's.
+        vectors: (Q, D); a zero row has no neighbours and is not one.
         apart: labels (Q,); rows that share one (the user) are not each other's neighbours.
         kind, seed: of the search, as in :func:`recsys.index.neighbours.nearest_rows`.
         twins: a further such label, of rows that have equal vectors as well, which spares the search the many windows
@@ -120,7 +121,7 @@ def pool_neighbours(
     vectors = unit(vectors)
     chosen = np.flatnonzero(vectors.any(1))
     labels, same = [label[chosen] for label in apart], None if twins is None else twins[chosen]
-    found = _others(vectors[chosen], k, labels, "rows of the pool", kind, seed, same)
+    found = _others(vectors[chosen], k, labels, "training histories", kind, seed, same)
     table = np.full((len(vectors), k), -1, np.int32)
     table[chosen] = np.where(found < 0, -1, chosen[found])
     return table
@@ -144,8 +145,8 @@ def cached(folder: Path | str | None, facts: dict[str, Any], make: Callable[[], 
         return make()
     from recsys.storage.artifacts import artifact
 
-    def fill(place: Path) -> dict[str, Any]:
-        np.save(place / "table.npy", make(), allow_pickle=False)
+    def fill(partial: Path) -> dict[str, Any]:
+        np.save(partial / "table.npy", make(), allow_pickle=False)
         return {}
 
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -154,8 +155,8 @@ def cached(folder: Path | str | None, facts: dict[str, Any], make: Callable[[], 
     return table
 
 
-def neighbours_by_title(pool: Pool, table: np.ndarray, split: Any, count: int = 5) -> list[dict[str, str]]:
-    """The last five items of a few rows, spread over the pool, and of their three nearest: what retrieval finds.
+def neighbours_by_title(histories: Histories, table: np.ndarray, split: Any, count: int = 5) -> list[dict[str, str]]:
+    """The last five items of a few rows, spread over all, and of their three nearest: what retrieval finds.
 
     Args:
         table: (Q, k) neighbours.
@@ -164,10 +165,10 @@ def neighbours_by_title(pool: Pool, table: np.ndarray, split: Any, count: int = 
     having = np.flatnonzero(table[:, 0] >= 0)
     chosen = having[np.linspace(0, len(having) - 1, min(count, len(having))).astype(int)]
     asked = np.concatenate([chosen[:, None], table[chosen][:, :3]], 1)
-    batch = pool.batch(asked.ravel())
+    batch = histories.batch(asked.ravel())
     ends = zip(batch.ids.numpy(), batch.lengths.tolist(), strict=True)
     texts = iter([_titles(ids[max(length - 5, 0) : length], split) for ids, length in ends])
-    heads = ["history", *(f"neighbour {place}" for place in range(1, asked.shape[1]))]
+    heads = ["history", *(f"neighbour {rank}" for rank in range(1, asked.shape[1]))]
     return [{head: next(texts) for head in heads} for _ in chosen]
 
 
@@ -187,14 +188,14 @@ def _others(
     seed: int,
     twins: np.ndarray | None = None,
 ) -> np.ndarray:
-    """(n, k) int64 nearest rows that are neither the row itself nor share a label with it; see pool_neighbours.
+    """(n, k) int64 nearest rows that are neither the row itself nor share a label with it; see history_neighbours.
 
     Searched wider and wider for those rows of which too many hits are left out, at most so far that all of these could
     have come first.
     """
     total = len(vectors)
     if not 1 <= k < total:
-        raise ValueError(f"k={k} neighbours are asked for, and there are {total} {what}: k must lie in 1..{total - 1}")
+        raise ValueError(f"k={k} neighbours are wanted, and there are {total} {what}: k must lie in 1..{total - 1}")
     among = np.arange(total) if twins is None else _enough(twins, apart, k)
     searched = vectors if len(among) == total else vectors[among]
     apart = [*apart, *([] if twins is None else [twins])]
@@ -228,8 +229,8 @@ def _enough(twins: np.ndarray, apart: list[np.ndarray], k: int) -> np.ndarray:
     most = k + sum(int(np.unique(pair, return_counts=True)[1].max()) for pair in both)
     order = np.argsort(twins, kind="stable")
     sizes = np.unique(twins, return_counts=True)[1]
-    place = np.arange(len(twins)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.sort(order[place < most])
+    rank = np.arange(len(twins)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.sort(order[rank < most])
 
 
 def _titles(items: np.ndarray, split: Any) -> str:

@@ -6,7 +6,7 @@ Two terms, beside whatever the recommender is trained with:
   nearest (eqs. 5-9). Those are encoded with the same weights and with gradient.
 - ``intra``: two views of a history against each other; in each, items are replaced by items of near text (eq. 11).
 
-What we do differently from the released code: the pool holds training events only, neighbours of the same user and
+What we do differently from the released code: training events only are searched, neighbours of the same user and
 exact twins are left out (:mod:`recsys.auxiliaries.retrieval`), a history is encoded once for its own loss and as anchor
 unless ``own_pass``, a history that is a neighbour of several is encoded once, and pooled item vectors stand in for an
 encoded text per history. Text vectors of items, windows and users enter the mixture with length 1 and 16 bits, where
@@ -14,7 +14,7 @@ the code takes them raw (only its search has unit length): nothing for encoders 
 but with vectors of length 16 theirs starts with a largest share of .31 among ten neighbours, ours with .11, and the
 gradient of W is as much longer. Recommending touches none of this: the tables are not saved with the model.
 
-Legend: B histories, R distinct neighbours of a batch, k neighbours, N items, Q rows of the pool, H width of the text
+Legend: B histories, R distinct neighbours of a batch, k neighbours, N items, Q training histories, H width of the text
 vectors, D width of the states.
 """
 
@@ -36,13 +36,13 @@ from recsys.auxiliaries.contrast import (
     inputs,
     nt_xent,
 )
-from recsys.auxiliaries.histories import KINDS, WINDOWS, Pool, unit
+from recsys.auxiliaries.histories import KINDS, WINDOWS, Histories, unit
 from recsys.auxiliaries.retrieval import (
     Texts,
     cached,
+    history_neighbours,
     item_neighbours,
     neighbours_by_title,
-    pool_neighbours,
     short_rows,
 )
 from recsys.auxiliaries.synthesiser import Synthesiser
@@ -74,18 +74,18 @@ class SemanticContrast(nn.Module):
             training event; the anchor is found by its last target).
         window: how the vector of a history is made of its items': "mean", or "recent", newer ones counting more.
         users: folder of vectors by raw user id (profiles) instead; for ``pool="user"`` only.
-        exclude_same_user, exclude_twins: which rows are no neighbours of each other.
+        exclude_same_user, exclude_twins: which rows are not neighbours of each other.
         cross_loss: "ntxent" (released code; anchors are also negatives of anchors) or "infonce" (eq. 9).
         attention_dropout: of the weights of the neighbours (released code).
         temperature: divides the products of both terms.
-        hide: which pairs of a batch are no negatives: of the same "target", of the same "user".
+        hide: which pairs of a batch are not negatives: of the same "target", of the same "user".
         neighbours_grad: whether the states of the neighbours pass gradient on.
         own_pass: encode the anchors once more, with a dropout mask of their own (released code). Needed under
             ``MaskedItems``, where the newest token may have no state.
         shuffle: deal the vectors out anew among those that have one, by the seed: the control that tells what the
             texts, and not merely more views, bring. Histories that share items stay near to each other all the same
             (pooled vectors of equal items are equal), so ``cross`` is then contrast by common items.
-        max_length: longest window of the pool; at most the encoder's.
+        max_length: longest window that is searched; at most the encoder's.
         dim: width of the projected text vectors.
         text_dim: width H of the vectors that describe a history; read from the folder if None.
         cache: keep the tables of neighbours in the cache folder, for the next run with the same facts.
@@ -156,7 +156,7 @@ class SemanticContrast(nn.Module):
             text_dim = Vectors.load(users or vectors).width if text_dim is None else text_dim
             self.synthesiser = Synthesiser(text_dim, dim, attention_dropout)
         self.text_dim = text_dim
-        self.rows: Pool | None = None
+        self.rows: Histories | None = None
         self.counts: dict[str, Any] = {}
         for name in ("similar", "texts", "nearest", "keys"):  # what training needs and a saved model does not
             self.register_buffer(name, None, persistent=False)
@@ -166,7 +166,7 @@ class SemanticContrast(nn.Module):
 
         Raises:
             FileNotFoundError, DataError: the vectors cannot be read, or are those of other data.
-            ValueError: ``k`` is not below the number of items with a vector, or of rows in the pool.
+            ValueError: ``k`` is not below the number of items with a vector, or of training histories.
         """
         if self.synthesiser is not None:
             self.synthesiser.reset_parameters()
@@ -181,7 +181,7 @@ class SemanticContrast(nn.Module):
             table = self._table(facts, lambda: item_neighbours(texts.matrix, texts.known, self.k))
             self.similar = torch.from_numpy(table)
         if self.cross:
-            self._bind_pool(context, texts)
+            self._bind_histories(context, texts)
 
     def sources(self) -> str:
         """Hash of the vectors that are read: with others this is another run."""
@@ -227,39 +227,40 @@ class SemanticContrast(nn.Module):
             found["Semantic neighbours: last five items, by title"] = lines
         return found
 
-    def _bind_pool(self, context: Context, texts: Texts) -> None:
+    def _bind_histories(self, context: Context, texts: Texts) -> None:
         assert context.training is not None
-        pool = Pool.of(context.training, self.pool, self.max_length)
+        histories = Histories.of(context.training, self.pool, self.max_length)
         if self.users is None:
-            vectors = pool.vectors(texts.matrix, texts.known, self.window)
+            vectors = histories.vectors(texts.matrix, texts.known, self.window)
         else:
             vocabulary = context.users
             texts = Texts.read(self.users, vocabulary, "users", context.seed if self.shuffle else None)
             self.counts |= texts.counts
-            vectors = unit(texts.matrix)[pool.users]
+            vectors = unit(texts.matrix)[histories.users]
         if vectors.shape[1] != self.text_dim:
             raise ValueError(f"text_dim={self.text_dim}, but the vectors are {vectors.shape[1]} wide: give that number")
         apart = ["same user"] * self.exclude_same_user + ["twins"] * self.exclude_twins
-        facts = {"table": "pool", "k": self.k, "window": self.window, "apart": apart, **pool.facts(), **texts.facts}
+        facts = {"table": "pool", "k": self.k, "window": self.window, "apart": apart} | histories.facts() | texts.facts
 
         def search() -> np.ndarray:
-            labels, twins = [pool.users] * self.exclude_same_user, pool.twins() if self.exclude_twins else None
+            labels = [histories.users] * self.exclude_same_user
+            twins = histories.twins() if self.exclude_twins else None
             if self.users is None:
-                return pool_neighbours(vectors, self.k, labels, twins=twins)
-            return pool_neighbours(vectors, self.k, labels if twins is None else [*labels, twins])
+                return history_neighbours(vectors, self.k, labels, twins=twins)
+            return history_neighbours(vectors, self.k, labels if twins is None else [*labels, twins])
 
         table = self._table(facts, search)
         none, some = short_rows(table)
-        self.counts |= {"histories in the pool": len(pool), "histories without neighbours": none}
+        self.counts |= {"training histories searched": len(histories), "histories without neighbours": none}
         self.counts |= {f"histories with fewer than {self.k} neighbours": some}
-        self.rows, self.texts = pool, torch.from_numpy(vectors.astype(np.float16))
-        self.nearest, self.keys = torch.from_numpy(table.astype(np.int64)), torch.from_numpy(pool.keys.copy())
+        self.rows, self.texts = histories, torch.from_numpy(vectors.astype(np.float16))
+        self.nearest, self.keys = torch.from_numpy(table.astype(np.int64)), torch.from_numpy(histories.keys.copy())
 
     def _table(self, facts: dict[str, Any], make: Any) -> np.ndarray:
         return cached(artifacts_root(cache_folder()) / "neighbours" if self.cache else None, facts, make)
 
     def _locate(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Rows of the pool (A,) of the histories (A,) of the batch that have neighbours."""
+        """Training histories (A,), by row, of the histories (A,) of the batch that have neighbours."""
         assert self.keys is not None and self.nearest is not None
         wanted = batch.users if self.pool == "user" else batch.events
         if wanted is None:
@@ -270,7 +271,7 @@ class SemanticContrast(nn.Module):
         return rows[anchors], anchors
 
     def _near(self, own: Tensor) -> tuple[Tensor, Tensor]:
-        """The neighbours of rows of the pool (A,): each once (R,), by length, which spares padding; places (A, k)."""
+        """The neighbours of training histories (A,): each once (R,), by length; and which of them they are (A, k)."""
         assert self.nearest is not None and self.rows is not None
         near, index = self.nearest[own].unique(return_inverse=True)
         lengths = torch.from_numpy(self.rows.lengths(near.cpu().numpy())).to(near.device)
@@ -292,7 +293,7 @@ class SemanticContrast(nn.Module):
         return self.cross * loss(states[anchors], mixed, self.temperature, hide=hidden)
 
     def _intra(self, step: Step, first: Tensor, second: Tensor) -> Tensor:
-        """The term over the histories with any input, without the spare row of a process that has no rows."""
+        """The term over the histories with any input, without the extra row of a process that has no rows."""
         rows = ((step.batch.lengths > 0) & (step.share > 0)).nonzero().squeeze(1)
         hidden = self._hidden(step.batch.select(rows))
         return self.intra * nt_xent(first[rows], second[rows], self.temperature, hide=hidden)
@@ -318,8 +319,8 @@ def substituted(
     else:
         chosen = draws < share
     chosen = chosen & batch.mask & (ids < len(similar))
-    place = torch.randint(similar.shape[1], ids.shape, generator=generator, device=device)
-    drawn = similar.flatten()[torch.where(chosen, ids, PAD) * similar.shape[1] + place].long()
+    rank = torch.randint(similar.shape[1], ids.shape, generator=generator, device=device)
+    drawn = similar.flatten()[torch.where(chosen, ids, PAD) * similar.shape[1] + rank].long()
     return inputs(batch).replace(ids=torch.where(chosen & (drawn > PAD), drawn, ids))
 
 

@@ -1,4 +1,4 @@
-"""Block ends of a trained teacher, for students that learn from them: computed in each step, or kept on disk.
+"""Block ends of a trained teacher, for students that learn from them: computed in each optimizer step, or kept on disk.
 
 Legend: B histories, H hidden size, b blocks, R training rows.
 """
@@ -32,7 +32,7 @@ ROWS = 256  # histories that the teacher reads at a time, when its states are ke
 
 
 class TeacherStates:
-    """Block ends (B, b, H) of a trained teacher for training batches: computed when asked for, or kept on disk.
+    """Block ends (B, b, H) of a trained teacher for training batches: computed as needed, or kept on disk.
 
     Args:
         run: the teacher's run folder.
@@ -79,13 +79,14 @@ class TeacherStates:
             raise ValueError("the kept states are found by the events of the batch, and it has none")
         events = batch.events.cpu().numpy()
         kept, states = self._kept = self._kept or self._open(batch.ids.device)
-        place = np.searchsorted(kept, events).clip(max=len(kept) - 1)
-        if (kept[place] != events).any() or not self._as_cached(batch, events):
+        row = np.searchsorted(kept, events).clip(max=len(kept) - 1)
+        if (kept[row] != events).any() or not self._as_cached(batch, events):
             raise ValueError(
                 f"a training row is not among those whose states are cached: cache={self.cache!r} fits targets of that "
-                "kind with the teacher's max_length and no augmentation; cache=None asks the teacher in every step"
+                "kind with the teacher's max_length and no augmentation; cache=None runs the teacher in every "
+                "optimizer step"
             )
-        return torch.from_numpy(states[place]).to(batch.ids.device)
+        return torch.from_numpy(states[row]).to(batch.ids.device)
 
     @torch.no_grad()
     def compute(self, batch: Batch) -> Tensor:

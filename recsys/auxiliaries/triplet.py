@@ -203,8 +203,8 @@ class TripletContrast(nn.Module):
             share = int(self.edited_to_target) / self.edited_rows
             tokens = self.operation_counts.tolist()
             shares = {name: count / max(sum(tokens), 1) for name, count in zip(OPERATIONS, tokens, strict=True)}
-            told = {f"tokens: {name}": f"{value:.1%}" for name, value in shares.items()}
-            found["Edits in the last epoch of training"] = {**told, "rows with the target written in": f"{share:.2%}"}
+            shown = {f"tokens: {name}": f"{value:.1%}" for name, value in shares.items()}
+            found["Edits in the last epoch of training"] = {**shown, "rows with the target written in": f"{share:.2%}"}
         return found
 
     def _compare(self, step: Step) -> dict[str, Tensor]:
@@ -300,8 +300,8 @@ def training_rows(batch: Batch, num_items: int, max_length: int) -> Batch:
         times = F.pad(times, (0, 1)).scatter(1, lengths[:, None], asked * behind[:, None])
     lengths = lengths + behind.long()
     surplus = (lengths - max_length).clamp(min=0)
-    place = torch.arange(min(ids.shape[1], max_length), device=ids.device)
-    index = (place + surplus[:, None]).clamp(max=ids.shape[1] - 1)
+    position = torch.arange(min(ids.shape[1], max_length), device=ids.device)
+    index = (position + surplus[:, None]).clamp(max=ids.shape[1] - 1)
     unknown = torch.arange(ids.shape[1], device=ids.device) == batch.lengths[:, None]  # behind the input
     features = {
         name: blanked(torch.cat([values, torch.zeros_like(values[:, :1])], 1), unknown)

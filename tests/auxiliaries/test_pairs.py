@@ -131,7 +131,7 @@ def test_c1_the_recipe_does_as_its_part() -> None:
 
 
 def drawn(auxiliary: DuoRec, batch: Batch, seed: int) -> Batch:
-    return auxiliary.partners(batch, torch.Generator().manual_seed(seed))
+    return auxiliary.positives(batch, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("targets", [NextItem, LastItem])
@@ -358,7 +358,7 @@ def test_a_partner_is_another_event_wherever_the_target_of_a_row_was_drawn() -> 
     batch = OneTarget().train(rows, torch.Generator().manual_seed(1))
     many = torch.as_tensor(same_item(training).counts(newest_target(batch).numpy()) > 1)
     for seed in range(30):
-        partner = contrast.partners(batch, torch.Generator().manual_seed(seed))
+        partner = contrast.positives(batch, torch.Generator().manual_seed(seed))
         same = (partner.users == batch.users) & (partner.lengths == batch.lengths)
         assert not bool(same[many].any())
 

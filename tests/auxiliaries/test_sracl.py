@@ -17,7 +17,7 @@ from torch import Tensor
 
 import recsys as rs
 from recsys.auxiliaries import retrieval, semantic
-from recsys.auxiliaries.retrieval import Pool, item_neighbours, pool_neighbours, short_rows
+from recsys.auxiliaries.retrieval import Histories, history_neighbours, item_neighbours, short_rows
 from recsys.auxiliaries.semantic import SemanticContrast, substituted
 from recsys.auxiliaries.synthesiser import Synthesiser
 from recsys.data.prepared import Prepared
@@ -78,7 +78,7 @@ def step_of(model: rs.Recommender, split: Split, rows: int = 12) -> Step:
     return Step(batch, seed=4, items=model.items, encode=model.encode)
 
 
-def histories(pool: Pool) -> list[list[int]]:
+def histories(pool: Histories) -> list[list[int]]:
     """The items of every row's window, one row at a time."""
     train, items = pool.training, []
     for user, event in zip(pool.users, pool.events, strict=True):
@@ -100,7 +100,7 @@ def naive_nt_xent(first: Tensor, second: Tensor, temperature: float = 1.0) -> Te
 @pytest.mark.parametrize("kind", ["user", "prefix"])
 def test_pool_holds_training_histories_only(kind: str) -> None:
     split = toy_split()
-    pool = Pool.of(split.train, kind, LENGTH)
+    pool = Histories.of(split.train, kind, LENGTH)
     train = split.train
     ends = train.stop[pool.users]
     assert (pool.events < ends).all() and (pool.events > train.start[pool.users]).all()
@@ -117,7 +117,7 @@ def test_pool_holds_training_histories_only(kind: str) -> None:
 
 def test_pool_reads_as_the_training_row_that_ends_in_its_event() -> None:
     split = toy_split()
-    pool = Pool.of(split.train, "user", LENGTH)
+    pool = Histories.of(split.train, "user", LENGTH)
     row = LastItem().train(split.train.gather(pool.users, LENGTH + 1))
     torch.testing.assert_close(pool.batch(np.arange(len(pool))).ids, row.ids)
 
@@ -126,7 +126,7 @@ def test_pool_reads_as_the_training_row_that_ends_in_its_event() -> None:
 @pytest.mark.parametrize("kind", ["user", "prefix"])
 def test_pooled_vectors_equal_sums_over_windows(kind: str, window: str, monkeypatch: pytest.MonkeyPatch) -> None:
     split = toy_split()
-    pool = Pool.of(split.train, kind, LENGTH)
+    pool = Histories.of(split.train, kind, LENGTH)
     items = np.random.default_rng(1).normal(size=(NUM_ITEMS + 1, WIDTH)).astype(np.float32)
     known = np.random.default_rng(2).random(NUM_ITEMS + 1) < 0.5
     whole = pool.vectors(items, known, window)
@@ -146,7 +146,7 @@ def test_pooled_vectors_equal_sums_over_windows(kind: str, window: str, monkeypa
 def test_twins_are_rows_with_the_same_window() -> None:
     split = toy_split(num_items=6)
     for kind in ("user", "prefix"):
-        pool = Pool.of(split.train, kind, 3)
+        pool = Histories.of(split.train, kind, 3)
         windows, twins = [tuple(history) for history in histories(pool)], pool.twins()
         first = {window: windows.index(window) for window in windows}
         numbers = {twins[first[window]] for window in windows}
@@ -189,12 +189,12 @@ def test_check_02_neighbours_equal_brute_force(
     monkeypatch.setattr(retrieval, "SPARE", spare)
     monkeypatch.setattr(retrieval, "HITS", 1000 + 10**6 * spare)  # some rows at a time, or all
     split = toy_split(num_users=120, num_items=12)
-    pool = Pool.of(split.train, "prefix", 3)
+    pool = Histories.of(split.train, "prefix", 3)
     items = np.random.default_rng(1).normal(size=(13, WIDTH)).astype(np.float32)
     vectors = pool.vectors(items, np.arange(13) > 0)
     groups, k = pool.twins(), 4
     apart = [pool.users] * same_user
-    found = pool_neighbours(vectors, k, apart, twins=groups if twins else None)
+    found = history_neighbours(vectors, k, apart, twins=groups if twins else None)
     rng = np.random.default_rng(0)
     for query in rng.choice(len(pool), min(500, len(pool)), replace=False):
         allowed = np.arange(len(pool)) != query
@@ -226,7 +226,7 @@ def test_many_equal_windows_do_not_widen_the_search(monkeypatch: pytest.MonkeyPa
         return search(queries, rows, k, **knobs)
 
     monkeypatch.setattr(retrieval, "nearest_rows", spy)
-    found = pool_neighbours(vectors, 5, [users], twins=twins)
+    found = history_neighbours(vectors, 5, [users], twins=twins)
     assert sum(asked) <= 2 * 900 * (5 + 1 + retrieval.SPARE)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     for query in rng.choice(900, 100, replace=False):
@@ -256,21 +256,21 @@ def test_check_02_rows_left_short_repeat_what_they_have_and_are_counted() -> Non
     vectors = np.random.default_rng(0).normal(size=(6, WIDTH)).astype(np.float32)
     vectors[5] = 0.0
     users = np.array([0, 0, 0, 0, 1, 1])
-    table = pool_neighbours(vectors, 2, [users])
+    table = history_neighbours(vectors, 2, [users])
     assert (table[:4] == 4).all()  # the only other user with a text
     assert set(table[4]) <= {0, 1, 2, 3} and len(set(table[4])) == 2
     assert (table[5] == -1).all()
     assert short_rows(table) == (1, 4)
-    assert (pool_neighbours(vectors[:4], 2, [users[:4]]) == -1).all()
+    assert (history_neighbours(vectors[:4], 2, [users[:4]]) == -1).all()
 
 
 def test_check_03_twins_find_each_other_and_never_themselves() -> None:
     vectors = np.random.default_rng(0).normal(size=(40, WIDTH)).astype(np.float32)
     vectors[20:] = vectors[:20]
-    table = pool_neighbours(vectors, 3)
+    table = history_neighbours(vectors, 3)
     assert (table[:, 0] == (np.arange(40) + 20) % 40).all()
     assert (table != np.arange(40)[:, None]).all()
-    apart = pool_neighbours(vectors, 3, [np.arange(40) % 20])
+    apart = history_neighbours(vectors, 3, [np.arange(40) % 20])
     assert ((apart - np.arange(40)[:, None]) % 20 != 0).all()
     known = np.arange(41) > 0
     items = item_neighbours(np.concatenate([np.zeros((1, WIDTH), np.float32), vectors]), known, 3)
@@ -409,7 +409,7 @@ def test_check_08_terms_equal_the_equations(texts: str, pool: str, own_pass: boo
     model.eval()
     step = step_of(model, split, 6)
     terms = part(step)
-    rows = Pool.of(split.train, pool, LENGTH)
+    rows = Histories.of(split.train, pool, LENGTH)
     wanted = step.batch.users if pool == "user" else step.batch.events
     table = part.nearest
     assert table is not None and part.texts is not None and part.synthesiser is not None
@@ -662,9 +662,9 @@ def test_report_shows_neighbours_by_title(texts: str) -> None:
     model, split = bound(part)
     sections = part.sections(model, split)
     counts, lines = sections.values()
-    assert counts["histories in the pool"] == 40 and counts["histories without neighbours"] == 0
+    assert counts["training histories searched"] == 40 and counts["histories without neighbours"] == 0
     assert len(lines) == 5 and set(lines[0]) == {"history", "neighbour 1", "neighbour 2", "neighbour 3"}
-    pool = Pool.of(split.train, "user", LENGTH)
+    pool = Histories.of(split.train, "user", LENGTH)
     assert split.item_text is not None
     assert lines[0]["history"] == "; ".join(split.item_text["title"][histories(pool)[0]])
     assert SemanticContrast(cross=0.0, intra=0.0).sections(model, split) == {}
@@ -681,8 +681,8 @@ def test_user_vectors_describe_the_rows_of_the_pool(tmp_path: Path, texts: str) 
         part.bind(given)
     given.users = split.users
     part.bind(given)
-    pool = Pool.of(split.train, "user", LENGTH)
-    expected = pool_neighbours(array[pool.users], 3, [pool.users, pool.twins()])
+    pool = Histories.of(split.train, "user", LENGTH)
+    expected = history_neighbours(array[pool.users], 3, [pool.users, pool.twins()])
     assert part.nearest is not None and (part.nearest.numpy() == expected).all()
 
 
@@ -702,8 +702,8 @@ def test_user_vectors_describe_the_rows_of_the_pool(tmp_path: Path, texts: str) 
         (lambda texts: bound(contrast(texts, k=NUM_ITEMS)), "k="),
         (lambda texts: bound(contrast(texts, k=40, intra=0.0)), "k="),
         (lambda texts: bound(contrast(texts, text_dim=WIDTH + 1)), "text_dim"),
-        (lambda texts: Pool.of(toy_split().train, "sessions"), "prefix"),
-        (lambda texts: Pool.of(toy_split().train, "user", 0), "max_length"),
+        (lambda texts: Histories.of(toy_split().train, "sessions"), "prefix"),
+        (lambda texts: Histories.of(toy_split().train, "user", 0), "max_length"),
     ],
 )
 def test_bad_arguments_are_refused(texts: str, call: Callable[[str], Any], word: str) -> None:

@@ -112,7 +112,7 @@ def recommender(**changed):
         ("recsys.runs.write:RunFolder", {"path": "/tmp/x"}),
         ("recsys.cards.fetch:Fetcher", {}),
         ("recsys.auxiliaries.teacher:TeacherStates", {}),
-        ("recsys.auxiliaries.histories:Pool", {}),
+        ("recsys.auxiliaries.histories:Histories", {}),
         ("recsys.weighting.propensity:Propensity", {}),
         ("recsys.ids.vocabulary:Vocabulary", {}),
         ("recsys.storage.files:Workplace", {"target": "/tmp/x"}),
