@@ -301,7 +301,7 @@ class FeatureItems(LocalItems):
         """(n, D) means of the vectors of the lists of rows ``ids`` (n,), that of none for empty ones."""
         start = offsets[ids]
         count = offsets[ids + 1] - start
-        first = count.cumsum(0) - count  # where each list begins among those asked for
+        first = count.cumsum(0) - count  # where each list begins among those that are wanted
         index = torch.arange(int(count.sum()), device=ids.device) + (start - first).repeat_interleave(count)
         vectors = F.embedding_bag(values[index].long(), table, first, mode="mean")
         return torch.where(count[:, None] > 0, vectors, table[0])

@@ -146,7 +146,7 @@ def saved_vectors(folder: str | Path) -> Vectors:
     outside(folder, "folder of item vectors")
     path = Path(folder).absolute()
     if not (path / "manifest.json").is_file():
-        raise FileNotFoundError(f"{path} is no folder of a run, a bundle or vectors: it has no manifest.json")
+        raise FileNotFoundError(f"{path} is not a folder of a run, a bundle or vectors: it has no manifest.json")
     matrix = None
     with reading(path, "make it again"):
         kind = read_json(path / "manifest.json", "make it again").get("kind")

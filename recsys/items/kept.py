@@ -15,7 +15,7 @@ class Kept:
     """A table (N', D) that was made from other tensors.
 
     Weights are compared by value: not every way to change them leaves a trace in their version counters. Of what has a
-    row per item the object, its place in memory and its version are remembered.
+    row per item the object, its address in memory and its version are remembered.
 
     Args:
         weights: what it was made from, but for ``large``.

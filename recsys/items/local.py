@@ -87,7 +87,7 @@ class LocalItems(nn.Module):
 
         Args:
             metric: "dot", the inner product, or "cosine".
-            out: (B, N) to write them to, where no gradient is asked for.
+            out: (B, N) to write them to, where no gradient is needed.
         """
         vectors = self._vectors(slice(1, self.num_items + 1)).to(users.dtype)
         found = products(users, vectors, out=out)

@@ -1,4 +1,4 @@
-"""Items as an encoder of texts has them (Recformer): a matrix that it makes anew, and nobody trains.
+"""Items as an encoder of texts has them (Recformer): a matrix that it makes anew, and that is not trained.
 
 Legend: N items (rows 1..N, 0 is padding), D width.
 """
@@ -23,7 +23,7 @@ class RecformerItems(LocalItems):
     Args:
         dim: width D, the encoder's.
         frozen: names of stages in which it is not made anew.
-        idle: names of stages in which nobody reads it.
+        idle: names of stages in which it is not read.
         shard: items encoded at a time.
     """
 

@@ -15,9 +15,9 @@ from recsys.ids.vectors import Vectors
 def no_row(ids: Tensor, num_items: int, extra: int) -> ValueError:
     """The error for rows ``ids`` beyond a table."""
     return ValueError(
-        f"rows up to {int(ids.max())} are asked for, but the table has {num_items} items and {extra} rows behind them. "
+        f"rows up to {int(ids.max())} are read, but the table has {num_items} items and {extra} rows behind them. "
         "A Recommender makes room for the mask and end tokens of its parts; without one, call "
-        "items.reserve(1), or 2 for an end token, before bind"
+        "items.reserve(1), or items.reserve(2) for an end token too, before bind"
     )
 
 

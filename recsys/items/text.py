@@ -2,11 +2,11 @@
 
     output(i) = P(t_i) + b        P linear, or two layers with a GELU; no biases inside, so P(0) = 0
 
-t_i is the text vector of item i; an item without one has t_i = 0 and a learned row in the place of b, which all such
+t_i is the text vector of item i; an item without one has t_i = 0 and a learned row instead of b, which all such
 items share. The input vector is the same, times sqrt(D) with ``scale``. An item that training never saw is placed by
 its text like any other, which is what these tables are for.
 
-Projected text vectors in the place of ids are the idea of UniSRec (Hou et al., KDD 2022, arXiv 2206.05941) and of much
+Projected text vectors instead of ids are the idea of UniSRec (Hou et al., KDD 2022, arXiv 2206.05941) and of much
 since; here it is the plain form: no mixture of experts, no pre-training, input and output tied.
 
 Legend: N items (rows 1..N, 0 is padding), H width of the text vectors, D width.
@@ -245,9 +245,9 @@ class TextItems(LocalItems):
         """(n, D) of rows (n,), padding and the rows behind the items included."""
         item = (ids > 0) & (ids <= self.num_items)
         inner = ids * item  # what is no item has the text vector of padding, zero
-        slot = torch.where(item, 2 - self.known[inner].long(), (ids - self.num_items + 2).clamp(min=0) * (ids > 0))
+        row = torch.where(item, 2 - self.known[inner].long(), (ids - self.num_items + 2).clamp(min=0) * (ids > 0))
         own = torch.cat([self.rows.new_zeros(1, self.dim), self.rows])
-        return self._project(F.embedding(inner, self.text)) * item[:, None] + F.embedding(slot, own)
+        return self._project(F.embedding(inner, self.text)) * item[:, None] + F.embedding(row, own)
 
     def _table(self) -> Tensor | None:
         """(1 + N + extra, D), where it may be kept: without gradients, in eval mode; None elsewhere."""

@@ -54,9 +54,9 @@ class MaskedItems:
         draws = torch.rand(batch.ids.shape, generator=generator, device=batch.ids.device)
         draws = draws.masked_fill(~batch.mask, 2.0)
         only_last = torch.rand(len(batch), 1, generator=generator, device=batch.ids.device) < self.last
-        place = torch.arange(batch.ids.shape[1], device=batch.ids.device)
-        masked = (draws < self.probability) | (place == draws.argmin(1, keepdim=True))
-        masked = torch.where(only_last, place == batch.lengths[:, None] - 1, masked) & batch.mask
+        position = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+        masked = (draws < self.probability) | (position == draws.argmin(1, keepdim=True))
+        masked = torch.where(only_last, position == batch.lengths[:, None] - 1, masked) & batch.mask
         return batch.replace(
             ids=batch.ids.masked_fill(masked, self._mask),
             targets=batch.ids * masked,
@@ -83,7 +83,10 @@ class MaskedItems:
     @property
     def _mask(self) -> int:
         if not self.num_items:
-            raise ValueError("MaskedItems does not know the number of items yet: call bind(context) first")
+            raise ValueError(
+                "MaskedItems does not know the number of items yet: train it with rs.fit or load a run (or call "
+                "bind(context) yourself)"
+            )
         return self.num_items + 1
 
 

@@ -16,7 +16,7 @@ from recsys.targets.shift import shifted, tail
 class NextItem:
     """Each position predicts the item that follows it: a history of n + 1 events gives n targets.
 
-    The targets stand in the input one step later, so only an encoder that sees the past can be trained this way.
+    The targets stand in the input one position later, so only an encoder that sees the past can be trained this way.
     """
 
     sees = "past"

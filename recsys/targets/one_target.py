@@ -18,12 +18,12 @@ from recsys.data.batch import Batch, only
 
 
 class OneTarget:
-    """One target per user and epoch, at a random place of the history, and what precedes it as input.
+    """One target per user and epoch, at a random position of the history, and what precedes it as input.
 
     So do Recformer's authors (arXiv 2305.13731, collators), where ``LastItem`` takes every prefix of every history
-    in every epoch. The place is uniform over the whole training history, however long, and the input the newest events
-    before it; in the stages ``late`` it is in the second half. Unlike theirs an input has at least one item: a user
-    without history is never asked for.
+    in every epoch. The position is uniform over the whole training history, however long, and the input the newest
+    events before it; in the stages ``late`` it is in the second half. Unlike theirs an input has at least one item: a
+    user without history is never ranked for.
     """
 
     sees = "all"
@@ -42,7 +42,7 @@ class OneTarget:
         self.stage = name
 
     def draw(self, lengths: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """(n,) places of the targets in histories of ``lengths`` (n,), two events or more."""
+        """(n,) positions, from 0, of the targets in histories of ``lengths`` (n,), two events or more."""
         lowest = np.maximum((lengths - 1) // 2, 1) if self.stage in self.late else np.ones_like(lengths)
         return random.integers(lowest, lengths)
 
@@ -60,24 +60,24 @@ class OneTarget:
             count = (batch.lengths - lowest).clamp(min=1)
             drawn = lowest + (draws * count).long().clamp(max=count - 1)
         inputs = torch.minimum(drawn, batch.lengths - 1).clamp(min=0)
-        place = torch.arange(max(batch.ids.shape[1] - 1, 1), device=batch.ids.device)
-        keep, last = place < inputs[:, None], place == inputs[:, None] - 1
+        position = torch.arange(max(batch.ids.shape[1] - 1, 1), device=batch.ids.device)
+        keep, last = position < inputs[:, None], position == inputs[:, None] - 1
 
         def shifted(values: Tensor) -> Tensor:
-            return torch.nn.functional.pad(values, (0, 2))[:, 1 : 1 + len(place)] * last
+            return torch.nn.functional.pad(values, (0, 2))[:, 1 : 1 + len(position)] * last
 
-        ids = torch.nn.functional.pad(batch.ids, (0, 1))[:, : len(place)]
+        ids = torch.nn.functional.pad(batch.ids, (0, 1))[:, : len(position)]
         changes: dict[str, Any] = {"ids": ids * keep, "lengths": inputs, "targets": shifted(batch.ids)}
         changes["target_index"] = None
         if batch.features:
-            head = torch.arange(len(place), device=place.device).clamp(max=batch.ids.shape[1] - 1)
+            head = torch.arange(len(position), device=position.device).clamp(max=batch.ids.shape[1] - 1)
             changes["features"] = {name: only(values[:, head], keep) for name, values in batch.features.items()}
         if batch.weights is not None:
             changes["weights"] = shifted(batch.weights)
         if batch.events is not None:  # the event that is predicted, not the newest of the row
             changes["events"] = batch.events - (batch.lengths - 1 - inputs).clamp(min=0)
         if batch.times is not None:
-            changes["times"] = torch.nn.functional.pad(batch.times, (0, 1))[:, : len(place)] * keep
+            changes["times"] = torch.nn.functional.pad(batch.times, (0, 1))[:, : len(position)] * keep
             changes["target_times"] = shifted(batch.times)
             if batch.query_time is not None:
                 changes["query_time"] = changes["target_times"].sum(1)

@@ -47,12 +47,12 @@ class PopularityPropensity(nn.Module):
         power: 0 makes all 1, and 1 follows the counts; the paper's is .5.
         floor: the least theta, which items without training events get.
         smoothing: a.
-        period_days: count within periods of so many days, from the first training event on (needs times); events
+        period_days: count within periods of N days, from the first training event on (needs times); events
             after the last one count as its.
 
     Raises:
         ValueError: an argument out of range.
-        DataError: periods are asked for, and the data have no times.
+        DataError: ``period_days`` is given, and the data have no times.
     """
 
     theta: Tensor
@@ -173,15 +173,15 @@ class GivenPropensity(nn.Module):
 
 
 class PositionPropensity(nn.Module):
-    """theta by the place that a target had in the list its user was shown, for data that have it.
+    """theta by the rank that a target had in the list its user was shown, for data that have it.
 
     Args:
-        values: theta of the first place, the second, ...; later places count as the last one.
+        values: theta of the first rank, the second, ...; later ranks count as the last one.
         field: ``batch.features[field]`` (B, L) holds the ranks of the targets in their lists, from 0; a Targets part
             of your own puts it there, as features of events are those of the inputs.
     """
 
-    theta: Tensor  # (places,)
+    theta: Tensor  # (ranks,)
 
     def __init__(self, values: Sequence[float], field: str = "target_places") -> None:
         super().__init__()
@@ -194,7 +194,7 @@ class PositionPropensity(nn.Module):
         """Nothing to learn."""
 
     def forward(self, batch: Batch) -> Tensor:
-        """(B, L) theta of the targets' places."""
+        """(B, L) theta of the targets' ranks."""
         if self.field not in batch.features:
             raise ValueError(f"PositionPropensity reads batch.features[{self.field!r}], which no part has set")
         theta = self.theta.to(batch.ids.device)
@@ -236,7 +236,7 @@ class InversePropensity(nn.Module):
         """For the report: how far the weights go, and how many events they are worth."""
         theta = self.propensity.theta.cpu().numpy()
         if theta.shape != (split.num_items + 1,):
-            return {}  # by period or by place: not one number per item
+            return {}  # by period or by rank: not one number per item
         return {"Inverse propensities": weight_facts(theta, split.train.item_counts(), self.clip)}
 
 
@@ -269,8 +269,8 @@ def _known(part: Any) -> Tensor:
     theta: Tensor = part.theta
     if theta.shape[-1] == 0:
         raise ValueError(
-            f"{type(part).__name__} knows no propensities: they are learned from training events by bind(context), and "
-            "a loaded model may not have them"
+            f"{type(part).__name__} has no propensities: train it with rs.fit, which learns them from the training "
+            "events (a loaded model may not have them)"
         )
     return theta
 
