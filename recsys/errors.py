@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 JOINERS = "\u200c\u200d"  # invisible, and part of ordinary words and emoji
 
@@ -63,8 +63,13 @@ def not_fitted(model: object) -> ValueError:
     return ValueError(f"{type(model).__name__} is not fitted: call fit(model, split), or load a run")
 
 
-def closest(name: str, known: Iterable[str]) -> str:
-    """A hint for an error message: the known name nearest to ``name``, or all of them."""
+def closest(name: str, known: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> str:
+    """A hint for an error message: the known name nearest to ``name``, or all of them.
+
+    Args:
+        elsewhere: known names by what other libraries call them, in lower case.
+    """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
+    meant = (elsewhere or {}).get(name.lower())
+    near = [meant] if meant in names else difflib.get_close_matches(name, names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"

@@ -33,6 +33,11 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {  # in the order in which 
     "Serving": (export.export, recommend.recommend, similar.similar),
     "About": (quickstart.quickstart, doctor.doctor),
 }
+ELSEWHERE = {
+    "train": "fit", "predict": "recommend", "infer": "recommend", "test": "evaluate", "eval": "evaluate",
+    "benchmark": "compare", "split": "audit", "stats": "audit", "download": "fetch", "neighbours": "similar",
+    "neighbors": "similar", "serve": "export",
+}  # fmt: skip
 COMMANDS = {command.__name__: command for group in GROUPS.values() for command in group}
 
 
@@ -69,7 +74,7 @@ def _parse(arguments: list[str]) -> Callable[[], object]:
     if arguments[0] not in COMMANDS:
         from recsys.errors import closest
 
-        raise ValueError(f"there is no command {arguments[0]!r}; {closest(arguments[0], COMMANDS)}")
+        raise ValueError(f"there is no command {arguments[0]!r}; {closest(arguments[0], COMMANDS, ELSEWHERE)}")
     if arguments[0] == "fit":  # whose flags are those of the recipe
         return fit.parse(arguments[1:])
     command = COMMANDS[arguments[0]]

@@ -26,8 +26,8 @@ def audit(
         valid: share of the events for validation, under global-time.
         test: share of the events for the test, under global-time.
         user: column of user ids in a file of interactions (default: user, or what the format calls it).
-        item: column of item ids, likewise.
-        time: column of times, likewise (default: none, except in MovieLens and atomic files).
+        item: column of item ids (default: item, or what the format calls it).
+        time: column of times (default: none, except in MovieLens and atomic files).
         drop_missing: drop (and count) events without a user, item or time, which are an error otherwise.
         save: folder to keep the split in, for embed, profiles, evaluate and your own recipes.
     """

@@ -47,8 +47,8 @@ def embed(
         precision: of the stored vectors.
         out: folder of the vectors (default: one in the cache, named by data, model and texts).
         user: column of user ids in a file of interactions (default: user, or what the format calls it).
-        item: column of item ids, likewise.
-        time: column of times, likewise (default: none, except in MovieLens and atomic files).
+        item: column of item ids (default: item, or what the format calls it).
+        time: column of times (default: none, except in MovieLens and atomic files).
         items: the item table that belongs to a file of interactions.
     """
     from recsys.llm.embed import embed as make

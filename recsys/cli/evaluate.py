@@ -30,7 +30,7 @@ def evaluate(
         part: of the split, whose targets are ranked.
         k: cut-offs of the metrics (default: 1 5 10 20).
         exclude: seen items that are not ranked; history-except-targets ranks a target that repeats the history.
-        users: evaluate a random sample of so many users; the report says so (default: all).
+        users: evaluate a random sample of N users; the report says so (default: all).
         split: folder of a saved split with the same items (default: the split the run was trained on).
         trust: modules outside recsys that a model may use; their code runs (default: none).
     """

@@ -41,10 +41,10 @@ def profiles(
         requests_per_minute: limit on requests to the endpoint (default: none).
         max_history: newest training events of a user that the model reads.
         histories: training histories that the model reads about an item.
-        limit: write only the first so many profiles with the model (default: all).
+        limit: write profiles of the first N only with the model (default: all).
         user: column of user ids in a file of interactions (default: user, or what the format calls it).
-        item: column of item ids, likewise.
-        time: column of times, likewise (default: none, except in MovieLens and atomic files).
+        item: column of item ids (default: item, or what the format calls it).
+        time: column of times (default: none, except in MovieLens and atomic files).
         items: the item table that belongs to a file of interactions.
     """
     from recsys.llm.chat import ChatEndpoint, Writer

@@ -20,7 +20,7 @@ def similar(bundle: Path, items: tuple[str, ...], /, k: int = 10, trust: tuple[s
     from recsys.serve.bundle import Bundle
 
     if not items:
-        raise ValueError("name the items whose neighbours are asked for: recsys similar BUNDLE ITEM ...")
+        raise ValueError("name the items to find similar ones of: recsys similar BUNDLE ITEM ...")
     loaded = Bundle.load(bundle, trust=importable(trust))
     wanted = raw_ids(items, loaded.vocabulary) or []
     for one, near in zip(wanted, loaded.similar(wanted, k=k), strict=True):

@@ -55,7 +55,7 @@ def name_of(callback: Callback) -> str:
 
 
 def consult(callbacks: Sequence[Callback], epoch: Epoch, fabric: Fabric | None = None) -> dict[str, str] | None:
-    """Call all ``callbacks``; who stopped the run and why, None if nobody did; the same on every process.
+    """Call all ``callbacks``; who stopped the run and why, None if none did; the same on every process.
 
     Raises:
         Exception: whatever a callback raises; a RuntimeError on the other processes.

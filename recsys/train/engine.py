@@ -1,4 +1,4 @@
-"""Devices, precision and processes: the one place where Lightning is started."""
+"""Devices, precision and processes: Lightning is started here and nowhere else."""
 
 from __future__ import annotations
 

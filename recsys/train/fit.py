@@ -56,7 +56,7 @@ class Fitted:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked(Training):
-    """What :func:`fit` takes besides the model and the split: the knobs of :class:`Training`, and these."""
+    """What :func:`fit` takes besides the model and the split: the settings of :class:`Training`, and these."""
 
     training: Training | None = field(default=None, kw_only=False)
     folder: str | Path | None = None
@@ -80,17 +80,17 @@ def fit(
     """Train ``model`` on ``split.train``, choose its best epoch on ``split.valid``; the model is changed in place.
 
     A model that is counted rather than trained (it has ``learn``) is learned in one go and gets the same run folder.
-    ``fit(model, split, rs.Training(epochs=5))`` and ``fit(model, split, epochs=5)`` are the same: the knobs are the
+    ``fit(model, split, rs.Training(epochs=5))`` and ``fit(model, split, epochs=5)`` are the same: the settings are the
     fields of :class:`recsys.Training`; what is given by name goes before what ``training`` says.
 
     Args:
-        training: the knobs, made once for several runs.
+        training: the settings, made once for several runs.
         folder: the run folder; None keeps nothing on disk. The split is kept in the cache (``RECSYS_CACHE``), so that
             ``recsys evaluate`` and ``export`` find it.
         name, recipe, arguments: what the run folder remembers of where the run came from.
 
     Raises:
-        ValueError, TypeError: a knob makes no sense or does not exist, a GPU is asked for where there is none, or
+        ValueError, TypeError: a setting makes no sense or does not exist, a GPU is wanted where there is none, or
             ``folder`` holds another run.
         LeakageError: ``init="keep"``, and the model has learned from events that it would be validated on (where that
             cannot be told, it is a warning).
@@ -300,11 +300,12 @@ def _told(batches: TrainBatches, settings: Training) -> Iterator[str]:
             yield f"stage {stage.name!r}, each epoch: {rows} of {type(stage.data).__name__}"
     if all(stage.data is not None for stage in settings.plan):
         return
-    text = f"each epoch: {batches.num_targets:,} positions in {batches.num_rows:,} rows"
+    text = f"each epoch: {batches.num_targets:,} targets in {batches.num_rows:,} rows"
+    text += f" (histories of up to {batches.max_length:,} items)"
     if batches.truncated:
         text += f'; {batches.truncated:,} events older than the last window are not read (windows="sliding" reads them)'
     if batches.short_users:
-        text += f"; {batches.short_users:,} users have one event, which gives nothing to predict"
+        text += f"; {batches.short_users:,} users with a single event are not trained on"
     yield text
 
 

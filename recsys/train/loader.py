@@ -31,7 +31,7 @@ CHUNK_BATCHES = 64  # how many batches are sorted by length together
 class Rows:
     """Which events each training row holds: row j of a user ends ``j * stride`` events before its newest one.
 
-    With ``place`` (R,) there is a row per user, which ends with that event of the user's training history.
+    With ``newest`` (R,) there is a row per user, which ends with that event of the user's training history.
     """
 
     start: np.ndarray  # (U,) int64 first training event of each user
@@ -39,7 +39,7 @@ class Rows:
     first: np.ndarray  # (U+1,) int64 number of rows of the users before
     width: int  # most events of a row, L + 1
     stride: int
-    place: np.ndarray | None = None
+    newest: np.ndarray | None = None
 
     def __len__(self) -> int:
         return int(self.first[-1])
@@ -48,10 +48,10 @@ class Rows:
         """User, first event and end of each row: (B,) int64 each."""
         rows = np.asarray(rows, dtype=np.int64)
         user = np.searchsorted(self.first, rows, side="right") - 1
-        if self.place is None:
+        if self.newest is None:
             stop = self.stop[user] - (rows - self.first[user]) * self.stride
         else:
-            stop = self.start[user] + self.place[rows] + 1
+            stop = self.start[user] + self.newest[rows] + 1
         return user, np.maximum(stop - self.width, self.start[user]), stop
 
     def lengths(self) -> np.ndarray:
@@ -84,8 +84,8 @@ def prefixes(training: TrainingEvents, max_length: int) -> Rows:
     return _rows(training, np.maximum(training.lengths - 1, 0), max_length, 1)
 
 
-def uniform_places(lengths: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """(n,) int64 places 1..length - 1 drawn uniformly, of histories of ``lengths`` (n,), two events or more."""
+def uniform_positions(lengths: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """(n,) int64 positions 1..length - 1 drawn uniformly, of histories of ``lengths`` (n,), two events or more."""
     return random.integers(1, lengths)
 
 
@@ -109,10 +109,10 @@ class TrainBatches:
         windows: "last" window of a long history, or "sliding" windows over all of it.
         stride: distance of sliding windows (default ``max_length``).
         workers: processes that gather ahead; the batches are the same for any number.
-        needs: optional batch fields to carry ("times", "weights", "query_time"); weights come along anyway.
+        needs: optional batch fields to carry ("times", "weights", "query_time"); weights are carried anyway.
         pin: page-locked memory, for copies to a GPU.
-        draw: gives the places of the targets in histories of some lengths (n,), two or more, for the scheme "drawn"
-            (default: :func:`uniform_places`).
+        draw: gives the positions of the targets in histories of some lengths (n,), two or more, for the scheme "drawn"
+            (default: :func:`uniform_positions`).
 
     Raises:
         ValueError: contradictory arguments, or a token budget smaller than one row.
@@ -150,7 +150,7 @@ class TrainBatches:
         self.workers, self.needs, self.pin = workers, frozenset(needs), pin
         self.draw: Draw | None = None
         if scheme == "drawn" and windows == "last":
-            self.draw = uniform_places if draw is None else draw
+            self.draw = uniform_positions if draw is None else draw
         self.rows = _cut(training, scheme, windows, max_length, stride)
         self._row_lengths = self.rows.lengths() if tokens is not None or order == "length" else None
         self._planned: tuple[int, Rows, np.ndarray, np.ndarray] | None = None
@@ -247,8 +247,8 @@ class TrainBatches:
         cut, lengths = self.rows, self._row_lengths
         if self.draw is not None:
             histories = self.training.lengths[self.training.lengths > 1]
-            place = self.draw(histories, numpy_generator(self.seed, "places", epoch))
-            cut = replace(cut, place=place.astype(np.int32 if histories.max() < 2**31 else np.int64))
+            drawn = self.draw(histories, numpy_generator(self.seed, "places", epoch))
+            cut = replace(cut, newest=drawn.astype(np.int32 if histories.max() < 2**31 else np.int64))
             lengths = None if lengths is None else cut.lengths()
         rows = np.arange(self.num_rows, dtype=np.int32 if self.num_rows < 2**31 else np.int64)
         random.shuffle(rows)
@@ -300,7 +300,7 @@ class _Gather(Dataset[Batch]):
         batch = self.training.gather(
             users[order], start=start[order], stop=stop[order], rows=rows[order], needs=self.needs
         )
-        if self.rows.place is None:
+        if self.rows.newest is None:
             return batch
         return batch.replace(target_index=batch.lengths - 1)
 

@@ -150,18 +150,18 @@ class Loop:
             updates = min(updates, self.settings.max_steps - state.step)
         label = f"epoch {state.epoch + 1}/{self._epochs(stage)}"
         with Progress(updates, label, "updates", enabled=self._talks) as bar:
-            clock = began = time.monotonic()
+            since = began = time.monotonic()
             share = self.fabric.global_rank, self.fabric.world_size
             for batches in islice(_groups(source.epoch(state.epoch, state.consumed, *share), size), updates):
-                waited = time.monotonic() - clock
+                waited = time.monotonic() - since
                 if self._due:
                     self._save()
-                clock = time.monotonic()
+                since = time.monotonic()
                 update = self._update(batches)
-                state.seconds += waited + time.monotonic() - clock
-                clock = time.monotonic()
+                state.seconds += waited + time.monotonic() - since
+                since = time.monotonic()
                 bar.advance(1, **state.shown(update.terms))
-                self._advise(clock - began, bar.done, updates - bar.done)
+                self._advise(since - began, bar.done, updates - bar.done)
         state.phase = "validate"
 
     def _update(self, batches: list[Batch]) -> Update:
@@ -237,7 +237,8 @@ class Loop:
     def _agree(self, weight: float, stop: bool, due: bool) -> tuple[float, bool, bool]:
         """Sum of target weights over the processes, whether any is asked to stop, whether the first one is to save.
 
-        The first process decides when to save: clocks differ, and all must meet in what a decision leads to.
+        The first process decides when to save: wall-clock times differ between processes, and all must
+        meet in what a decision leads to.
         """
         if self.fabric.world_size == 1:
             return weight, stop, due

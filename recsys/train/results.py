@@ -59,7 +59,7 @@ class Results:
 
 
 def curves(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What of the training log is worth a chart: the losses and the validation metric, not clocks and counters."""
+    """What of the training log is worth a chart: the losses and the validation metric, not times and counters."""
     return [{key: row[key] for key in row if key in ("epoch", "loss") or "@" in key} for row in history]
 
 
@@ -113,7 +113,7 @@ def finish(run: Run, fitted: Fitted) -> Results:
     if fitted.folder is not None:
         keep_baselines(fitted.folder, reports[1:])
         extras, failed = sections(fitted.model, run.split)
-        failures += [f"{failure}; the report says so in its place" for failure in failed]
+        failures += [f"{failure}; the report says so instead" for failure in failed]
         if extras:
             text = json.dumps(_plain(extras), indent=1, default=str, ensure_ascii=False)
             write_text(fitted.folder / SECTIONS, text.encode("utf-8", "replace").decode())
@@ -154,7 +154,7 @@ def _baseline(run: Run, baseline: Any) -> Report:
     alike = Training(exclude=asked.exclude, seed=asked.seed, validate_every=0, progress=False, init="fresh")
     fit(baseline, run.split, alike)
     report = evaluate(baseline, run.split.test, name=title(baseline), users=run.split.users, **run.evaluate)
-    print(f"{report.name}: fitted and ranked in {time.monotonic() - began:.1f} s", file=sys.stderr)
+    print(f"{report.name}: fitted and evaluated in {time.monotonic() - began:.1f} s", file=sys.stderr)
     return report
 
 
@@ -203,9 +203,9 @@ def _plain(content: Any) -> Any:
 def keep_baselines(run: Path, reports: Iterable[Report]) -> None:
     """Write reports into ``baselines/`` of a run folder, in place of those of before."""
     clear_baselines(run)
-    for place, report in enumerate(reports):
+    for at, report in enumerate(reports):
         plain = re.sub(r"[^\w.=-]+", "-", report.name, flags=re.ASCII).strip("-.")[:60]
-        report.save(run / BASELINES / f"{place}-{plain}")
+        report.save(run / BASELINES / f"{at}-{plain}")
 
 
 def kept_baselines(run: Path) -> list[Report]:

@@ -26,7 +26,7 @@ class Run:
         settings, stages: what recipes of 0.1 call ``training`` and ``training.stages``.
 
     Raises:
-        TypeError: ``training`` names a knob, or ``evaluate`` an argument, that does not exist.
+        TypeError: ``training`` names a setting, or ``evaluate`` an argument, that does not exist.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Run:
         arguments: dict[str, Any] | None = None,
         **changes: Any,
     ) -> Fitted:
-        """Train the model; ``changes`` are knobs that go before those of ``training``.
+        """Train the model; ``changes`` are settings that go before those of ``training``.
 
         Args:
             folder: the run folder.

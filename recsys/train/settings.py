@@ -1,4 +1,4 @@
-"""The knobs of :func:`recsys.fit`, written once and checked before anything else happens, and the stages of a run."""
+"""The settings of :func:`recsys.fit`, written once and checked before anything else happens; stages of a run."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ from recsys.train.source import BatchSource, check_members
 INITS = ("keep", "fresh")
 DECAYS = ("none", "linear", "cosine")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+ELSEWHERE = {
+    "lr": "learning_rate", "n_epochs": "epochs", "num_epochs": "epochs", "max_epochs": "epochs", "bs": "batch_size",
+    "train_batch_size": "batch_size", "early_stopping": "patience", "early_stopping_patience": "patience",
+    "stopping_step": "patience", "early_stop": "patience", "l2": "weight_decay", "grad_clip": "clip_norm",
+    "gradient_clip_val": "clip_norm", "random_state": "seed", "valid_metric": "metric", "monitor": "metric",
+}  # fmt: skip
 # What may change between a run and its resumption without changing what is computed.
 _FREE = {"epochs", "stages", "patience", "workers", "resume", "checkpoint_every", "checkpoint_seconds", "loggers"}
 _FREE |= {"callbacks", "init", "progress", "devices", "accelerator", "strategy", "num_nodes", "compile", "precision"}
@@ -88,7 +94,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How a model is trained: every knob of :func:`recsys.fit`, each with its default.
+    """How a model is trained: every setting of :func:`recsys.fit`, each with its default.
 
     ``fit(model, split, rs.Training(epochs=5))`` and ``fit(model, split, epochs=5)`` are the same.
 
@@ -139,7 +145,7 @@ class Training:
             :class:`recsys.train.callbacks.Epoch`.
 
     Raises:
-        ValueError, TypeError: a knob has a value that cannot mean anything.
+        ValueError, TypeError: a setting has a value that cannot mean anything.
     """
 
     epochs: int = 100
@@ -218,7 +224,7 @@ class Training:
         """The training that ``given`` says, or its fields by name, with ``knobs`` in place of some.
 
         Raises:
-            TypeError: a name is not a knob (the message has the nearest), or ``given`` is something else.
+            TypeError: a name is not a setting (the message has the nearest), or ``given`` is something else.
         """
         if not isinstance(given, (Training, Mapping, type(None))):
             raise TypeError(f"{what} is a recsys.Training, or its fields by name; found {type(given).__name__}")
@@ -226,7 +232,7 @@ class Training:
         known = [entry.name for entry in fields(cls)]
         for name in named:
             if name not in known:
-                raise TypeError(f"{what} has no knob {name!r}; {closest(str(name), known)}")
+                raise TypeError(f"{what} takes no {name!r}; {closest(str(name), known, ELSEWHERE)}")
         return replace(given, **named) if isinstance(given, Training) else cls(**named)
 
     @property
@@ -239,7 +245,7 @@ class Training:
         return stage.select or self.metric or default_metric(10)
 
     def describe(self) -> dict[str, Any]:
-        """Every knob as plain data, for ``config.json``."""
+        """Every setting as plain data, for ``config.json``."""
         plain: dict[str, Any] = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
@@ -257,7 +263,7 @@ class Training:
         return plain
 
     def identity(self) -> dict[str, Any]:
-        """The knobs that decide which numbers come out: a run resumes only where they are equal."""
+        """The settings that decide which numbers come out: a run resumes only where they are equal."""
         plain = {name: value for name, value in self.describe().items() if name not in _FREE}
         plain["optimizer"] = _describe_optimizer(self.optimizer)
         free = {"patience"} if self.decay != "none" else {"epochs", "patience"}  # epochs decide how fast it decays

@@ -25,7 +25,7 @@ class BatchSource(Protocol):
     the seed, the ids and the training events; and ``prepared``: True (so it is without it) if batches go to the losses
     as they are, False if the model's augmentations, targets and weightings apply to them, as to the split's.
 
-    What a source holds is its owner's affair: events that the run is validated on must not be among it.
+    What a source holds is up to you: events that the run is validated on must not be among it.
     """
 
     @property

@@ -1,7 +1,7 @@
-"""A first try of parts that are not this package's own, on a few rows, before anything is trained or written.
+"""A trial run of parts from outside this package on a few rows, before anything is trained or written.
 
-What a part gives in another shape than its seam says often trains all the same, on a wrong number. The try runs on a
-copy of the model (parameters are shared and stay as they are), in eval mode, and leaves random states alone.
+What a part gives in another shape than its protocol says often trains all the same, on a wrong number. The try runs on
+a copy of the model (parameters are shared and stay as they are), in eval mode, and leaves random states alone.
 
 Legend: B histories, L longest history, T real tokens, T' targets, D width, N items (rows 1..N).
 """
@@ -34,10 +34,10 @@ OPTIONAL = ("targets", "weights", "times", "query_time", "target_times", "events
 def try_parts(model: Any, batches: TrainBatches, plan: Sequence[Stage]) -> None:
     """Run every part of a bound model once, if one of them is of another package.
 
-    Losses that only stages with batches of their own ask for are left out: these rows are not theirs.
+    Losses that only stages with batches of their own ask for are left out: these rows are not meant for them.
 
     Raises:
-        ValueError: a part gives something else than its seam says; the message names its class.
+        ValueError: a part gives something else than its protocol says; the message names its class.
     """
     if not isinstance(model, Recommender) or not any(_foreign(part) for _, part in parts_of(model, used=True)):
         return
@@ -62,7 +62,7 @@ def try_parts(model: Any, batches: TrainBatches, plan: Sequence[Stage]) -> None:
 
 
 class _Trial:
-    """The seams in the order of a training step."""
+    """The protocols in the order of a training step."""
 
     def __init__(self, model: Recommender, rows: Batch, wanted: Sequence[Sequence[str] | None] = (None,)) -> None:
         model.eval()
@@ -240,7 +240,7 @@ def _blamed(part: Any, batch: Batch) -> Iterator[None]:
 
 
 def _check_owned(model: Recommender) -> None:
-    """Weights in what is no module would neither be trained nor saved."""
+    """Weights in what is not a module would neither be trained nor saved."""
     known = {id(value) for value in model.parameters()}
     for _, part in parts_of(model, used=True):
         if isinstance(part, nn.Module):

@@ -131,7 +131,7 @@ def _moved(before: Vocabulary | None, now: Vocabulary | None) -> _Moved:
 def _carried(
     model: Any, before: dict[str, Tensor], context: Context, items: _Moved, people: _Moved | None
 ) -> dict[str, Tensor]:
-    """The tensors of the model, bound to the new data, with what it had learned in its place."""
+    """The tensors of the model, bound to the new data, with what it had learned copied in."""
     empty = replace(context, training=None, item_text=None, item_features=None, user_features=None)
     shapes = {name: value.shape for name, value in _bound(model, _larger(empty)).items()}
     blank = {name: value.clone() for name, value in _bound(model, empty).items()}
@@ -163,9 +163,9 @@ def _carried(
 
 
 def _along(model: Any, name: str, old: Tensor, axis: int, rows: _Moved, around: int, start: Tensor | None) -> Tensor:
-    """``old`` with its rows of ``axis`` where the new data have them; ``around`` rows there are of nobody.
+    """``old`` with its rows of ``axis`` where the new data have them; ``around`` rows there belong to no item.
 
-    New rows are those of ``start``, else the mean of the old ones. Of the rows of nobody one is in front (padding), all
+    New rows are those of ``start``, else the mean of the old ones. Of these one is in front (padding), all
     others are behind.
     """
     table = old.movedim(axis, 0)

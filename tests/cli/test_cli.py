@@ -153,6 +153,14 @@ def test_a_wrong_name_is_told_the_nearest(arguments: list[str], hint: str, capsy
     assert hint in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"), [("train", "fit"), ("predict", "recommend"), ("test", "evaluate"), ("download", "fetch")]
+)
+def test_commands_of_other_libraries_lead_to_ours(written: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([written]) == 1
+    assert f"there is no command '{written}'; did you mean '{meant}'?" in capsys.readouterr().err
+
+
 def test_an_unknown_recipe_flag_is_refused_with_the_nearest(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["fit", str(recipe), "--epoch", "3"])

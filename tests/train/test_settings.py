@@ -102,3 +102,17 @@ def test_recipes_of_0_1_say_settings_and_stages(split):
 def test_a_rate_of_a_stage_that_means_nothing_is_refused(rate):
     with pytest.raises((ValueError, TypeError), match="learning_rate"):
         Stage(1, learning_rate=rate)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("lr", "learning_rate"),
+        ("n_epochs", "epochs"),
+        ("max_epochs", "epochs"),
+        ("early_stopping_patience", "patience"),
+    ],
+)
+def test_names_of_other_libraries_lead_to_ours(split, written, meant):
+    with pytest.raises(TypeError, match=f"fit takes no '{written}'; did you mean '{meant}'"):
+        fit(tiny(), split, **{written: 1})
