@@ -1,4 +1,4 @@
-"""The one place where the parts of a model are found and their hooks called, modules or not, nested ones too.
+"""How the parts of a model are found and their hooks called, modules or not, nested ones too.
 
 What a part holds are its modules and what its constructor was given (a part keeps each constructor argument as an
 attribute of the same name). Who holds parts and has ``bind`` binds them with :func:`bind`; where nothing in between has
@@ -34,7 +34,7 @@ def member(part: Any, name: str) -> Any:
 
 
 class PartList(nn.Module):
-    """Parts in order, modules or not; modules are registered under their place, as in ``nn.ModuleList``."""
+    """Parts in order, modules or not; modules are registered under their number, as in ``nn.ModuleList``."""
 
     def __init__(self, parts: Iterable[Any] = ()) -> None:
         super().__init__()
@@ -47,20 +47,20 @@ class PartList(nn.Module):
         return self._count
 
     def __iter__(self) -> Iterator[Any]:
-        return (self[place] for place in range(len(self)))
+        return (self[number] for number in range(len(self)))
 
-    def __getitem__(self, place: int) -> Any:
-        place = range(len(self))[place]
-        return self._others[place] if place in self._others else self._modules[str(place)]
+    def __getitem__(self, number: int) -> Any:
+        number = range(len(self))[number]
+        return self._others[number] if number in self._others else self._modules[str(number)]
 
-    def __setitem__(self, place: int, part: Any) -> None:
-        place = range(len(self))[place]
-        self._others.pop(place, None)
-        self._modules.pop(str(place), None)
+    def __setitem__(self, number: int, part: Any) -> None:
+        number = range(len(self))[number]
+        self._others.pop(number, None)
+        self._modules.pop(str(number), None)
         if isinstance(part, nn.Module):
-            self.add_module(str(place), part)
+            self.add_module(str(number), part)
         else:
-            self._others[place] = part
+            self._others[number] = part
 
     def append(self, part: Any) -> None:
         """Put a part behind the others."""
@@ -148,7 +148,7 @@ def _held(part: Any) -> Iterator[tuple[str, Any]]:
     """Name and value of the parts that ``part`` holds."""
     named: dict[str, Any] = dict(part._modules) if isinstance(part, nn.Module) else {}
     if isinstance(part, PartList):
-        named = {str(place): one for place, one in enumerate(part)}
+        named = {str(number): one for number, one in enumerate(part)}
     for name in _arguments(part.__class__):
         value = named.get(name, getattr(part, name, None))
         if name in named or value is getattr(part, name, None):  # not what a property makes anew each time
@@ -159,8 +159,8 @@ def _held(part: Any) -> Iterator[tuple[str, Any]]:
 
 def _parts_in(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, (list, tuple)):
-        for place, inner in enumerate(value):
-            yield from _parts_in(f"{name}.{place}", inner)
+        for number, inner in enumerate(value):
+            yield from _parts_in(f"{name}.{number}", inner)
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _parts_in(f"{name}.{key}", inner)
@@ -169,7 +169,7 @@ def _parts_in(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _may_be_part(value: Any) -> bool:
-    """Whether it is an object of a class of somebody's, not plain data, an array, a function or a class."""
+    """Whether it is an object of some class, not plain data, an array, a function or a class."""
     if inspect.isroutine(value):
         return inspect.isfunction(value)  # a function may carry hooks as attributes
     return not (isinstance(value, (type, Tensor)) or type(value).__module__.partition(".")[0] in _PLAIN)

@@ -1,4 +1,4 @@
-"""The seams: everything a paper adds to this library is one of the protocols on this page.
+"""Protocols: everything a paper adds to this library is one of those on this page.
 
 Legend: B histories, L longest history of a batch, T real tokens, D width, N items (rows 1..N, 0 is padding).
 Parts are ``nn.Module``s or plain callables (what has weights to train is a module); nothing is registered and no base
@@ -129,7 +129,7 @@ class ParamGroup(TypedDict, total=False):
 
     parameters: Sequence[str]  # names within the part, their beginnings up to a dot, or patterns; absent: all of them
     learning_rate: float  # absent: the one of the run or the stage
-    factor: float  # or so many times that one
+    factor: float  # or this many times that one
     weight_decay: float  # absent: the one of the run
 
 
@@ -146,8 +146,8 @@ Given = TypeVar("Given")
 class Encoded:
     """What an encoder makes of a batch: one state per real token, one per user, and what else it ``gives``.
 
-    States of tokens that are not in ``batch.wanted_tokens`` may be zero, if the encoder spares itself their cost:
-    encode ``batch.ask_all()`` to read all of them.
+    States of tokens that are not in ``batch.wanted_tokens`` may be zero, if the encoder leaves them out to save their
+    cost: encode ``batch.ask_all()`` to read all of them.
 
     ``user`` is what is scored, exported and indexed; for an empty history it is zero. ``given`` are small dataclasses,
     each of a class that the encoder names in ``gives`` (reasoning states, block ends, branches), which losses that name
@@ -232,7 +232,7 @@ class Step:
 
     @cached_property
     def encoded(self) -> Encoded:
-        """The batch as the encoder sees it: computed when first asked for, and once for all losses of the step."""
+        """The batch as the encoder sees it: computed at first use, and once for all losses of the step."""
         if self.encode is None:
             raise ValueError("this step knows no encoder: losses are called by Recommender.loss, which sets it")
         return self.encode(self.batch)
@@ -308,7 +308,7 @@ class Stepwise(Protocol):
     """An encoder that reads further tokens behind a history without reading the history again (ReaRec asks for it).
 
     Each of the Q tokens of ``batch.wanted_tokens`` gets a continuation of its own: it sees what that token sees and its
-    own earlier latents, never another's. ``memory`` is the encoder's affair.
+    own earlier latents, never another's. What is in ``memory`` is up to the encoder.
     """
 
     def begin(self, batch: Batch, items: ItemTable) -> tuple[Encoded, Any]:
@@ -323,7 +323,7 @@ class Stepwise(Protocol):
 
 @runtime_checkable
 class ItemTable(Protocol):
-    """Item vectors, and what needs those of all items; nobody asks for the whole matrix, so it can be sharded.
+    """Item vectors, and what needs those of all items; the whole matrix is never needed, so it can be sharded.
 
     A table that has its vectors in this process inherits :class:`recsys.items.local.LocalItems` and writes ``embed``
     and ``output``; one that has a part of them answers the same verbs with a reduction over its processes. A table

@@ -1,4 +1,4 @@
-"""Conformance checks of each seam, for whoever writes a part: call one from a test, it says what is wrong."""
+"""Conformance checks, one per protocol, for parts of your own: call one from a test, it says what is wrong."""
 
 from recsys.testing.conformance import DIM as DIM
 from recsys.testing.conformance import NUM_ITEMS as NUM_ITEMS

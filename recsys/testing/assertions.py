@@ -1,4 +1,4 @@
-"""What a conformance check claims about a part, each claim a function that raises ``AssertionError`` if it is false."""
+"""The assertions of the conformance checks, one function each, which raises ``AssertionError`` if it does not hold."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def evaluated(part: Any, call: Callable[[], Any]) -> Any:
-    """The answer of ``call`` while ``part`` is in eval mode; no claim."""
+    """The answer of ``call`` while ``part`` is in eval mode; asserts nothing."""
     if not isinstance(part, nn.Module):
         return call()
     part.eval()
@@ -47,7 +47,7 @@ def seeded(call: Callable[[], Tensor]) -> None:
 
 
 def parameters(part: Any) -> list[tuple[str, nn.Parameter]]:
-    """Trained parameters by name, none if ``part`` is not a module; no claim."""
+    """Trained parameters by name, none if ``part`` is not a module; asserts nothing."""
     return [one for one in part.named_parameters() if one[1].requires_grad] if isinstance(part, nn.Module) else []
 
 
@@ -71,7 +71,7 @@ def gradients(part: Any, loss: Callable[[], Tensor], what: str = "") -> None:
 
 
 def modules(part: Any) -> set[str]:
-    """Modules that define the classes of ``part`` and of what it holds; no claim."""
+    """Modules that define the classes of ``part`` and of what it holds; asserts nothing."""
     inner = [one for _, one in parts_of(part)]
     return {type(one).__module__ for one in inner} | {type(one).__module__ for one in vars(part).values()}
 

@@ -1,4 +1,4 @@
-"""Conformance checks of each seam, for whoever writes a part: call one from a test, it says what is wrong.
+"""Conformance checks, one per protocol, for parts of your own: call one from a test, it says what is wrong.
 
 Every check takes the part as it would be given to a recommender, works on small made-up data, and raises
 ``AssertionError`` with what was expected and what was found. A part that passes can be composed, trained, resumed,
@@ -67,8 +67,8 @@ def toy_split(num_users: int = 40, num_items: int = NUM_ITEMS, seed: int = 0, lo
     rng = np.random.default_rng(seed)
     lengths = rng.integers(4, longest + 1, num_users)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    place = np.arange(lengths.sum()) - np.repeat(offsets[:-1], lengths)
-    walk = np.repeat(rng.integers(0, num_items, num_users), lengths) + place * np.repeat(
+    position = np.arange(lengths.sum()) - np.repeat(offsets[:-1], lengths)
+    walk = np.repeat(rng.integers(0, num_items, num_users), lengths) + position * np.repeat(
         rng.integers(1, 3, num_users), lengths
     )
     prepared = Prepared(
@@ -286,13 +286,13 @@ def check_metric(metric: Metric, k: int = 5) -> None:
         alone = metric(_ranked(np.zeros(own.sum(), np.int64), above[own], size[own], users=1, first=one), k)
         require(bool(np.allclose(alone, values[one])), f"user {one} alone gets {alone}, in company {values[one]}")
     if not getattr(metric, "lists", False):
-        places = [
-            metric(_ranked(np.zeros(1, np.int64), np.array([place]), np.ones(1, np.int64), 1), k)[0]
-            for place in range(first, first + 4)
+        ranks = [
+            metric(_ranked(np.zeros(1, np.int64), np.array([rank]), np.ones(1, np.int64), 1), k)[0]
+            for rank in range(first, first + 4)
         ]
         require(
-            bool(np.isclose(values[5], np.mean(places))),
-            f"a target tied with three others gets {values[5]:.6g}; the mean over its places is {np.mean(places):.6g}",
+            bool(np.isclose(values[5], np.mean(ranks))),
+            f"a target tied with three others gets {values[5]:.6g}; the mean over its ranks is {np.mean(ranks):.6g}",
         )
     round_trip(metric)
 
@@ -308,7 +308,7 @@ def check_ranker(model: Ranker) -> None:
         ["i3", "no such item"],
         [f"i{row}" for row in range(1, 12)],
     ]
-    times = [[60_000 * (place + 1) for place in range(len(items))] for items in lists]
+    times = [[60_000 * (position + 1) for position in range(len(items))] for items in lists]
     histories = [History(items, at, query_time=at[-1] + 60_000) for items, at in zip(lists, times, strict=True)]
     best = model.recommend(histories, k=5)
     same(best.unknown.tolist(), [0, 0, 1, 0], "unknown items counted per history")

@@ -26,8 +26,8 @@ from recsys.testing.conformance import NUM_ITEMS, toy_batch, toy_context, toy_sp
 
 
 def check_splitter(splitter: Splitter, split: Split | None = None) -> None:
-    """A splitter: stops within each user's events and in order, told in JSON, the same for users in another order, no
-    leak by the audit, saved and loaded.
+    """A splitter: stops within each user's events and in order, described in JSON, the same for users in another
+    order, no leak by the audit, saved and loaded.
 
     Args:
         split: data to cut, if the made-up ones (40 users, 4 to 12 events each, times) are not what it is for.
@@ -64,8 +64,8 @@ def check_splitter(splitter: Splitter, split: Split | None = None) -> None:
 
 
 def check_negatives(negatives: Any) -> None:
-    """A source of negatives: rows 1..N, a target never its own negative, chance from the generator alone, nothing in
-    place, arguments that are kept."""
+    """A source of negatives: rows 1..N, a target never its own negative, chance from the generator alone, no input
+    changed, arguments that are kept."""
     batch = _targeted(toy_batch())
     assert batch.targets is not None
     targets = batch.flatten(batch.targets)
@@ -93,8 +93,8 @@ def check_negatives(negatives: Any) -> None:
 
 
 def check_weighting(weighting: Weighting) -> None:
-    """A weighting: (B, L) float32 weights, finite and not negative at targets, by nothing but the batch, nothing in
-    place, saved and loaded."""
+    """A weighting: (B, L) float32 weights, finite and not negative at targets, by nothing but the batch, no input
+    changed, saved and loaded."""
     require(isinstance(weighting.normalised, bool), f"normalised must be True or False, found {weighting.normalised!r}")
     bind = getattr(weighting, "bind", None)
     if bind is not None:
@@ -111,7 +111,7 @@ def check_weighting(weighting: Weighting) -> None:
     at_targets = found[batch.targets > PAD]
     require(bool(at_targets.isfinite().all() and (at_targets >= 0).all()), "weights must be finite and not negative")
     require(bool(at_targets.any()), "every target has the weight 0")
-    require(torch.equal(weights(), found), "weights of one batch asked for twice differ")
+    require(torch.equal(weights(), found), "weights of one batch differ in a second call")
     round_trip(weighting, weights, bind=_bound)
 
 

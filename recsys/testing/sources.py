@@ -1,4 +1,4 @@
-"""The check of a source of batches, for whoever writes one for ``Stage(data=...)``."""
+"""The check of a source of batches of your own, for ``Stage(data=...)``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_source(source: BatchSource) -> None:
         for batch in whole:
             require(isinstance(batch, Batch), f"batches are recsys.data.batch.Batch, found {type(batch).__name__}")
         same(sum(map(len, whole)), source.num_rows, f"rows of the batches of epoch {epoch} beside num_rows")
-        _equal(whole, list(source.epoch(epoch)), f"epoch({epoch}), asked for twice")
+        _equal(whole, list(source.epoch(epoch)), f"epoch({epoch}), called twice")
         half = len(whole) // 2
         _equal(whole[half:], list(source.epoch(epoch, half)), f"epoch({epoch}, start={half})")
         shares = [list(source.epoch(epoch, 0, rank, 2)) for rank in (0, 1)]
