@@ -1,8 +1,8 @@
 """SASRec on interactions of your own: a CSV, Parquet or NDJSON file, a glob, a saved split, or a data set with a card.
 
 Run: ``recsys fit own --data events.parquet --user uid --item sku --time ts``. The data are cut by global time, as
-``data.split()`` cuts them, and no knob was searched for them: the defaults are those of ``configs/sasrec.py`` for a
-catalogue whose items can all be scored, and sampled items beyond (``--loss``). Ranked beside popularity, item-kNN and
+``data.split()`` cuts them, and no parameter was searched for them: the defaults are those of ``configs/sasrec.py`` for
+a catalogue whose items can all be scored, and sampled items beyond (``--loss``). Ranked beside popularity, item-kNN and
 Markov; a test on your own data says more than our tables.
 """
 
@@ -40,8 +40,8 @@ def run(
     Args:
         data: a file or glob of interactions, the folder of a saved split, or a data set that has a card.
         user: column of user ids (default: user, or what the format calls it).
-        item: column of item ids, likewise.
-        time: column of times, likewise (default: none, except in MovieLens and atomic files).
+        item: column of item ids (default: item, or what the format calls it).
+        time: column of times (default: none, except in MovieLens and atomic files).
         items: table of the items' titles and other texts.
         split: how the data are cut; a saved split is taken as it is.
         drop_missing: drop (and count) events without a user, item or time, which are an error otherwise.

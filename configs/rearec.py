@@ -1,12 +1,12 @@
-"""ReaRec (arXiv 2503.22675): latent reasoning around an encoder, on MovieLens-100K, MovieLens-1M or Amazon Beauty.
+"""ReaRec (arXiv 2503.22675): thought steps behind an encoder, on MovieLens-100K, MovieLens-1M or Amazon Beauty.
 
 Run: ``recsys fit configs/rearec.py --encoder sasrec --method erl`` (or ``prl``; ``--encoder gru4rec`` or ``sigma``;
 other data sets need ``RECSYS_MIRROR``). What is wrapped is the encoder's own recipe with its own knobs, so its run is
 the base to compare with. Deviations from the authors: leave-last instead of one split in time; their temperatures,
 alphas and weights of the divergence (``erl``) were searched per data set and not published, so ours are one choice for
 all; their weight of the contrast (``prl``) is 1, ours .1; one dropout, theirs is .2 at the input; no input norm, widths
-of 64; and an encoder of the past trains all positions at once. SIGMA has no cache, so each of its steps reads the
-history again, in training and at inference.
+of 64; and an encoder of the past trains all positions at once. SIGMA has no cache, so each of its thought steps reads
+the history again, in training and at inference.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def run(
     noise: float = 0.01,
     knobs: Public = Public(),
 ) -> rs.Run:
-    """ReaRec around an encoder; a knob that is None is that of the encoder's own recipe.
+    """ReaRec around an encoder; what is not given is as in the encoder's own recipe.
 
     Args:
-        encoder: what is wrapped, with the knobs of its own recipe.
+        encoder: what is wrapped, with the settings of its own recipe.
         method: erl scores the mean of the thought steps, prl the last one and trains each.
         steps: thought steps behind a history.
         temperature: divides the scores in all losses.

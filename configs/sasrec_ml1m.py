@@ -6,7 +6,7 @@ NDCG@10 .1821 for the full softmax and .1341 for BCE with one negative (Klenitsk
 Measured, one seed: .1783 and .1314 (``python benchmarks/quality/run.py sasrec_ml1m --seeds 0``, ``-- --loss bce``).
 Deviations from the published recipe: learning rate 2e-3 instead of 1e-3, dropout 0.2 instead of 0.1, attention weights
 not dropped, and positions counted from the newest item. gSASRec's authors score an output table of its own:
-``--loss gbce --no-tied``; ours is the input's unless told so.
+``--loss gbce --no-tied``; ours is the input's unless --no-tied is given.
 """
 
 from __future__ import annotations

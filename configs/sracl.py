@@ -13,7 +13,7 @@ without LLM; its full row embeds an LLM's summaries, which any folder of vectors
 
 Presets: "clean" (default) searches one row per user of the training part, and leaves out the same user and exact twins.
 "parity" is as near as our training rows come to the released code: a row per prefix, of all users, and an own pass for
-the anchors. Deviations that remain in it: prefixes that end in a validation item are not in the pool, a row is left out
+the anchors. Deviations that remain in it: prefixes that end in a validation item are not searched, a row is left out
 of its own neighbours by number and not as the first hit, and pooled item vectors stand for an encoded text per prefix.
 Deviations of both: the backbone is our SASRec (one head, no GELU, inputs times the root of the width), theirs
 RecBole's; batch size, learning rate, width of the window and early stopping are the backbone's, and by default all
@@ -63,7 +63,7 @@ def run(
 
     Args:
         cross: weight of the contrast between histories, the paper's alpha (default: searched per data set).
-        intra: weight of the contrast of two views of a history, the paper's beta (default: likewise).
+        intra: weight of the contrast of two views of a history, the paper's beta (default: searched per data set).
         k: nearest items of an item, and nearest histories of a history.
         share: share of the items that a view replaces.
         preset: search one row per user (clean), or as near to the released code as our rows come (parity).
@@ -75,7 +75,7 @@ def run(
         cross_loss: contrast between histories: with (ntxent) or without (infonce) other anchors as negatives.
         attention_dropout: dropout rate of the weights of the neighbours.
         temperature: divides the similarities in both contrasts.
-        hide: pairs of a batch that are no negatives: those with the same target, of the same user, or both.
+        hide: pairs of a batch that are not negatives: those with the same target, of the same user, or both.
     """
     cross, intra = (WEIGHTS[knobs.data] if given is None else given for given in (cross, intra))
     split = rs.load(knobs.data).split(rs.LeaveLast())

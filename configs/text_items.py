@@ -51,7 +51,7 @@ def run(
     vectors: str | None = None,
     knobs: Public = Public(),
 ) -> rs.Run:
-    """Items by id, by text or by both; a knob that is None is that of the encoder's own recipe.
+    """Items by id, by text or by both; what is not given is as in the encoder's own recipe.
 
     Args:
         encoder: what reads the history.

@@ -21,7 +21,7 @@ from recsys.recommenders.history import History
 if TYPE_CHECKING:
     import polars as pl
 
-_KINDS = {"str": str, "int": (int, np.integer)}
+_KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int, np.integer)}
 SHOWN = 10  # histories whose recommendations are printed
 
 
