@@ -269,8 +269,8 @@ def _known(part: Any) -> Tensor:
     theta: Tensor = part.theta
     if theta.shape[-1] == 0:
         raise ValueError(
-            f"{type(part).__name__} has no propensities: train it with rs.fit, which learns them from the training "
-            "events (a loaded model may not have them)"
+            f"{type(part).__name__} has no propensities: train it with rs.fit (or call bind(context) yourself, with a "
+            "training part); a loaded model may not have them"
         )
     return theta
 
