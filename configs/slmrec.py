@@ -84,9 +84,7 @@ def run(
     if not sasrec:
         raise ValueError("sasrec= must name the folder of a SASRec run: recsys fit configs/sasrec.py --out FOLDER")
     if (role == "student") != bool(teacher):
-        raise ValueError(
-            "only a student has a teacher: give teacher= the folder of a run with role teacher"
-        )
+        raise ValueError("only a student has a teacher: give teacher= the folder of a run with role teacher")
     small = {**SMALL, "hidden_size": hidden, "intermediate_size": hidden * 43 // 16}
     backbone = Backbone(model or small, layers=layers or DEPTHS[role], rank=rank, alpha=rank, dtype=dtype)
     items = FrozenItems(sasrec)
