@@ -6,7 +6,7 @@ table, made into vectors by a small sentence transformer; ``--text tfidf`` needs
 of vectors made elsewhere. No text is made of who bought what, so a new item has one like any other.
 
 The model of ``--table ids`` is that of the encoder's own recipe (``sasrec``, ``gru4rec``, ``mamba4rec``); the tables
-with text change the item table and nothing else. Projected text vectors in the place of ids are the idea of UniSRec
+with text change the item table and nothing else. Projected text vectors instead of ids are the idea of UniSRec
 (Hou et al., KDD 2022, arXiv 2206.05941); deviations: one projection instead of a mixture of experts, no pre-training,
 the scored vectors are the read ones.
 

@@ -96,7 +96,7 @@ class Editor(nn.Module):
         for name, value, known in (("decision", decision, DECISIONS), ("dedup", dedup, DEDUPS)):
             if value in SLIPS:
                 raise ValueError(
-                    f"{name}={value!r}, a slip of the released code, is no option any more: train with "
+                    f"{name}={value!r}, a slip of the released code, is not an option any more: train with "
                     f"{name}={SLIPS[value]!r}, or load this run with recsys 0.1"
                 )
             if value not in known:

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> Callable[[], object]:
-    """The command that is asked for, with its arguments."""
+    """The command of the arguments."""
     if not arguments or arguments[0] in ("-h", "--help"):
         return _help
     if arguments[0] == "--version":

@@ -1,6 +1,6 @@
 """``evaluate``: rank the whole catalogue for every held-out user and report one number per user and metric.
 
-Legend: n users of the part, N items, C candidates (all N, or those asked for).
+Legend: n users of the part, N items, C candidates (all N, or those that are given).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def evaluate(
             these users.
         metrics: names ("ndcg", or "ndcg@10" with its own cut-off), or objects of your own; None for all.
         exclude: "history" takes what the user had out of the candidates: a target that repeats an item of the history
-            is then a miss, which the report counts, and a warning tells above 1% of the targets. "none" leaves
+            is then a miss, which the report counts, with a warning above 1% of the targets. "none" leaves
             everything in. "history-except-targets" takes out the history but keeps a target that repeats it, as the
             tables of some papers do; no list that ``recommend`` gives has such a number.
         memory: what scoring and ranking may hold at a time, besides the model; it decides the users per batch.
@@ -90,7 +90,7 @@ def evaluate(
         rank, world_size: evaluate ``users[rank::world_size]``; put the shares together with :meth:`Report.merge`,
             which gives what one process gives, as far as the scores of a user do not depend on the rest of a batch.
         candidates: what is ranked: "all" items, the "cold" ones that training never saw, raw item ids, or a mask
-            (N+1,) bool by item row of the part. Targets that are no candidates are left out, and so are users without
+            (N+1,) bool by item row of the part. Targets that are not candidates are left out, and so are users without
             any other; a warning counts both. Coverage and Gini then are over the candidates, and the protocol of the
             report names them and what guessing gives.
             Or raw item ids for each user, such as impressions or published negatives: one list per user in the order
@@ -100,9 +100,9 @@ def evaluate(
             exclude="none" if repeated items were shown.
         deny: raw item ids that are never shown, for all users or as one list per user, in the forms of
             ``candidates``. A denied target is a miss.
-        sample: rank so many users of the part only, drawn by ``seed``; the report says so.
+        sample: rank a random sample of N users of the part, drawn by ``seed``; the report says so.
         leakage: what happens if the model learned from targets of the part: "raise" a LeakageError, "warn", or
-            "allow". Where it cannot be told, the first two warn.
+            "allow". Where that is not known, the first two warn.
         warn: whether to warn of users that are left out and of many repeated targets, which the report counts.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A model that learned from the events it is ranked on: refused where it can be told, warned of where it cannot."""
+"""A model that learned from the events it is ranked on: refused where that is known, warned of where it is not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_leakage(model: Any, part: HeldOut, leakage: str, stacklevel: int = 3) 
     seen = part.seen_by(cut)
     if seen is None:
         warnings.warn(
-            f"whether the model was trained on targets of {part.name!r} cannot be told, for it learned from another "
+            f"it is not known whether the model was trained on targets of {part.name!r}, for it learned from another "
             "split than this part is of: compare the two yourself, or evaluate on the split it was trained on "
             "(leakage='allow' if it is known to be right)",
             DataWarning,
@@ -36,10 +36,10 @@ def check_leakage(model: Any, part: HeldOut, leakage: str, stacklevel: int = 3) 
         )
     elif seen:
         total = int((part.target_stop - part.target_start).sum())
-        told = (
+        message = (
             f"the model was trained on {seen:,} of the {total:,} target events of {part.name!r}: fit it on the split "
             "that this part is of, or evaluate on the split it was trained on"
         )
         if leakage == "raise":
-            raise LeakageError(f"{told}; leakage='warn' ranks it all the same")
-        warnings.warn(told, DataWarning, stacklevel=stacklevel)
+            raise LeakageError(f"{message}; leakage='warn' evaluates it all the same")
+        warnings.warn(message, DataWarning, stacklevel=stacklevel)

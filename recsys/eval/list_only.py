@@ -92,7 +92,7 @@ class Lister:
         rows, scores = self._of_top(found, index) if isinstance(found, TopK) else (self._of_lists(found, index), None)
         if rows.shape[1] > k and rows[:, k:].any():
             at = int(np.flatnonzero(rows[:, k:].any(1))[0])
-            self._refuse(f"{np.count_nonzero(rows[at])} items where at most k={k} are asked for", index[at])
+            self._refuse(f"{np.count_nonzero(rows[at])} items where the list has at most k={k}", index[at])
         filled = np.zeros((len(index), k), np.int64)
         filled[:, : rows.shape[1]] = rows[:, :k]
         return filled, None if scores is None else scores[:, :k]
@@ -180,7 +180,7 @@ class Lister:
             at = np.minimum(np.searchsorted(hidden, keys), len(hidden) - 1)
             self._refuse_items(lists, keys[hidden[at] == keys], "although it is in the history, or denied")
         user, item = np.divmod(keys, lists.width)
-        self._refuse_items(lists, keys[columns.column_of(user, item) == 0], "although it is no candidate (allow=)")
+        self._refuse_items(lists, keys[columns.column_of(user, item) == 0], "although it is not a candidate (allow=)")
         if denied is not None:
             self._refuse_items(lists, keys[denied[item]], "although it is denied (deny=)")
         if lists.scores is None:
@@ -284,7 +284,7 @@ class ListRanking:
         """Where the targets of a batch landed in the lists.
 
         Raises:
-            TypeError, ValueError, DataError: the model's lists are not what was asked for.
+            TypeError, ValueError, DataError: the model's lists do not fit the arguments.
         """
         width, users = self.scorer.num_items + 1, len(asked.index)
         columns = self.candidates.columns(asked.index, asked.owner, asked.target)

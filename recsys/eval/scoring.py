@@ -1,4 +1,4 @@
-"""A model asked for the users of a held-out part: matched by the ids of items and users, never by their number.
+"""Scores of a model for the users of a held-out part: matched by the ids of items and users, never by their number.
 
 Legend: b users of a batch, N items (rows 1..N).
 """

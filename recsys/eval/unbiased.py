@@ -197,7 +197,7 @@ def evaluate_uniform(
 
     Args:
         users, items, ratings: (R,) raw ids and values, no pair twice; label 1 from ``threshold`` on.
-        rare: rank only items with at most so many training events.
+        rare: rank only items with at most this many training events.
         memory: of the scores held at a time.
 
     Raises:

@@ -56,7 +56,7 @@ LARGEST = 1.8e19  # length of a vector above which a product of two may not be f
 class Hits(NamedTuple):
     """Neighbours of B queries, best first; the last ``missing[b]`` entries of row b are padding.
 
-    K is what was asked for, or the size of the index if that is less.
+    K is the ``k`` that was given, or the size of the index if that is less.
     """
 
     ids: np.ndarray  # (B, K) raw ids, -1 (int ids) or None (str ids) at padding

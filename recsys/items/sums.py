@@ -24,7 +24,7 @@ class SumItems(LocalItems):
 
     Raises:
         ValueError: there is no table, or they differ in width.
-        TypeError: one is no item table.
+        TypeError: one is not an item table.
     """
 
     def __init__(self, tables: Sequence[ItemTable]) -> None:

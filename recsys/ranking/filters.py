@@ -183,7 +183,7 @@ def checked_k(k: Any) -> int:
     """``k`` as an int.
 
     Raises:
-        TypeError: it is no whole number.
+        TypeError: it is not a whole number.
         ValueError: it is below 1.
     """
     try:

@@ -42,7 +42,7 @@ def inverse_norms(vectors: Tensor) -> Tensor:
 
 
 def check_metric(metric: str) -> None:
-    """Raise ValueError unless ``metric`` is one that similar items can be told by."""
+    """Raise ValueError unless ``metric`` is one that items can be compared by."""
     if metric not in ("cosine", "dot"):
         raise ValueError(f'metric must be "cosine" or "dot" (the inner product), found {metric!r}')
 

@@ -147,7 +147,7 @@ class Ranker(nn.Module):
 
         Raises:
             ValueError: ``k`` is below 1, ``exclude`` is neither, nothing is allowed, or scores are not finite.
-            TypeError: a history is one id, not a list of them, or ``k`` is no whole number.
+            TypeError: a history is one id, not a list of them, or ``k`` is not a whole number.
         """
         histories = as_histories(histories)
         top, shown = self._rank(histories, k, exclude, allow, deny)

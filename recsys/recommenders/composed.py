@@ -122,7 +122,7 @@ class Recommender(Ranker):
                         )
             if member(part, "writes_mask"):
                 raise ValueError(
-                    f"what {type(part).__name__} writes among augmentations becomes a target, and a mask is no item: "
+                    f"what {type(part).__name__} writes among augmentations becomes a target, which a mask cannot be: "
                     'give its Mask hide="drop"'
                 )
 

@@ -127,7 +127,7 @@ def _absent(given: Sequence[Any], lengths: Sequence[int], name: str) -> list[str
 def _unread(histories: Sequence[History], known: set[str]) -> list[str]:
     given = [set(one.features) for one in histories if one.features]
     others = sorted({name for names in given if not names & known for name in names})
-    told = ", ".join(printable(name, 40) for name in others[:5])
-    return [f"the features {told} are read by no part of this model: it reads {', '.join(sorted(known))}"] * bool(
+    names = ", ".join(printable(name, 40) for name in others[:5])
+    return [f"the features {names} are not read by any part of this model: it reads {', '.join(sorted(known))}"] * bool(
         others
     )

@@ -27,7 +27,7 @@ class Popularity(Ranker):
 
     Raises:
         ValueError: ``window_days`` is not positive.
-        DataError: a window is asked for and the data have no times.
+        DataError: ``window_days`` is given and the data have no times.
     """
 
     counts: Tensor

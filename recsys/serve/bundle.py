@@ -241,7 +241,7 @@ class Bundle:
         Raises:
             ValueError: ``k`` is below 1, ``exclude`` is neither "history" nor "none", nothing is allowed, or what the
                 model gives is not finite.
-            TypeError: a history is one id, not a list of them, or ``k`` is no whole number.
+            TypeError: a history is one id, not a list of them, or ``k`` is not a whole number.
         """
         histories = as_histories(histories)
         top, shown = self._rank(histories, k, exclude, allow, deny)

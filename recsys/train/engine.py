@@ -47,7 +47,7 @@ def resolve_accelerator(name: str) -> str:
     """The accelerator that "auto" means here; any other name is checked against this machine.
 
     Raises:
-        ValueError: a GPU is asked for where there is none.
+        ValueError: a GPU is wanted where there is none.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

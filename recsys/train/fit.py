@@ -93,7 +93,7 @@ def fit(
         ValueError, TypeError: a setting makes no sense or does not exist, a GPU is wanted where there is none, or
             ``folder`` holds another run.
         LeakageError: ``init="keep"``, and the model has learned from events that it would be validated on (where that
-            cannot be told, it is a warning).
+            is not known, it is a warning).
         FloatingPointError: a loss became NaN or infinite; the last good checkpoint stays.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint and the best weights are written (and loaded into ``model``).
     """
@@ -231,9 +231,9 @@ def _start(run: _Request, resumed: Checkpoint | None, learned: dict[str, Tensor]
         seen = run.split.valid.seen_by(model.cut)
         if seen is None:
             warnings.warn(
-                "whether the model has learned from events that it is validated on cannot be told, for it learned from "
-                "other data: if these are not newer, its best epoch is chosen on what it knows (validate_every=0 keeps "
-                "the last weights)",
+                "it is not known whether the model has learned from events that it is validated on, for it learned "
+                "from other data: if these are not newer, its best epoch is chosen on what it knows (validate_every=0 "
+                "keeps the last weights)",
                 DataWarning,
                 stacklevel=4,
             )

@@ -78,7 +78,9 @@ def groups_of(model: nn.Module) -> list[Group]:
             for parameter in _chosen(title, part, name, wish):
                 where = names.get(id(parameter))
                 if where is None:
-                    raise ValueError(f"{title} names parameters that are not the model's: its part is no module of it")
+                    raise ValueError(
+                        f"{title} names parameters that are not the model's: its part is not a module of it"
+                    )
                 others = [other.name for other in groups.values() if other is not group and where in other.parameters]
                 if others:
                     raise ValueError(

@@ -87,9 +87,9 @@ def test_k6_the_count_of_any_two_cuts(splits: tuple[Any, Any], trained: int, tes
 def test_k6_what_cannot_be_told_is_warned_of(splits: tuple[Any, Any], changes: dict[str, Any]) -> None:
     leave, time = splits
     model = popular(leave, digest="another", **changes)
-    with pytest.warns(DataWarning, match="cannot be told"):
+    with pytest.warns(DataWarning, match="it is not known whether"):
         rs.evaluate(model, time.test, exclude="none", progress=False)
-    with pytest.warns(DataWarning, match="cannot be told"):
+    with pytest.warns(DataWarning, match="it is not known whether"):
         rs.evaluate(model, replace(leave.test, split=None), exclude="none", progress=False)
 
 

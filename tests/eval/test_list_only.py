@@ -191,7 +191,7 @@ def test_a_list_that_makes_no_sense_is_told_with_its_user(split: Split, fault: s
 
 @pytest.mark.parametrize(
     ("given", "match"),
-    [({}, "in the history"), ({"deny": ["i9"]}, "denied"), ({"candidates": ["i1", "i2", "i3"]}, "no candidate")],
+    [({}, "in the history"), ({"deny": ["i9"]}, "denied"), ({"candidates": ["i1", "i2", "i3"]}, "not a candidate")],
 )
 def test_what_may_not_be_shown_is_told(split: Split, given: dict[str, Any], match: str) -> None:
     class Odd:

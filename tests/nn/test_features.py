@@ -132,7 +132,7 @@ def test_missing_and_unknown_features_of_a_request_are_counted(split):
     texts = [str(one.message) for one in told]
     assert any("2 of 3 histories have no feature 'button'" in text for text in texts)
     assert any("1 of 2 values of 'button'" in text and "'fridge'" in text for text in texts)
-    assert any("features place are read by no part of this model" in text for text in texts)
+    assert any("features place are not read by any part of this model" in text for text in texts)
     assert all(one.filename == __file__ for one in told)
     plain = [
         rs.History(["i3", "i4"], features={"button": ["next", None]}),

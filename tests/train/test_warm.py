@@ -327,7 +327,7 @@ def test_a_model_that_took_items_in_goes_on_with_the_split_that_it_learned(tmp_p
 
 def test_going_on_with_data_that_may_have_been_learned_is_warned_of():
     model = trained(cycles(users=15))
-    with pytest.warns(DataWarning, match="cannot be told"):
+    with pytest.warns(DataWarning, match="it is not known whether"):
         fit(model, cycles(users=12), epochs=1, **QUIET)
 
 
