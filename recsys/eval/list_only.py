@@ -92,7 +92,7 @@ class Lister:
         rows, scores = self._of_top(found, index) if isinstance(found, TopK) else (self._of_lists(found, index), None)
         if rows.shape[1] > k and rows[:, k:].any():
             at = int(np.flatnonzero(rows[:, k:].any(1))[0])
-            self._refuse(f"{np.count_nonzero(rows[at])} items where the list has at most k={k}", index[at])
+            self._refuse(f"{np.count_nonzero(rows[at])} items where at most k={k} are wanted", index[at])
         filled = np.zeros((len(index), k), np.int64)
         filled[:, : rows.shape[1]] = rows[:, :k]
         return filled, None if scores is None else scores[:, :k]
