@@ -26,8 +26,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
+    """For the whole session: what fixtures of modules train is compared bit by bit with what tests train."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
