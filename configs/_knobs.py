@@ -18,12 +18,12 @@ class TrainingKnobs:
     """How a recipe trains and evaluates.
 
     Args:
-        epochs: most epochs of training.
-        patience: epochs without a better validation NDCG@10 after which training stops.
-        batch_size: training rows per batch (default: set per data set).
-        learning_rate: of Adam (default: set per data set).
-        exclude: items of a user's history when ranking: "history" leaves them out, "none" ranks them too.
-        seed: of initial weights, order of batches, dropout and all other draws.
+        epochs: maximum number of training epochs.
+        patience: early stopping: epochs without a better validation NDCG@10 after which training ends.
+        batch_size: training rows (histories, or windows of them) per batch (default: depends on the data set).
+        learning_rate: learning rate of Adam (default: depends on the data set).
+        exclude: seen items when ranking: "history" leaves out the items of the user's history, "none" ranks them too.
+        seed: random seed: initial weights, order of batches, dropout and all other draws.
     """
 
     epochs: int = 60
@@ -53,9 +53,9 @@ class Knobs(TrainingKnobs):
     """The sizes of a model as well.
 
     Args:
-        dim: width of item vectors and hidden states.
-        dropout: share of the activations that are dropped in training (default: set per data set).
-        max_length: newest items of a history that the model reads (default: set per data set).
+        dim: embedding size: width of item vectors and hidden states.
+        dropout: dropout rate (default: depends on the data set).
+        max_length: maximum history length: only the newest items are read (default: depends on the data set).
     """
 
     dim: int = 64
@@ -79,9 +79,9 @@ class Contrast:
     """How two views of a batch of histories are contrasted.
 
     Args:
-        temperature: divides the similarities in the contrast.
+        temperature: temperature of the contrastive loss, which divides the similarities.
         cosine: contrast cosine similarities instead of dot products.
-        hide: pairs of a batch that are no negatives: those with the same target, of the same user, or both.
+        hide: false negatives to leave out: pairs of a batch with the same target, of the same user, or both.
         keep: how much a hidden pair still counts as a negative: 0 not at all, 1 like any other.
     """
 

@@ -35,12 +35,12 @@ def run(
     """BERT4Rec with the full softmax.
 
     Args:
-        num_layers: Transformer blocks.
-        num_heads: attention heads of a block.
+        num_layers: number of Transformer blocks.
+        num_heads: attention heads per block.
         mask: share of a history's items that are masked and predicted.
         last: share of the rows in which the newest item alone is masked, as when recommending.
         head: the authors' layer between the last block and the item scores.
-        windows: of histories longer than max_length: the last window, or sliding ones (default: set per data set).
+        windows: of histories longer than max_length: the last window, or sliding ones (default: per data set).
     """
     values = KNOBS[knobs.data]
     knobs = knobs.filled(values)

@@ -44,11 +44,11 @@ def run(
     """SASRec with CL4SRec's contrast of two augmented views of each history.
 
     Args:
-        weight: of the contrast beside the recommendation loss (default: searched per data set).
+        weight: weight of the contrastive loss (default: tuned per data set).
         crop: share of the items that a cropped view keeps.
         mask: share of the items that a masked view masks.
         reorder: share of the items that a reordered view shuffles.
-        pool: a view as one vector: its last state, the mean of its states, or all of them side by side (flat).
+        pool: pooling of a view into one vector: its last state, the mean, or all states side by side (flat).
     """
     weight = WEIGHTS[knobs.data] if weight is None else weight
     views = [Crop(crop), Mask(mask), Reorder(reorder)]

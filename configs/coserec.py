@@ -53,15 +53,15 @@ def run(
     """SASRec with CoSeRec's contrast of two views, some of them made with similar items.
 
     Args:
-        weight: of the contrast beside the recommendation loss (default: searched per data set).
+        weight: weight of the contrastive loss (default: tuned per data set).
         crop: share of the items that a cropped view keeps.
         mask: share of the items that a masked view leaves out.
         reorder: share of the items that a reordered view shuffles.
-        substitute: share of the items that are exchanged for similar ones (default: set per data set).
-        insert: share of the items before which a similar one is inserted (default: set per data set).
-        threshold: items up to which a history is short, and gets the views for short ones (default: set per data set).
+        substitute: share of the items that are exchanged for similar ones (default: depends on the data set).
+        insert: share of the items before which a similar one is inserted (default: depends on the data set).
+        threshold: longest history that counts as short, with views of its own kind (default: depends on the data set).
         warm_up: epoch from which the model's own item vectors also say what is similar (default: never).
-        pool: a view as one vector: its last state, the mean of its states, or all of them side by side (flat).
+        pool: pooling of a view into one vector: its last state, the mean, or all states side by side (flat).
     """
     given = {"substitute": substitute, "insert": insert, "threshold": threshold}
     values = KNOBS[knobs.data] | {name: value for name, value in given.items() if value is not None}

@@ -44,7 +44,7 @@ def run(
     """SASRec with DuoRec's contrast of histories that lead to the same item.
 
     Args:
-        weight: of the contrast beside the recommendation loss (default: searched per mode and data set).
+        weight: weight of the contrastive loss (default: tuned per mode and data set).
         mode: what is contrasted: another dropout with another history of the same target (us_x), the history with
             another dropout of it (un), with another history of the same target (su), or with both (us).
     """

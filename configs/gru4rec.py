@@ -51,8 +51,8 @@ def run(
     Args:
         train: targets of a history: all positions at once, or the last of each prefix, as the authors train.
         hidden: units of a GRU layer.
-        num_layers: GRU layers.
-        windows: of histories longer than max_length: the last window, or sliding ones (default: set per data set);
+        num_layers: number of GRU layers.
+        windows: of histories longer than max_length: the last window, or sliding ones (default: per data set);
             matters for --train all only, as prefixes cover all of a history anyway.
     """
     values = KNOBS[knobs.data]

@@ -52,20 +52,20 @@ def run(
     """SASRec with LACLRec's losses; with both weights 0 and no editor to learn, SASRec alone.
 
     Args:
-        augmenter: second view of a history: by the learned editor, or another random one (off; without triplet loss).
+        augmenter: second view of a history: by the learned editor, or another random one (off; no triplet loss).
         contrast: weight of the contrast of the two views.
         triplet: weight of the triplet loss.
         pretrain_epochs: epochs in which the editor learns before the recommender is trained.
         editor_encoder: what the editor reads with: the recommender's encoder, or a BERT4Rec of its own.
         rec_layers: Transformer blocks of the recommender on top of the states that the editor reads.
-        max_inserted: most items that the editor inserts before an item.
+        max_inserted: maximum number of items that the editor inserts before an item.
         keep: probability that the random corruption keeps an item.
         delete: probability that it deletes an item.
         insert: probability that it inserts an item before one.
         decision: edits by the highest score (argmax), or drawn by the scores (gumbel).
         dedup: items that an edited view repeats: all stay (none), or the first stays.
-        reduction: of the triplet loss over the rows of a batch.
-        temperature: divides the similarities in the contrast.
+        reduction: how the triplet loss is reduced over the rows of a batch.
+        temperature: temperature of the contrastive loss, which divides the similarities.
         keep_learning: weight of the editor's losses while the recommender is trained; 0 freezes the editor.
     """
     if augmenter == "off":

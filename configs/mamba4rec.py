@@ -51,9 +51,9 @@ def run(
 
     Args:
         train: targets of a history: all positions at once, or the last of each prefix, as the authors train.
-        num_layers: Mamba blocks.
+        num_layers: number of Mamba blocks.
         ssm_init: initial weights of the state space model: recbole as in the published numbers, or mamba's own.
-        windows: of histories longer than max_length: the last window, or sliding ones (default: set per data set);
+        windows: of histories longer than max_length: the last window, or sliding ones (default: per data set);
             matters for --train all only, as prefixes cover all of a history anyway.
     """
     values = KNOBS[knobs.data]

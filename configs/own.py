@@ -42,14 +42,14 @@ def run(
         user: column of user ids (default: user, or what the format calls it).
         item: column of item ids (default: item, or what the format calls it).
         time: column of times (default: none, except in MovieLens and atomic files).
-        items: table of the items' titles and other texts.
-        split: how the data are cut; a saved split is taken as it is.
-        drop_missing: drop (and count) events without a user, item or time, which are an error otherwise.
-        min_user: least events of a user; with --min-item an iterative k-core.
-        min_item: least events of an item.
+        items: item table: titles, other texts, features.
+        split: how to split; a saved split is taken as it is.
+        drop_missing: drop (and count) events with a missing user, item or time, which are an error otherwise.
+        min_user: minimum number of events per user; with --min-item an iterative k-core.
+        min_item: minimum number of events per item.
         loss: softmax over all items (full), or over 256 sampled ones; auto decides by the size of the catalogue.
-        num_layers: Transformer blocks.
-        baselines: evaluate popularity, item-kNN and Markov beside it.
+        num_layers: number of Transformer blocks.
+        baselines: evaluate popularity, item-kNN and Markov as well.
     """
     if Path(data).is_dir():
         if user or item or time or items or drop_missing or min_user or min_item:

@@ -44,7 +44,7 @@ def run(
         encoder: what is wrapped, with the settings of its own recipe.
         method: erl scores the mean of the thought steps, prl the last one and trains each.
         steps: thought steps behind a history.
-        temperature: divides the scores in all losses.
+        temperature: temperature of all losses, which divides the scores.
         alpha: factor by which each earlier thought step has a higher temperature (prl).
         kl_weight: weight of the divergence between thought steps (erl).
         contrast_weight: weight of the contrast of noisy and clean states (prl).

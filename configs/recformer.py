@@ -56,23 +56,23 @@ def run(
     Args:
         pretrained: a Longformer to begin with, a folder or a name on the hub; sizes and tokenizer are its own.
         train: one target per history and epoch, as the authors, or the last of each prefix (as many rows as events).
-        num_layers: Longformer blocks.
-        num_heads: attention heads of a block.
+        num_layers: number of Longformer blocks.
+        num_heads: attention heads per block.
         window: tokens that a token attends to.
         vocab_size: words of the tokenizer that is made from the item texts.
-        max_tokens: tokens of a history that are read.
+        max_tokens: maximum number of tokens of a history.
         pooling: a document as one vector: its first token, or the mean (default: mean, or first with pretrained).
-        temperature: divides the cosine similarities in all losses.
+        temperature: temperature of all losses, which divides the cosine similarities.
         mlm: weight of the masked-word loss in pre-training.
         pretrain_epochs: epochs of pre-training on the training histories; 0 leaves it out.
-        epochs: most epochs of the first stage of fine-tuning.
-        second_epochs: most epochs of the second stage, with fixed item vectors.
+        epochs: maximum number of epochs of the first stage of fine-tuning.
+        second_epochs: maximum number of epochs of the second stage, with fixed item vectors.
         second_patience: patience in the second stage.
         decay: how the learning rate falls to 0 within each stage.
         cold: take items out of training and evaluate on unseen items only.
         share: share of the items that are taken out, with --cold.
-        users: share of the users tested on those items, with --cold (default: set per data set).
-        cold_seed: of the draw of those items, the same as in text_items.
+        users: share of the users tested on those items, with --cold (default: depends on the data set).
+        cold_seed: random seed of the draw of those items, the same as in text_items.
     """
     dim, exclude = knobs.dim, knobs.exclude
     pooling = pooling or ("mean" if pretrained is None else "first")

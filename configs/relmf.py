@@ -35,13 +35,13 @@ def run(
     Args:
         data: data set; all but ml-100k are copied from RECSYS_MIRROR.
         dim: number of factors.
-        l2: regularisation, of the loss summed over all pairs (default: 50, 20 or 5 by loss).
-        power: of an item's share of the most popular item's clicks, as its estimated exposure; 0 weights nothing.
-        clip: least exposure that is assumed, which bounds the weights.
-        loss: of a pair of user and item.
+        l2: L2 regularisation of the loss summed over all pairs (default: 50, 20 or 5 by loss).
+        power: exponent of the propensity, (clicks / clicks of the most popular item) ** power; 0 for no weighting.
+        clip: smallest propensity, which bounds the weights.
+        loss: loss of each user-item pair.
         steps: alternations of least squares, or optimizer steps of the other losses (default: 30, or 300).
-        exclude: items of a user's history when ranking: "history" leaves them out, "none" ranks them too.
-        seed: of the initial factors.
+        exclude: seen items when ranking: "history" leaves out the items of the user's history, "none" ranks them too.
+        seed: random seed of the initial factors.
     """
     model = RelMF(dim, l2, PopularityPropensity(power), clip, loss, steps)
     return rs.Run(model, rs.load(data).split(rs.LeaveLast()), {"seed": seed}, evaluate={"exclude": exclude})

@@ -26,10 +26,10 @@ def run(
     """SASRec with the full softmax over 12,101 items.
 
     Args:
-        num_layers: Transformer blocks.
-        num_heads: attention heads of a block.
-        layout: of a block: the authors' (original), LayerNorm before (pre) or behind (post) each part, or gated (ligr).
-        baselines: evaluate baselines beside it.
+        num_layers: number of Transformer blocks.
+        num_heads: attention heads per block.
+        layout: Transformer block: the authors' (original), LayerNorm before (pre) or after (post) sub-layers, or gated.
+        baselines: evaluate the baselines as well.
     """
     model = rs.Recommender(
         items=rs.IdItems(knobs.dim),

@@ -19,7 +19,7 @@ def run(power: float = 0.5, clip: float = 0.01, knobs: BackboneKnobs = BackboneK
     """SASRec whose targets count by the inverse of their item's exposure.
 
     Args:
-        power: of an item's share of the most popular item's clicks, as its estimated exposure; 0 weights nothing.
-        clip: least exposure that is assumed, which bounds the weights.
+        power: exponent of the propensity, (clicks / clicks of the most popular item) ** power; 0 for no weighting.
+        clip: smallest propensity, which bounds the weights.
     """
     return backbone(knobs, weightings=[InversePropensity(PopularityPropensity(power), clip)])

@@ -27,11 +27,11 @@ def run(
     """SASRec with the full softmax, beside its baselines.
 
     Args:
-        num_layers: Transformer blocks.
-        num_heads: attention heads of a block.
-        layout: of a block: the authors' (original), LayerNorm before (pre) or behind (post) each part, or gated (ligr).
-        windows: of histories longer than max_length: the last window, or sliding ones that cover them.
-        baselines: evaluate baselines beside it.
+        num_layers: number of Transformer blocks.
+        num_heads: attention heads per block.
+        layout: Transformer block: the authors' (original), LayerNorm before (pre) or after (post) sub-layers, or gated.
+        windows: of histories longer than max_length: the last window only, or sliding ones that cover them.
+        baselines: evaluate the baselines as well.
     """
     model = rs.Recommender(
         items=rs.IdItems(knobs.dim),

@@ -34,10 +34,10 @@ def run(
     Args:
         loss: softmax over all items, over sampled ones, or binary cross-entropy with sampled negatives (bce, gbce).
         tied: score items with the vectors that the encoder reads; --no-tied learns a second table.
-        num_layers: Transformer blocks.
-        num_heads: attention heads of a block.
-        layout: of a block: the authors' (original), LayerNorm before (pre) or behind (post) each part, or gated (ligr).
-        baselines: evaluate baselines beside it.
+        num_layers: number of Transformer blocks.
+        num_heads: attention heads per block.
+        layout: Transformer block: the authors' (original), LayerNorm before (pre) or after (post) sub-layers, or gated.
+        baselines: evaluate the baselines as well.
     """
     objective = {"softmax": rs.FullSoftmax, "sampled": rs.SampledSoftmax, "bce": rs.BCE, "gbce": rs.GBCE}[loss]()
     model = rs.Recommender(

@@ -33,7 +33,7 @@ def run(
     """SIGMA with the full softmax on the item after every prefix.
 
     Args:
-        num_layers: SIGMA blocks.
+        num_layers: number of SIGMA blocks.
         keep: newest items that the reversed pass leaves in order.
         gate_cross: input of the second gate: the first gate (repo, the authors' code), or its own input (clean).
         ssm_init: initial weights of the state space model: recbole as in the published numbers, or mamba's own.

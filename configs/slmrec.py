@@ -68,16 +68,16 @@ def run(
         layers: layers of the language model that are kept (default: 8 for a teacher, else 4).
         model: a language model, a folder or a name on the hub (default: a small Llama of random weights).
         hidden: width of the language model; of one by name it must be given for a student.
-        rank: of the LoRA adapters.
-        dtype: of the frozen weights of the language model.
+        rank: rank of the LoRA adapters.
+        dtype: data type of the language model's frozen weights.
         cosine: weight of the direction of the teacher's states (the paper's lambda 1), of a student.
         norm: weight of their length (lambda 2), of a student.
         supervision: weight of the recommendation loss at earlier layers (lambda 3), of a student.
         preset: distillation as the paper has it (means, squared norm), or as the released code (sums, plain norm).
-        norm_reduce: of the squares over the numbers of a state.
+        norm_reduce: how squares are reduced over the components of a state.
         cache: keep the teacher's states on disk instead of asking it for every batch.
         rows: training rows: every prefix of a history, or one per user, as the authors.
-        max_length: newest items of a history that the model reads.
+        max_length: maximum history length: only the newest items are read.
         warmup_steps: optimizer steps over which the learning rate rises.
         decay: how the learning rate falls to 0 over the epochs.
     """

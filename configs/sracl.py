@@ -62,8 +62,8 @@ def run(
     """SASRec with SRA-CL's contrasts by the meaning of item texts.
 
     Args:
-        cross: weight of the contrast between histories, the paper's alpha (default: searched per data set).
-        intra: weight of the contrast of two views of a history, the paper's beta (default: searched per data set).
+        cross: weight of the contrast between histories, the paper's alpha (default: tuned per data set).
+        intra: weight of the contrast of two views of a history, the paper's beta (default: tuned per data set).
         k: nearest items of an item, and nearest histories of a history.
         share: share of the items that a view replaces.
         preset: search one row per user (clean), or as near to the released code as our rows come (parity).
@@ -74,8 +74,8 @@ def run(
         shuffle: deal the text vectors out anew among the items, as a control.
         cross_loss: contrast between histories: with (ntxent) or without (infonce) other anchors as negatives.
         attention_dropout: dropout rate of the weights of the neighbours.
-        temperature: divides the similarities in both contrasts.
-        hide: pairs of a batch that are not negatives: those with the same target, of the same user, or both.
+        temperature: temperature of both contrastive losses, which divides the similarities.
+        hide: false negatives to leave out: pairs of a batch with the same target, of the same user, or both.
     """
     cross, intra = (WEIGHTS[knobs.data] if given is None else given for given in (cross, intra))
     split = rs.load(knobs.data).split(rs.LeaveLast())

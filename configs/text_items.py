@@ -58,8 +58,8 @@ def run(
         table: item vectors: projected text vectors, learned ones by id, or their sum.
         cold: take items out of training and evaluate on unseen items only.
         share: share of the items that are taken out, with --cold.
-        users: share of the users tested on those items, with --cold (default: set per data set).
-        cold_seed: of the draw of those items, so that all tables and seeds are tested on the same ones.
+        users: share of the users tested on those items, with --cold (default: depends on the data set).
+        cold_seed: random seed of the draw of those items, so that all tables and seeds are tested on the same ones.
         project: from text vectors to item vectors: linear, or with a hidden layer (mlp).
         trainable: train the text vectors too.
         text: model that makes the text vectors: all-minilm, tfidf, a folder, or a name on the hub.

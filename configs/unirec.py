@@ -44,12 +44,12 @@ def run(
         data: data set with times; all but ml-100k are copied from RECSYS_MIRROR.
         loss: softmax over all items, or binary cross-entropy with one negative and the profile term (the authors').
         enhanced: add the enhancements of sequences and items, whose schedules are laid out for all epochs.
-        num_layers: Transformer blocks.
-        num_heads: attention heads of a block.
+        num_layers: number of Transformer blocks.
+        num_heads: attention heads per block.
         share_norms: share LayerNorms and the mixing of scores between the branches.
-        noise: start of the learned scale of the noise on attention scores; 0 for none.
+        noise: initial scale (learned) of the noise on attention scores; 0 for none.
         first_times: time scores of the first block: the calendar in both branches, or each branch's own times.
-        windows: of histories longer than max_length: the last window, or sliding ones (default: set per data set).
+        windows: of histories longer than max_length: the last window, or sliding ones (default: per data set).
     """
     knobs = knobs.filled(KNOBS[data])
     dim, epochs, longest = knobs.dim, knobs.epochs, knobs.max_length

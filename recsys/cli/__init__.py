@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         panic = type(error).__name__ == "PanicException"  # of Polars, whose errors of that kind are no Exception
         if os.environ.get("RECSYS_DEBUG") or not (panic or isinstance(error, Exception)):
             raise
-        print(f"recsys: {told(error, arguments)}\n(RECSYS_DEBUG=1 shows where)", file=sys.stderr)
+        print(f"recsys: {told(error, arguments)}\n(RECSYS_DEBUG=1 shows the traceback)", file=sys.stderr)
         return 1
     return 0
 

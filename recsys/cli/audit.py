@@ -22,14 +22,14 @@ def audit(
 
     Args:
         name: a data set that has a card, a file of interactions, or the folder of a saved split.
-        split: how it is cut (default: global-time, as in Python; without a time column only leave-last is possible).
+        split: how to split (default: global-time, as in Python; without a time column only leave-last is possible).
         valid: share of the events for validation, under global-time.
         test: share of the events for the test, under global-time.
         user: column of user ids in a file of interactions (default: user, or what the format calls it).
         item: column of item ids (default: item, or what the format calls it).
         time: column of times (default: none, except in MovieLens and atomic files).
-        drop_missing: drop (and count) events without a user, item or time, which are an error otherwise.
-        save: folder to keep the split in, for embed, profiles, evaluate and your own recipes.
+        drop_missing: drop (and count) events with a missing user, item or time, which are an error otherwise.
+        save: folder to save the split in, for embed, profiles, evaluate, fit own and your own recipes.
     """
     from recsys.cards.card import data_set
     from recsys.data.audit import audit as find_leaks

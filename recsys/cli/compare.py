@@ -9,9 +9,9 @@ def compare(runs: tuple[Path, ...], /, metrics: tuple[str, ...] = ()) -> None:
     """Compare runs on the same users: differences, confidence intervals, corrected p-values.
 
     Args:
-        runs: two or more run folders that were evaluated alike; the first is the reference. A baseline of a run is a
-            folder in its folder baselines.
-        metrics: such as ndcg@10 (default: NDCG, recall and MRR at 10, or at the longest list).
+        runs: two or more run folders, evaluated alike; the first is the reference. Baselines of a run are folders in
+            RUN/baselines.
+        metrics: metrics to compare, such as ndcg@10 (default: NDCG, recall and MRR at 10, or at the longest list).
     """
     from recsys.eval.compare import compare as contrast
     from recsys.eval.report import Report

@@ -38,18 +38,18 @@ def embed(
         name: a data set that has a card, the folder of a saved split, or a file of interactions.
         model: the packaged MiniLM, "tfidf" (no model), a folder, or a name on the hub.
         profiles: folder that the profiles command wrote: embed these, of users or items, instead of the item table.
-        columns: item text columns (default: all that are texts).
-        template: the form of a text instead, with column names in braces: "{title} by {brand}".
-        bought_after: append to each text the titles of this many items that share most users in training.
-        stand_in: text for items that have none (default: they get no vector).
-        batch_size: texts encoded at a time.
-        device: of the text model: auto, cpu, cuda ...
-        precision: of the stored vectors.
+        columns: text columns of the items (default: all that hold text).
+        template: text template instead of columns, with column names in braces: "{title} by {brand}".
+        bought_after: append to each text the titles of the N items with most users in common in training.
+        stand_in: text of items that have none (default: they get no vector).
+        batch_size: texts per batch.
+        device: device of the text model: auto, cpu, cuda ...
+        precision: number format of the stored vectors.
         out: folder of the vectors (default: one in the cache, named by data, model and texts).
         user: column of user ids in a file of interactions (default: user, or what the format calls it).
         item: column of item ids (default: item, or what the format calls it).
         time: column of times (default: none, except in MovieLens and atomic files).
-        items: the item table that belongs to a file of interactions.
+        items: item table (titles, features) of a file of interactions.
     """
     from recsys.llm.embed import embed as make
     from recsys.llm.profiles import Profiles

@@ -21,18 +21,18 @@ def evaluate(
     split: Path | None = None,
     trust: tuple[str, ...] = (),
 ) -> None:
-    """Rank the items for the users of a run's test or validation part, and keep the report.
+    """Evaluate a run on its test or validation part, and keep the report.
 
     The report is written into the run folder, in place of the last one.
 
     Args:
         run: the run folder.
-        part: of the split, whose targets are ranked.
+        part: part of the split that is evaluated.
         k: cut-offs of the metrics (default: 1 5 10 20).
-        exclude: seen items that are not ranked; history-except-targets ranks a target that repeats the history.
-        users: evaluate a random sample of N users; the report says so (default: all).
+        exclude: seen items to leave out; history-except-targets ranks a target that repeats the history.
+        users: evaluate a random sample of this many users; the report says so (default: all).
         split: folder of a saved split with the same items (default: the split the run was trained on).
-        trust: modules outside recsys that a model may use; their code runs (default: none).
+        trust: modules outside recsys whose classes the model may use; their code is run (default: none).
     """
     from recsys.eval.evaluate import evaluate as rank
     from recsys.runs.read import load_run

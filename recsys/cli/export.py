@@ -16,14 +16,14 @@ def export(
     split: Path | None = None,
     trust: tuple[str, ...] = (),
 ) -> None:
-    """Write a run as one folder that serves: model, item vectors, FAISS index, item ids and titles.
+    """Export a run as a bundle: model, item vectors, FAISS index, item ids and titles in one folder.
 
     Args:
         run: the run folder.
         out: the folder (bundle) to write.
-        index: of the item vectors: auto is exact for small catalogues and hnsw, approximate, for large ones.
+        index: FAISS index of the item vectors: auto is exact for small catalogues, hnsw (approximate) for large ones.
         split: folder of a saved split with the same items (default: the split the run was trained on).
-        trust: modules outside recsys that a model may use; their code runs (default: none).
+        trust: modules outside recsys whose classes the model may use; their code is run (default: none).
     """
     from recsys.runs.read import load_run
     from recsys.runs.split import split_of

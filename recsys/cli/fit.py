@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def fit(arguments: list[str]) -> None:
-    """Train a recipe, evaluate it on the test part beside its baselines, keep a run folder."""
+    """Train a recipe, evaluate it and its baselines on the test part, and write a run folder."""
     parse(arguments)()
 
 

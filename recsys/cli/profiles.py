@@ -34,18 +34,18 @@ def profiles(
         name: a data set that has a card, the folder of a saved split, or a file of interactions.
         out: the folder to write.
         of: users (from their training history, leave-last) or items.
-        url: base of an OpenAI-compatible endpoint, such as http://localhost:8000/v1 (needs model as well).
-        model: as the endpoint calls it; without url a transformers model by folder or name, run in this process.
+        url: base URL of an OpenAI-compatible endpoint, such as http://localhost:8000/v1 (needs --model as well).
+        model: name of the model at the endpoint; without --url a transformers model (folder or name), run here.
         key_env: environment variable that holds the endpoint's key.
-        concurrency: requests to the endpoint at a time.
-        requests_per_minute: limit on requests to the endpoint (default: none).
-        max_history: newest training events of a user that the model reads.
-        histories: training histories that the model reads about an item.
-        limit: write profiles of the first N only with the model (default: all).
+        concurrency: concurrent requests to the endpoint.
+        requests_per_minute: rate limit of the endpoint (default: none).
+        max_history: maximum history length: newest training events of a user in the prompt.
+        histories: training histories that end in the item to put into the prompt, with --of items.
+        limit: write only the first N profiles with the model (default: all).
         user: column of user ids in a file of interactions (default: user, or what the format calls it).
         item: column of item ids (default: item, or what the format calls it).
         time: column of times (default: none, except in MovieLens and atomic files).
-        items: the item table that belongs to a file of interactions.
+        items: item table (titles, features) of a file of interactions.
     """
     from recsys.llm.chat import ChatEndpoint, Writer
     from recsys.llm.local import LocalWriter

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def quickstart(out: Path = Path("runs/quickstart"), epochs: int | None = None) -> None:
-    """Fetch ml-100k, train SASRec, rank it against four baselines, export a bundle, recommend by title.
+    """Fetch ml-100k, train SASRec, compare it with four baselines, export a bundle, recommend by title.
 
     Args:
-        out: the run folder; the bundle is written into it.
-        epochs: most epochs to train (default: those of the recipe).
+        out: run folder; the bundle is written into it.
+        epochs: maximum number of training epochs (default: those of the recipe).
     """
     flags = [] if epochs is None else ["--epochs", str(epochs)]
     show(parse(["sasrec_ml100k", "--out", str(out), *flags])(), out)

@@ -23,18 +23,18 @@ def recommend(
     layout: Literal["list", "long"] = "list",
     trust: tuple[str, ...] = (),
 ) -> None:
-    """Recommend to every user of a Parquet, CSV or NDJSON file, into a Parquet file.
+    """Recommend items to every user of a Parquet, CSV or NDJSON file; writes a Parquet file.
 
     Args:
         bundle: the folder that export wrote.
         users: the histories: columns user and items (lists), or user, item and time.
         out: the Parquet file to write.
         k: recommendations per user.
-        exclude: history leaves out the items of the user's history, none recommends them too.
-        allow: item ids, or one file of them (a line each, or a column item): nothing else is recommended.
-        deny: item ids, or one file of them, that are not recommended to anybody.
-        layout: a row per user with lists, or a long table with a row per recommendation.
-        trust: modules outside recsys that a model may use; their code runs (default: none).
+        exclude: seen items: history leaves out the items of the user's history, none recommends them too.
+        allow: recommend only these item ids, or those of a file (one per line, or a column item).
+        deny: never recommend these item ids, or those of a file.
+        layout: one row per user with lists, or one row per recommendation (long).
+        trust: modules outside recsys whose classes the model may use; their code is run (default: none).
     """
     from recsys.serve.bundle import Bundle
     from recsys.serve.files import recommend_file

@@ -9,13 +9,13 @@ from recsys.cli.arguments import importable, raw_ids
 
 
 def similar(bundle: Path, items: tuple[str, ...], /, k: int = 10, trust: tuple[str, ...] = ()) -> None:
-    """Print the nearest items of each given item, by cosine similarity of their vectors.
+    """Print the most similar items of each given item, by cosine similarity of their vectors.
 
     Args:
         bundle: the folder that export wrote.
         items: item ids, as in the data.
-        k: number of neighbours of each item.
-        trust: modules outside recsys that a model may use; their code runs (default: none).
+        k: number of neighbours per item.
+        trust: modules outside recsys whose classes the model may use; their code is run (default: none).
     """
     from recsys.serve.bundle import Bundle
 

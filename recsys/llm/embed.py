@@ -185,6 +185,8 @@ def _hub(name: str) -> _Source:
         commit = held_commit(name, ("modules.json", "config.json")) or _newest(name)
     except ImportError as error:
         raise ImportError(f"the model {name!r} needs sentence-transformers: {_INSTALL}, or model='{TFIDF}'") from error
+    except ModelUnavailableError:
+        raise
     except ValueError as error:  # no name that the hub could have
         raise _unavailable(name, error) from error
 

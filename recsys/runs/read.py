@@ -15,7 +15,7 @@ from recsys.protocols import Context
 from recsys.recommenders.base import Ranker
 from recsys.storage.bounds import bounded
 from recsys.storage.folders import check_hashes
-from recsys.storage.kinds import mistaken
+from recsys.storage.kinds import missing, mistaken
 from recsys.storage.layout import CONFIG, FORMAT, KIND, MANIFEST, STOPS, VOCABULARY, WEIGHTS
 from recsys.storage.parts import build, class_of
 from recsys.storage.reading import inert, read_json, reading
@@ -39,9 +39,7 @@ def load_run(folder: str | Path, trust: Sequence[str] = (), verify: bool = True)
     """
     path = Path(folder)
     if not path.is_dir():
-        raise FileNotFoundError(
-            f"{printable(path, None)} does not exist: pass the folder given to fit(..., folder=...)"
-        )
+        raise FileNotFoundError(missing(path, KIND))
     config = read_config(path, verify)
     _require_weights(path)
     vocabulary = Vocabulary.load(path / VOCABULARY, "items")
@@ -88,7 +86,9 @@ def read_config(path: Path, verify: bool = False) -> dict[str, Any]:
     Raises:
         DataError: it is missing, damaged or of another format.
     """
-    remedy = "it is not a run folder, or it is damaged; copy it again"
+    if not (path / MANIFEST).exists():
+        raise DataError(missing(path, KIND))
+    remedy = "the run folder is damaged: copy it again"
     manifest = read_json(path / MANIFEST, remedy)
     if manifest.get("kind") != KIND:
         raise DataError(mistaken(path, manifest.get("kind"), KIND))

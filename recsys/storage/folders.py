@@ -10,7 +10,7 @@ from typing import Any
 
 from recsys.errors import DataError, printable
 from recsys.storage.files import MARK, Workplace, kept_beside, writing
-from recsys.storage.kinds import kind_name, mistaken
+from recsys.storage.kinds import kind_name, missing, mistaken
 from recsys.storage.reading import read_json, reading
 
 MANIFEST = "manifest.json"
@@ -97,7 +97,7 @@ def read_manifest(
         kept = [*kept_beside(folder.absolute()), folder.with_name(folder.name + ".old")]
         left = [printable(one, None) for one in kept if _kind(one) == kind]
         hint = f"; an interrupted write left the previous one in {left[0]}: rename it back" if left else ""
-        raise FileNotFoundError(f"{shown} is not {kind_name(kind)}: it has no {MANIFEST}{hint}")
+        raise FileNotFoundError(missing(folder, kind) + hint)
     manifest = read_json(folder / MANIFEST, "write the folder anew")
     if manifest.get("kind") != kind:
         raise DataError(mistaken(folder, manifest.get("kind"), kind))

@@ -14,12 +14,12 @@ NAMES = {
     "recsys.dataset": "a prepared data set", "recsys.prepared": "a folder of prepared events",
 }  # fmt: skip
 _WRITERS = {
-    "recsys.run": "pass a folder that rs.fit(..., folder=...) or recsys fit wrote",
-    "recsys.bundle": "pass a folder that rs.export or recsys export wrote",
-    "recsys.split": "pass a folder that Split.save wrote",
-    "recsys.vectors": "pass a folder that rs.embed, recsys embed or Vectors.save wrote",
+    "recsys.run": "pass a folder that recsys fit or rs.fit(..., folder=...) wrote",
+    "recsys.bundle": "pass a folder that recsys export or rs.export wrote",
+    "recsys.split": "pass a folder that recsys audit --save or Split.save wrote",
+    "recsys.vectors": "pass a folder that recsys embed, rs.embed or Vectors.save wrote",
     "recsys.index": "pass a folder that Index.save wrote",
-    "recsys.profiles": "pass a folder that rs.profiles or recsys profiles wrote",
+    "recsys.profiles": "pass a folder that recsys profiles or rs.profiles wrote",
 }
 # (found, expected): what else leads from the one to the other.
 _WAYS = {
@@ -27,7 +27,7 @@ _WAYS = {
     ("recsys.bundle", "recsys.run"): "pass the run folder that was exported to it, or open it with rs.Bundle.load",
     ("recsys.bundle", "recsys.index"): "its index is in {folder}/index, or open it with rs.Bundle.load",
     ("recsys.run", "recsys.index"): "export it first, recsys export {folder} BUNDLE, and pass BUNDLE/index",
-    ("recsys.profiles", "recsys.vectors"): "embed the profiles first, rs.embed(split, 'users', texts=...)",
+    ("recsys.profiles", "recsys.vectors"): "embed the profiles first, recsys embed DATA --profiles {folder}",
 }
 
 
@@ -47,3 +47,12 @@ def mistaken(folder: Path, found: Any, expected: str) -> str:
     way = _WAYS.get((found, expected)) if isinstance(found, str) else None
     advice = way.format(folder=shown) if way else _WRITERS.get(expected, "name another folder")
     return f"{shown} is {kind_name(found)}, and {kind_name(expected)} was expected: {advice}"
+
+
+def missing(folder: Path, expected: str) -> str:
+    """The message for a folder that is not there, or holds nothing of recsys, where ``expected`` was asked for."""
+    shown, advice = printable(folder, None), _WRITERS.get(expected, "name another folder")
+    if folder.is_dir():
+        return f"{shown} is not {kind_name(expected)}, it has no manifest.json: {advice}"
+    found = "is a file" if folder.exists() else "does not exist"
+    return f"{shown} {found}, {kind_name(expected)} was expected: {advice}"

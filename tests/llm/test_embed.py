@@ -464,3 +464,11 @@ def test_model_without_its_tokenizer_is_refused(tmp_path):
         path.unlink()
     with pytest.raises(ValueError, match="tokenizer"):
         embed(shelf([[1, 2, 3]], title=["red", "blue", "green"]), model=folder, progress=False)
+
+
+def test_a_model_that_is_nowhere_is_told_once(monkeypatch):
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: 1 / 0)
+    with pytest.raises(ValueError, match="neither a folder") as told:
+        embed(toy_split(), model="nobody/no-model", texts={"i1": "a"})
+    assert str(told.value).count("Without a network") == 1

@@ -246,11 +246,14 @@ PAIRS = {
     ("recsys.run", "recsys.bundle"): r"is a run folder, and a bundle was expected: export it first, recsys export \S+ ",
     ("recsys.bundle", "recsys.run"): r"is a bundle, and a run folder was expected: pass the run folder that was expor",
     ("recsys.bundle", "recsys.index"): r"is a bundle, and an index was expected: its index is in \S+/index",
-    ("recsys.run", "recsys.split"): r"is a run folder, and a split was expected: pass a folder that Split\.save wrote",
+    (
+        "recsys.run",
+        "recsys.split",
+    ): r"is a run folder, and a split was expected: pass a folder that recsys audit --save ",
     (
         "mine",
         "recsys.vectors",
-    ): r"is a folder of kind 'mine', and a folder of vectors was expected: pass a folder that rs\.embed",
+    ): r"is a folder of kind 'mine', and a folder of vectors was expected: pass a folder that recsys embed",
     (5, "test"): r"is a folder of kind 5, and a folder of kind 'test' was expected: name another folder",
 }
 
@@ -260,3 +263,12 @@ def test_a_folder_of_another_kind_is_called_by_its_name_with_what_leads_to_the_r
     (tmp_path / "manifest.json").write_text(json.dumps({"kind": found, "format": 1}))
     with pytest.raises(DataError, match=PAIRS[found, expected]):
         read_manifest(tmp_path, expected, 1)
+
+
+def test_a_folder_that_is_not_there_or_holds_something_else_is_told_apart_with_what_writes_one(tmp_path):
+    (tmp_path / "file").write_text("")
+    found = {"nothing": "does not exist, a bundle was expected", "file": "is a file, a bundle", ".": "has no manifest"}
+    for name, words in found.items():
+        with pytest.raises(FileNotFoundError, match=words) as told:
+            read_manifest(tmp_path / name, "recsys.bundle", 1)
+        assert str(told.value).endswith("pass a folder that recsys export or rs.export wrote")
