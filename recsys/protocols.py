@@ -136,7 +136,9 @@ class ParamGroup(TypedDict, total=False):
 def who_gives(kind: type) -> str:
     """What to do where a loss reads what its encoder does not give."""
     by = getattr(kind, "given_by", "")
-    return f"use {by} as the encoder, or leave the loss out" if by else "use an encoder that names it in gives"
+    if not by:
+        return "use an encoder that names it in gives"
+    return f"use {by} as the encoder (what wraps one names in its own gives what it hands on), or leave the loss out"
 
 
 Given = TypeVar("Given")

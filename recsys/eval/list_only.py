@@ -124,9 +124,9 @@ class Lister:
             )
         lists = [one.tolist() if isinstance(one, np.ndarray) else one for one in lists]
         self._count(len(lists), len(index))
-        odd = next((one for one in lists if isinstance(one, (str, bytes)) or not hasattr(one, "__len__")), None)
-        if odd is not None:
-            raise TypeError(f"{self._name} must give one list of raw ids per history; found {odd!r}")
+        odd = [one for one in lists if isinstance(one, (str, bytes)) or not hasattr(one, "__len__")]
+        if odd:
+            raise TypeError(f"{self._name} must give one list of raw ids per history; found {odd[0]!r} in one's place")
         lengths = np.array([len(one) for one in lists], np.int64)
         raw = list(chain.from_iterable(lists))
         inside = np.arange(lengths.max(initial=0)) < lengths[:, None]

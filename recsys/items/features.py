@@ -17,6 +17,7 @@ Legend: N items (rows 1..N, 0 is padding), C categories of a column, D width.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recsys.errors import DataError
+from recsys.errors import DataError, DataWarning, printable
 from recsys.features.column import Column
 from recsys.features.features import Features
 from recsys.ids.vocabulary import Vocabulary
@@ -184,7 +185,7 @@ class FeatureItems(LocalItems):
     def add_items(self, ids: Sequence[Any], vectors: Any = None, features: Any = None) -> None:
         """Rows for further items behind those there are, of their ``features``: a Features, or column -> raw values.
 
-        A column that is not given is missing, and so is a category that training did not know.
+        A column that is not given is missing, and so is a category that training did not know; both are warned of.
 
         Raises:
             DataError: there are no features, not one a row, or they are of another kind.
@@ -194,8 +195,12 @@ class FeatureItems(LocalItems):
                 "the vectors of further items are made of their features: pass "
                 f"features={{{next(iter(self.columns))!r}: [...]}} to add_items"
             )
+        notes: list[str] = []
         for key, name, kind in self._keyed():
             values = features.get(name)
+            if values is None:
+                given = ", ".join(map(str, features)) or "none"
+                notes.append(f"they have no column {name!r}, which the model reads (given: {given})")
             if isinstance(values, Column):
                 values = [one.split(", ") if kind == "list" and one else one for one in values.strings()]
             values = [None] * len(ids) if values is None else list(values)
@@ -203,9 +208,15 @@ class FeatureItems(LocalItems):
                 raise DataError(f"{len(ids):,} items are added, and the column {name!r} has {len(values):,} values")
             categories = None if kind == "number" else self._categories(key)
             empty = Column.of(kind, [])
-            column = Column(kind, empty.values, empty.offsets, categories).encode(values)[0]
+            column, unknown = Column(kind, empty.values, empty.offsets, categories).encode(values)
+            if unknown:
+                sample = printable(repr(unknown[0]), 60)
+                notes.append(f"{len(unknown):,} values of {name!r} are categories new to the model, such as {sample}")
             self._append(key, kind, column)
         self.num_items, self._kept = self.num_items + len(ids), None
+        if notes:
+            told = f"{len(ids):,} further items: {'; '.join(notes)}. What is new or not given counts as missing"
+            warnings.warn(told, DataWarning, stacklevel=2)
 
     def _table(self) -> Tensor | None:
         """(1 + N, D), where it may be kept: without gradients, in eval mode; None elsewhere."""

@@ -111,7 +111,7 @@ class Recommender(Ranker):
                     f"{type(part).__name__} makes histories of up to max_length={longest} items, and "
                     f"{type(encoder).__name__} reads {most}: give the part max_length={most} or less"
                 )
-        self._reserve()
+        self._reserve(fresh=True)
         for part in augmentations:
             if not member(part, "keeps_events"):
                 for name, _, other in self._weighted():
@@ -126,14 +126,23 @@ class Recommender(Ranker):
                     'give its Mask hide="drop"'
                 )
 
-    def _reserve(self) -> None:
+    def _reserve(self, fresh: bool = False) -> None:
         """Have the item table make room for the input-only rows that the parts write or read.
+
+        Args:
+            fresh: the parts are being put together, so the rows that the table holds are those of another model.
 
         Raises:
             ValueError: it has none to give.
         """
         for path, part in parts_of(self, used=True):
             asked = member(part, "rows_behind")
+            if fresh and self.items.num_items and asked > self.items.extra:
+                raise ValueError(
+                    f"{type(part).__name__} ({path}) needs {asked} input-only rows behind the items (mask, end token), "
+                    f"and {type(self.items).__name__} already holds {self.items.num_items:,} items of another model "
+                    f"with {self.items.extra} such rows: give each model a table of its own"
+                )
             if asked:
                 try:
                     self.items.reserve(asked)

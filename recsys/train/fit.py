@@ -99,6 +99,13 @@ def fit(
     """
     if not hasattr(split, "train"):
         raise TypeError(f"fit needs a split, such as data.split(rs.LeaveLast()); found {type(split).__name__}")
+    if isinstance(model, type) or not (hasattr(model, "learn") or (hasattr(model, "loss") and hasattr(model, "bind"))):
+        found = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(
+            "fit trains recommenders, such as rs.Recommender(items, encoder, objective), rs.Popularity(), or one of your "
+            "own with bind(context) and loss(step), or learn(context), as in "
+            f"recsys.recommenders.base.Ranker; found {found}: what trains itself goes to evaluate as it is"
+        )
     training = Training.of(training, "fit", **knobs)
     training = replace(training, metric=training.metric or default_metric(split.num_items))
     run = _Request(model, split, training, None if folder is None else RunFolder(folder), name, recipe, arguments or {})

@@ -28,6 +28,10 @@ from recsys.train.loader import TrainBatches
 from recsys.train.settings import Stage
 
 ROWS = 8  # training histories that parts are tried on
+SUM = (
+    "the sum over the targets of weight times loss: recsys.objectives.weighted.weighted_sum(losses, weights), the "
+    "weights being the third of encoded.at_targets(batch)"
+)
 OPTIONAL = ("targets", "weights", "times", "query_time", "target_times", "events")  # fields that a batch may lack
 
 
@@ -171,7 +175,7 @@ class _Trial:
         with _blamed(part, batch):
             total = self._loss(encoded, batch)
         if not isinstance(total, Tensor) or total.dim():
-            raise _wrong(part, "a scalar, the sum over the targets of weight times loss", _shape(total))
+            raise _wrong(part, f"a scalar, {SUM}", _shape(total))
         if not total.requires_grad and any(one.requires_grad for one in self.model.parameters()):
             raise _wrong(part, "a loss that has a gradient", f"{total.dtype} without one")
         self._finite(part, "a loss", total)
@@ -181,12 +185,11 @@ class _Trial:
     def _sums(self, part: Any, encoded: Encoded, batch: Batch, total: float) -> None:
         """Refuse an objective that forgets the weights, or gives a mean: the recommender divides."""
         assert batch.targets is not None
-        expected = "the sum over the targets of weight times loss"
         ones = torch.ones(batch.ids.shape, device=batch.ids.device) if batch.weights is None else batch.weights
         with _blamed(part, batch):
             twice = self._loss(encoded, batch.replace(weights=2 * ones)).item()
         if not np.isclose(twice, 2 * total, 1e-3, 1e-5):
-            raise _wrong(part, expected, f"{total:.4g}, and {twice:.4g} under doubled weights")
+            raise _wrong(part, SUM, f"{total:.4g}, and {twice:.4g} under doubled weights")
         odd = torch.arange(len(batch), device=batch.ids.device)[:, None] % 2
         halves = [batch.targets * half for half in (odd, 1 - odd)]
         if all(bool(half.any()) for half in halves):
@@ -194,7 +197,7 @@ class _Trial:
                 apart = [batch.replace(targets=half) for half in halves]
                 added = sum(self._loss(self._encode(half), half).item() for half in apart)
             if abs(added - 2 * total) < abs(total) / 4:
-                raise _wrong(part, expected, f"a mean: {total:.4g}, and {added:.4g} added up over two halves of them")
+                raise _wrong(part, SUM, f"a mean: {total:.4g}, and {added:.4g} added up over two halves of them")
 
     def _loss(self, encoded: Encoded, batch: Batch) -> Any:
         return self.model.objective(encoded, batch, self.model.items, self.step.generator("objective"))

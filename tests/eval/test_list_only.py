@@ -230,6 +230,15 @@ def test_equal_scores_count_in_the_order_of_the_list(split: Split) -> None:
     assert "in the order of the list" in report.header() and report.meta["short_lists"] == report.users
 
 
+def test_none_in_place_of_a_list_is_told(split: Split) -> None:
+    class Silent:
+        def recommend(self, histories: Any, k: int = 10, exclude: str = "history") -> list[None]:
+            return [None for _ in histories]
+
+    with pytest.raises(TypeError, match=r"Silent.recommend must give one list .* found None in one's place"):
+        rs.evaluate(Silent(), split.test, k=3, **QUIET)
+
+
 def test_a_model_that_cannot_be_asked_is_told_what_it_lacks(split: Split, markov: Any, part_of: Any) -> None:
     class Short:
         def recommend(self, histories: Any, k: int) -> Any: ...

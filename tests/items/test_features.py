@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import recsys as rs
-from recsys.errors import DataError
+from recsys.errors import DataError, DataWarning
 from recsys.features.features import Features
 from recsys.protocols import Change, Context
 from recsys.recommenders.composed import Recommender
@@ -175,7 +175,8 @@ def test_items_are_added_by_their_features(split: rs.Split, tmp_path: Path) -> N
         model.add_items(["new"], features={"genre": ["a", "b"]})
     given = {"genre": ["genre 2", "genre 9"], "tags": [table()["tags"][row].to_list(), []], "price": [10.0 * row, None]}
     for one in (model, rs.load_run(tmp_path / "run"), rs.Bundle.load(tmp_path / "bundle")):
-        one.add_items(["new", "odd"], features=given)
+        with pytest.warns(DataWarning, match=r"2 further items: 1 values of 'genre' are .* such as 'genre 9'"):
+            one.add_items(["new", "odd"], features=given)
         ranked = one if isinstance(one, Recommender) else one.model
         assert ranked.num_items == ranked.items.num_items == count + 2
         vectors = ranked.item_vectors()
@@ -184,6 +185,8 @@ def test_items_are_added_by_their_features(split: rs.Split, tmp_path: Path) -> N
         np.testing.assert_allclose(vectors[count + 1], nothing.detach().numpy(), rtol=1e-6)
         assert [found for found, _ in ranked.similar([like], 1)[0]] == ["new"]
         assert one.recommend([["new", "1-1"]], k=3).items
+        with pytest.warns(DataWarning, match=r"no column 'genre', which the model reads \(given: gnere, tags, price\)"):
+            one.add_items(["typo"], features={"gnere": ["genre 2"], "tags": [[]], "price": [1.0]})
 
 
 def test_a_learned_model_goes_on_with_other_items_and_categories(split: rs.Split) -> None:

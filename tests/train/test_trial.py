@@ -6,6 +6,7 @@ import torch
 from cycles import cycles, plain, tiny
 from torch import nn
 
+import recsys as rs
 from recsys.augmentations.crop import Crop
 from recsys.auxiliaries.cl4srec import CL4SRec
 from recsys.auxiliaries.duorec import DuoRec
@@ -215,6 +216,38 @@ def test_what_does_not_fit_is_refused_when_the_parts_are_put_together(given):
     fitting = {name: [] if name in ("auxiliaries", "augmentations") else part for name, part in given.items()}
     fitting["items"] = IdItems(8, extra=2)
     model_of(fitting)
+
+
+def test_a_table_that_holds_the_items_of_another_model_is_not_given_more_rows(tmp_path):
+    split, items = cycles(users=12), IdItems(8)
+    first = model_of({"items": items})
+    fit(first, split, epochs=1, progress=False)
+    with pytest.raises(
+        ValueError, match=r"MaskedItems \(targets\) needs 1 .* IdItems already holds 20 items of another"
+    ):
+        model_of({"items": items, "targets": MaskedItems()})
+    rs.export(first, tmp_path / "bundle", split=split)  # could not be loaded: the table said that it had a mask
+    served = rs.Bundle.load(tmp_path / "bundle").recommend([["item-3"]], k=2)
+    assert served.items == first.recommend([["item-3"]], k=2).items
+
+
+def test_an_objective_of_the_former_contract_is_told_what_to_return():
+    def losses(encoded, batch, items, generator):
+        hidden, targets, _ = encoded.at_targets(batch)
+        return -(hidden * items.output(targets)).sum(1)
+
+    with pytest.raises(ValueError, match=r"must give a scalar, .* weighted_sum\(losses, weights\)"):
+        fit(model_of({"objective": losses}), cycles(users=12), epochs=1, progress=False)
+
+
+def test_what_fit_cannot_train_is_named():
+    class Own:
+        def recommend(self, histories, k=10, exclude="history"):
+            return [[] for _ in histories]
+
+    for given, named in ((Own(), "found Own"), (Recommender, "found the class Recommender")):
+        with pytest.raises(TypeError, match=named):
+            fit(given, cycles(users=12))
 
 
 def test_a_part_of_weight_0_asks_for_no_rows():
