@@ -17,14 +17,13 @@ from recsys.data.batch import FEATURES, PAD, USER_FEATURES, Batch
 from recsys.data.cut import Cut
 from recsys.data.prepared import padded_blocks
 from recsys.errors import DataWarning, not_fitted
-from recsys.features.column import Column
 from recsys.hooks import having
 from recsys.ids.vocabulary import Vocabulary
 from recsys.protocols import Context
 from recsys.ranking.filters import EXCLUDE, Shown, checked_k
 from recsys.ranking.products import refuse_nonfinite
 from recsys.ranking.ties import best
-from recsys.recommenders.features import coded
+from recsys.recommenders.features import coded, request_columns
 from recsys.recommenders.history import History, as_histories, collate, in_milliseconds, is_ready
 from recsys.recommenders.modes import evaluating
 from recsys.recommenders.times import warn_of_far_times
@@ -247,13 +246,7 @@ class Ranker(nn.Module):
 
     def _with_features(self, histories: list[History], stacklevel: int) -> list[History]:
         """The features of each history as its parts read them; a warning counts what is missing or unknown."""
-        events: dict[str, Column] = {}
-        users: dict[str, Column] = {}
-        for _, part in having(self, "request_columns"):
-            of_events, of_users = part.request_columns()
-            events.update(of_events)
-            users.update(of_users)
-        found, notes = coded(histories, events, users)
+        found, notes = coded(histories, *request_columns(self))
         for note in notes:
             warnings.warn(note, DataWarning, stacklevel=stacklevel)
         return found

@@ -57,6 +57,17 @@ def coded(
     return [replace(one, features=features) for one, features in zip(histories, made, strict=True)], notes
 
 
+def request_columns(model: Any) -> tuple[dict[str, Column], dict[str, Column]]:
+    """The columns of events and of users by which the parts of ``model`` read the features of a request."""
+    events: dict[str, Column] = {}
+    users: dict[str, Column] = {}
+    for _, part in having(model, "request_columns"):
+        of_events, of_users = part.request_columns()
+        events.update(of_events)
+        users.update(of_users)
+    return events, users
+
+
 def code_maps(model: Any, split: Split | None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Of columns of events and of users: the code that ``model`` knows of each code of ``split`` (0: not known), where
     the two are not the same.

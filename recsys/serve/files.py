@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from recsys.ranking.filters import Shown
 from recsys.readers.blanks import BLANKS
 from recsys.readers.columns import MILLISECONDS, detect_unit, plain_names, time_columns
 from recsys.readers.times import NANOSECONDS
+from recsys.recommenders.features import request_columns
 from recsys.recommenders.history import History
 from recsys.recommenders.top import TopK
 from recsys.serve.bundle import Bundle
@@ -38,6 +39,7 @@ EVENTS_PER_PASS = 2**22
 FORMATS = {".parquet": "parquet", ".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv", ".tsv": "csv"}
 LAYOUTS = ("list", "long")
 ITEMS, TIMES, FINER = "__items", "__times", "__finer"
+FEATURE = "__feature "  # before the names of the columns that the model reads as features
 UNREADABLE = -(2**63)  # stands for a text that is no int: an item that no catalogue holds, skipped and counted
 
 
@@ -77,10 +79,13 @@ def recommend_file(
 
     Args:
         users: one row per user with columns ``user`` and ``items`` (Parquet, NDJSON; ``times`` and ``query_time``
-            too if the model reads them; ``allow`` and ``deny`` may hold a list for each user), or one row per event
+            too if the model reads them; ``allow`` and ``deny`` may hold a list for each user; features that the model
+            reads by their name: a list for each user of those of events, one value of those of users), or one row per
+            event
             with ``user``, ``item`` and, if the rows of a user are not in order, ``time``. Times may be dates, ISO text
             (UTC where no zone is given) or epoch numbers, whose unit is told by magnitude, as ``Dataset.scan`` does;
-            all their digits count in sorting. Blanks around ids and names of columns are taken off.
+            all their digits count in sorting. Features in a file of events stand in the row of their event; those of a
+            user count as in the user's last row. Blanks around ids and names of columns are taken off.
         out: written beside and renamed. Layout "list": ``user, items, scores``, a row per user; "long": ``user, rank,
             item, score``, a row per recommendation.
         batch_size: users written at a time.
@@ -100,6 +105,7 @@ def recommend_file(
     _check(users, out, layout, batch_size, {"allow": allow, "deny": deny})
     with _reading(users):
         total, passes = _open(users, bundle)
+    features = [name for columns in request_columns(bundle.model) for name in columns]
     lists = {"allow": None if allow is None else list(allow), "deny": None if deny is None else list(deny)}
     done = _Done()
     with ExitStack() as stack:
@@ -109,7 +115,7 @@ def recommend_file(
         for number, frame in enumerate(_batches(_read(passes, users), batch_size)):
             tables = []
             for piece in frame.iter_slices(USERS_AT_A_TIME):
-                histories, lengths = _histories(piece)
+                histories, lengths = _histories(piece, features)
                 top, may = bundle._rank(histories, k, exclude, **_lists(piece, lists))
                 tables.append(_table(piece["user"], top, layout))
                 done.add(top, may, lengths, k)
@@ -262,7 +268,9 @@ def _open(path: Path, bundle: Bundle) -> tuple[int | None, Iterator[pl.DataFrame
             for name in ("items", *chosen)
             if schema[name] == pl.List(pl.String)
         ]
-        renamed = table.select(needed + chosen).with_columns(*moments, *plain)
+        read = [name for columns in request_columns(bundle.model) for name in columns if name in schema]
+        kept = [pl.col(name).alias(FEATURE + name) for name in read]
+        renamed = table.select(*needed, *chosen, *kept).with_columns(*moments, *plain)
         renamed = renamed.rename({"items": ITEMS, "times": TIMES}, strict=False)
         return rows, (renamed.slice(first, USERS_PER_PASS).collect() for first in range(0, rows, USERS_PER_PASS))
     _require(["user", "item"] + ["time"] * timed, schema, path)
@@ -272,7 +280,7 @@ def _open(path: Path, bundle: Bundle) -> tuple[int | None, Iterator[pl.DataFrame
         raise DataError(f"column item of {path} holds lists: rename it items, or write a row per event")
     events = _typed(table, schema, bundle, path)
     _require_whole(events, path)
-    return None, _grouped(events, rows, timed)
+    return None, _grouped(events, rows, timed, request_columns(bundle.model)[1])
 
 
 def _require(names: list[str], schema: Any, path: Path) -> None:
@@ -295,26 +303,30 @@ def _typed(table: pl.LazyFrame, schema: Any, bundle: Bundle, path: Path) -> pl.L
     if schema["item"] == pl.String and bundle.vocabulary.kind == "int":
         unreadable = pl.when(item.is_not_null()).then(pl.lit(UNREADABLE))
         item = pl.coalesce(item.cast(pl.Int64, strict=False), unreadable).alias("item")
-    events = table.with_columns(user, item)
+    read = [name for columns in request_columns(bundle.model) for name in columns if name in schema]
+    events = table.with_columns(user, item, *(pl.col(name).alias(FEATURE + name) for name in read))
+    kept = [FEATURE + name for name in read]
     if "time" not in schema:
-        return events.select("user", "item")
+        return events.select("user", "item", *kept)
     sample = table.select(pl.col("time").drop_nulls().head(1000)).collect().to_series()
     try:
         parsed, unit = time_columns("time", schema["time"], sample, None, str(path))
     except DataError:  # neither numbers nor dates, most of them
         parsed, unit = time_columns("time", pl.String(), pl.Series(["0"]), None, str(path))
-    read = events.select("user", "item", *(one for one in parsed if one.meta.output_name() != "bad_time"))
+    read_times = [one for one in parsed if one.meta.output_name() != "bad_time"]
+    timed = events.select("user", "item", *kept, *read_times)
     if unit is None:
-        ends = list(read.select(low=pl.col("time").min(), high=pl.col("time").max()).collect().row(0))
+        ends = list(timed.select(low=pl.col("time").min(), high=pl.col("time").max()).collect().row(0))
         unit = detect_unit(np.array(ends)) if None not in ends else "ms"
     times, over = MILLISECONDS[unit]
     whole, finer = pl.col("time"), NANOSECONDS // over
     within = whole % over * finer
-    if "fraction" in read.collect_schema():
+    if "fraction" in timed.collect_schema():
         within += (pl.col("fraction").fill_null(0) * (times * finer)).round().cast(pl.Int64)
-    return read.select(
+    return timed.select(
         "user",
         "item",
+        *kept,
         (whole // over * times + within // NANOSECONDS).alias("time"),
         (within % NANOSECONDS).alias(FINER),
     )
@@ -369,7 +381,7 @@ def _require_whole(events: pl.LazyFrame, path: Path) -> None:
             raise DataError(f"{path} holds {count:,} events without a readable {name}: drop or repair these rows")
 
 
-def _grouped(table: pl.LazyFrame, rows: int, timed: bool) -> Iterator[pl.DataFrame]:
+def _grouped(table: pl.LazyFrame, rows: int, timed: bool, of_users: Mapping[str, Any]) -> Iterator[pl.DataFrame]:
     """Events to users, the users of one share of the hash space per pass over the file."""
     import polars as pl
 
@@ -381,6 +393,9 @@ def _grouped(table: pl.LazyFrame, rows: int, timed: bool) -> Iterator[pl.DataFra
         lists = [pl.col("item").drop_nulls().alias(ITEMS)]
         if timed:
             lists.append(pl.col("time").filter(pl.col("item").is_not_null()).cast(pl.Int64).alias(TIMES))
+        for name in (one for one in table.collect_schema() if one.startswith(FEATURE)):
+            own = pl.col(name).filter(pl.col("item").is_not_null())
+            lists.append(pl.col(name).last() if name.removeprefix(FEATURE) in of_users else own)
         yield events.group_by("user", maintain_order=True).agg(lists).collect()
 
 
@@ -389,13 +404,15 @@ def _batches(frames: Iterator[pl.DataFrame], size: int) -> Iterator[pl.DataFrame
         yield from frame.iter_slices(size)
 
 
-def _histories(frame: pl.DataFrame) -> tuple[list[History], np.ndarray]:
+def _histories(frame: pl.DataFrame, features: Sequence[str]) -> tuple[list[History], np.ndarray]:
     """Histories of a frame and their lengths; a null list is an empty history."""
     items = [one or [] for one in frame[ITEMS].to_list()]
     times = frame[TIMES].to_list() if TIMES in frame.columns else [None] * len(items)
     asked = frame["query_time"].to_list() if "query_time" in frame.columns else [None] * len(items)
+    given = {name: frame[FEATURE + name].to_list() for name in features if FEATURE + name in frame.columns}
     histories = [
-        History(one, when, query_time=at, time_unit="ms") for one, when, at in zip(items, times, asked, strict=True)
+        History(one, when, query_time=at, time_unit="ms", features={name: given[name][row] for name in given} or None)
+        for row, (one, when, at) in enumerate(zip(items, times, asked, strict=True))
     ]
     return histories, np.array([len(one) for one in items], np.int64)
 

@@ -102,9 +102,9 @@ def fit(
     if isinstance(model, type) or not (hasattr(model, "learn") or (hasattr(model, "loss") and hasattr(model, "bind"))):
         found = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise TypeError(
-            "fit trains recommenders, such as rs.Recommender(items, encoder, objective), rs.Popularity(), or one of your "
-            "own with bind(context) and loss(step), or learn(context), as in "
-            f"recsys.recommenders.base.Ranker; found {found}: what trains itself goes to evaluate as it is"
+            "fit trains recommenders, such as rs.Recommender(items, encoder, objective), rs.Popularity() or one of "
+            "your own, a recsys.recommenders.base.Ranker with loss(step) or learn(context); found "
+            f"{found}: what is trained elsewhere goes to evaluate as it is"
         )
     training = Training.of(training, "fit", **knobs)
     training = replace(training, metric=training.metric or default_metric(split.num_items))

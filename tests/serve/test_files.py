@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import torch
 
+import recsys as rs
 from recsys.errors import DataError, DataWarning
 from recsys.ids.vocabulary import Vocabulary
 from recsys.recommenders.base import Ranker
@@ -437,3 +438,41 @@ def test_lists_in_a_column_called_item_are_told_from_events(bundle: Bundle, tmp_
     pl.DataFrame({"user": ["a"], "item": [["i1"]]}).write_parquet(tmp_path / "users.parquet")
     with pytest.raises(DataError, match="items"):
         recommend_file(bundle, tmp_path / "users.parquet", tmp_path / "out.parquet")
+
+
+@pytest.mark.parametrize("form", ["events.parquet", "users.parquet", "events.csv"])
+def test_features_that_the_model_reads_are_taken_from_the_file(tmp_path, form: str) -> None:
+    random, count = np.random.default_rng(0), 6 * 30
+    events = pl.DataFrame({
+        "user": np.repeat([f"u{one}" for one in range(30)], 6),
+        "item": [f"i{one}" for one in random.integers(0, 12, count)],
+        "time": 10**9 + np.arange(count),
+        "device": [["tv", "phone", None][one] for one in random.integers(0, 3, count)],
+        "dwell": random.random(count).round(3),
+    })  # fmt: skip
+    people = pl.DataFrame({"user_id": [f"u{one}" for one in range(30)], "country": ["SE", "NO", "FI"] * 10})
+    users = rs.read_users(people, kinds={"country": "category"})
+    columns = {"device": "category", "dwell": "number"}
+    split = rs.Dataset.scan(events, time="time", users=users, event_columns=columns).split(rs.LeaveLast(), audit=False)
+    features = rs.FeatureInputs(columns, users={"country": "category"}, dim=8)
+    model = rs.Recommender(rs.IdItems(8), rs.SASRec(8, 1, 1, max_length=8, features=features), rs.FullSoftmax())
+    rs.fit(model, split, epochs=3, learning_rate=0.05, progress=False)
+    bundle = export(model, tmp_path / "bundle", split=split)
+    told = events.join(people, left_on="user", right_on="user_id")
+    lists = told.group_by("user", maintain_order=True).agg(
+        pl.col("item", "device", "dwell"), pl.col("country").last()
+    )  # fmt: skip
+    asked = [
+        rs.History(row["item"], features={name: row[name] for name in ("device", "dwell", "country")})
+        for row in lists.iter_rows(named=True)
+    ]
+    given = (
+        lists.rename({"item": "items"}) if form == "users.parquet" else told.sample(fraction=1.0, shuffle=True, seed=1)
+    )
+    given.write_csv(tmp_path / form) if form.endswith("csv") else given.write_parquet(tmp_path / form)
+    recommend_file(bundle, tmp_path / form, tmp_path / "out.parquet", k=4, progress=False)
+    found = dict(pl.read_parquet(tmp_path / "out.parquet").select("user", "scores").iter_rows())
+    scores = bundle.recommend(asked, 4).scores
+    np.testing.assert_allclose([found[user] for user in lists["user"]], scores, rtol=1e-5)
+    plain = bundle.recommend([one.items for one in asked], 4).scores
+    assert not np.allclose(plain, scores, rtol=1e-2)

@@ -236,7 +236,7 @@ def test_an_objective_of_the_former_contract_is_told_what_to_return():
         hidden, targets, _ = encoded.at_targets(batch)
         return -(hidden * items.output(targets)).sum(1)
 
-    with pytest.raises(ValueError, match=r"must give a scalar, .* weighted_sum\(losses, weights\)"):
+    with pytest.raises(ValueError, match=r"must give a scalar, .*weighted_sum\(losses, weights\)"):
         fit(model_of({"objective": losses}), cycles(users=12), epochs=1, progress=False)
 
 
