@@ -27,7 +27,7 @@ from recsys.features.tables import ItemFile, align_features, read_items, read_us
 from recsys.features.typed import features_of, notes_of
 from recsys.ids.vocabulary import Vocabulary
 from recsys.progress import saying
-from recsys.readers.events import Events, compress, take_ids
+from recsys.readers.events import TIES, Events, compress, take_ids
 from recsys.readers.formats import TextOptions
 from recsys.readers.log import Source
 from recsys.readers.times import DAY
@@ -42,7 +42,6 @@ KIND = "recsys.dataset"
 FORMAT = 2  # of a folder in the cache
 _HASHED = 1  # of what the hash of data is taken; another number parts runs and reports from all earlier ones
 ORDERS = ("time", "day", "file", "none")
-TIES = ("file", "hash")
 
 
 class Loaded(NamedTuple):

@@ -15,6 +15,7 @@ import polars as pl
 
 from recsys.errors import DataError
 
+TIES = ("file", "hash")  # what decides between events of one user at the same time: Events.sorted
 MISSING_TIME = np.iinfo(np.int64).min
 PLAIN_INTEGER = r"^(0|-?[1-9]\d{0,17})$"  # what str(int(text)) gives back unchanged
 
@@ -55,7 +56,7 @@ class Events:
         return masks
 
     def sorted(self, by_time: bool, ties: str = "file") -> Events:
-        """Grouped by user, then by part, then (``by_time``) oldest first; ties in file order or by hash."""
+        """Grouped by user, then by part, then (``by_time``) oldest first; ties by one of :data:`TIES`."""
         keys = [self.user]
         if self.part is not None:
             keys.append(self.part)

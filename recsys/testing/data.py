@@ -122,9 +122,9 @@ def _bound(part: Any) -> Any:
 
 
 def _targeted(batch: Batch) -> Batch:
-    """Each position predicts the item row behind its own."""
+    """Each position predicts the item row behind its own, at the time of its own event."""
     targets = (batch.ids % NUM_ITEMS + 1) * batch.mask
-    return batch.replace(targets=targets, weights=None)
+    return batch.replace(targets=targets, target_times=batch.times, weights=None)
 
 
 def _reordered(prepared: Prepared, order: np.ndarray) -> Prepared:

@@ -152,6 +152,15 @@ def _callers(training: Training, trained: list[tuple[Group, list[nn.Parameter]]]
     return made
 
 
+def warmed(steps: int, done: int) -> float:
+    """The share of the learning rate that a warm-up over ``steps`` updates lets through after ``done`` of a stage.
+
+    >>> warmed(4, 0), warmed(4, 3), warmed(4, 9), warmed(0, 0)
+    (0.25, 1.0, 1.0, 1.0)
+    """
+    return min(1.0, (done + 1) / steps) if steps else 1.0
+
+
 def left(decay: str, progress: float) -> float:
     """What a decay leaves of the learning rate after a share of the stage.
 

@@ -15,7 +15,7 @@ from recsys.data.batch import Batch
 from recsys.errors import DataWarning, closest
 from recsys.protocols import Step
 from recsys.randomness import derive_seed
-from recsys.train.optimizer import left, make_optimizer, scaled, train_only
+from recsys.train.optimizer import left, make_optimizer, scaled, train_only, warmed
 from recsys.train.settings import Stage, Training
 from recsys.train.source import is_prepared
 
@@ -110,9 +110,7 @@ class Updater:
         return self.module(lambda: step)
 
     def _apply(self, done: int, progress: float) -> None:
-        warmup = self.settings.warmup_steps
-        factor = min(1.0, (done + 1) / warmup) if warmup else 1.0
-        factor *= left(self.settings.decay, progress)
+        factor = warmed(self.settings.warmup_steps, done) * left(self.settings.decay, progress)
         groups = self.raw_optimizer.param_groups
         if self.settings.optimizer is None:
             for group, rate in zip(groups, self.base_rates, strict=True):

@@ -7,10 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import recsys as rs
+from recsys.data.batch import Batch
 from recsys.negatives.negatives import Negatives
 from recsys.testing import check_negatives, check_splitter, check_weighting
+
+
+class Recency:
+    """A target counts half for every 30 days that it lies before the newest of its history."""
+
+    normalised, needs = True, frozenset({"times"})
+
+    def __call__(self, batch: Batch) -> Tensor:
+        assert batch.target_times is not None and batch.targets is not None
+        at = batch.target_times.masked_fill(batch.targets == 0, 0)
+        return torch.exp2((at - at.amax(1, keepdim=True)).float() / 86_400_000 / 30) * (batch.targets > 0)
 
 
 @pytest.mark.parametrize("splitter", [rs.LeaveLast(), rs.LeaveLast(2, 1), rs.GlobalTime(0.1, 0.2), rs.GlobalTime(0)])
@@ -32,6 +45,10 @@ def test_negatives_pass(negatives: Any) -> None:
 @pytest.mark.parametrize("power", [0.0, 0.5])
 def test_weightings_pass(power: float) -> None:
     check_weighting(rs.InversePropensity(rs.PopularityPropensity(power)))
+
+
+def test_a_weighting_by_recency_finds_the_times_of_the_targets() -> None:
+    check_weighting(Recency())
 
 
 class Overlapping(rs.LeaveLast):
