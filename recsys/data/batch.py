@@ -129,7 +129,7 @@ class Batch:
 
     @cached_property
     def newest_groups(self) -> list[Group]:
-        """The rows of ``groups`` with one slot each, for the newest token of those that have one."""
+        """The rows of ``groups`` one token wide: the newest of each row that has one."""
         filled = (self.lengths > 0).split([group.size for group in self.groups])
         return [Group(len(rows), 1, rows.nonzero().squeeze(1)) for rows in filled]
 

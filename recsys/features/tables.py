@@ -404,7 +404,8 @@ def _renamed(table: pl.DataFrame, path: Path, old: str, new: str) -> tuple[pl.Da
     both = (pl.col(old).str.strip_chars(BLANKS).alias(_ID), pl.col(new).str.strip_chars(BLANKS).alias("__new"))
     pairs = names.select(*both).collect().unique(_ID, keep="first")
     joined = table.with_columns(pl.col(_ID).cast(pl.String)).join(pairs, on=_ID, maintain_order="left")
-    remarks = [f"{path.name}: {len(table) - len(joined):,} items without a partner"] if len(joined) < len(table) else []
+    missing = len(table) - len(joined)
+    remarks = [f"{path.name}: {missing:,} items are not in its column {old!r}, left out"] if missing else []
     return joined.with_columns(pl.col("__new").alias(_ID)).drop("__new"), remarks
 
 

@@ -30,6 +30,9 @@ class IdItems(LocalItems):
         extra: input-only rows behind the items (a mask token, an end token) at least; never scored among the items. A
             recommender asks for those that its parts need.
         tied: one table for both, or two.
+
+    Raises:
+        ValueError: a number out of range.
     """
 
     _learns_rows = True
@@ -38,6 +41,8 @@ class IdItems(LocalItems):
         self, dim: int = 64, scale: bool = True, init: str = "normal", extra: int = 0, tied: bool = True
     ) -> None:
         super().__init__()
+        if dim < 1 or extra < 0:
+            raise ValueError(f"dim must be at least 1, extra at least 0; found {dim} and {extra}")
         self.dim, self.scale, self.init, self.extra, self.tied = dim, scale, check_scheme(init), extra, tied
         self.num_items = 0
         self.weight = nn.Parameter(torch.empty(0, dim))

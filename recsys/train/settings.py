@@ -290,7 +290,9 @@ def check_metric(name: str) -> None:
 def one_of(name: str, value: Any, known: Sequence[str]) -> None:
     """Raise ValueError if ``value`` is not among ``known``."""
     if value not in known:
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}; {closest(str(value), known)}")
+        hint = closest(str(value), known)  # all of them, where none is near
+        near = f"; {hint}" if hint.startswith("did you mean") else ""
+        raise ValueError(f"{name} must be one of {', '.join(known)}, found {value!r}{near}")
 
 
 def _describe_optimizer(make: Callable[[Iterable[Any]], Optimizer] | None) -> Any:

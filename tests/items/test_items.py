@@ -286,6 +286,8 @@ def test_a_masked_encoder_trains_on_text(full: str) -> None:
 
 
 def test_bad_tables_say_what_is_wrong(full: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="dim must be at least 1"):
+        IdItems(0)
     with pytest.raises(ValueError, match="must name a folder"):
         TextItems(DIM)
     with pytest.raises(FileNotFoundError):
