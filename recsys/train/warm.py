@@ -1,4 +1,6 @@
-"""How a run begins: from new weights, or from what the model has learned, on other users and items too.
+"""Warm start: a run begins from new weights, or from what the model has learned, on other users and items too.
+
+(Warm-up of the learning rate is in :mod:`recsys.train.optimizer`.)
 
 Legend: N items (rows 1..N), U users.
 """

@@ -135,12 +135,12 @@ class Weights:
             return torch.ones(len(batch))
         if self.wrong == "negative":
             return torch.full(batch.ids.shape, -1.0)
-        if self.wrong == "twice":
+        if self.wrong == "second call":
             return torch.rand(batch.ids.shape)
         return torch.zeros(batch.ids.shape) if self.wrong == "0" else torch.ones(batch.ids.shape)
 
 
-@pytest.mark.parametrize("wrong", ["", "shape", "negative", "twice", "0"])
+@pytest.mark.parametrize("wrong", ["", "shape", "negative", "second call", "0"])
 def test_wrong_weights_are_named(wrong: str) -> None:
     if not wrong:
         check_weighting(Weights())
