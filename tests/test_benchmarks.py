@@ -118,3 +118,11 @@ def test_seeds_of_a_row_that_were_trained_in_different_ways_are_not_averaged(
             work.summarise("ml-100k", ())
     with pytest.raises(ValueError, match="different ways"):
         work.summarise("ml-100k", ())
+
+
+def test_an_encoder_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks" / "speed"))
+    encoders = importlib.import_module("encoders")
+    monkeypatch.setattr(encoders, "product", lambda *_: 1.0)
+    found = encoders.measure("BERT4Rec", 4, 0.05, "cpu")
+    assert found["targets"] > 0 and found["encoded_targets"] > 0

@@ -150,13 +150,13 @@ def measure(name: str, length: int, seconds: float, device: str) -> dict[str, An
     model.bind(Context(ITEMS))
     model.to(device).train()
     batch = model.prepare(raw, Step(raw))
-    wanted = len(batch.wanted)
+    wanted = len(batch.wanted_tokens)
     baseline = peak_mib(device)
 
     def encode() -> None:
         model.zero_grad(set_to_none=True)
         encoded = model.encode(batch)
-        encoded.tokens.index_select(0, batch.wanted).square().mean().backward()
+        encoded.tokens.index_select(0, batch.wanted_tokens).square().mean().backward()
 
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
