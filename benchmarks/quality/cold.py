@@ -73,7 +73,7 @@ def measured(folders: list[Path]) -> dict[str, Any]:
     from driver import averaged
 
     from recsys.eval.report import Report
-    from recsys.eval.statistics import bootstrap_interval
+    from recsys.eval.significance import bootstrap_interval
 
     report = averaged(folders)
     seeds = np.array([Report.load(folder, only=[METRIC]).mean(METRIC) for folder in folders])

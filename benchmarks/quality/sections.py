@@ -206,7 +206,7 @@ def cost(runs: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]] | N
 
 def corrected(compared: dict[tuple[str, str], dict[str, Any]]) -> dict[tuple[str, str], float]:
     """The p of NDCG@10 of each comparison, corrected for all of a section (Holm)."""
-    from recsys.eval.statistics import holm
+    from recsys.eval.significance import holm
 
     chances = [found["metrics"]["ndcg@10"]["p"] for found in compared.values()]
     return dict(zip(compared, holm(np.array(chances)).tolist(), strict=True))

@@ -225,7 +225,7 @@ def dcg(scores: Tensor, clicks: Clicks, k: int = 5, negatives: int = 100) -> Ten
 def simulation(seeds: int) -> list[str]:
     """Rel-MF against plain factorisation on the uniform part of AutoDebias' simulated data."""
     from recsys.data.split import Split
-    from recsys.eval.statistics import bootstrap_interval
+    from recsys.eval.significance import bootstrap_interval
     from recsys.eval.unbiased import evaluate_uniform
     from recsys.protocols import Context
     from recsys.recommenders.relmf import RelMF

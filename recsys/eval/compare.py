@@ -14,7 +14,7 @@ import numpy as np
 
 from recsys.errors import DataError, DataWarning
 from recsys.eval.report import IDS, TASK, Report, align, number
-from recsys.eval.statistics import bootstrap_interval, holm, sign_flip_test
+from recsys.eval.significance import bootstrap_interval, holm, sign_flip_test
 
 ALL = "all users"
 

@@ -17,7 +17,7 @@ import numpy as np
 from recsys.errors import DataError
 from recsys.eval.aggregates import Aggregate
 from recsys.eval.segments import Grouping, groupings
-from recsys.eval.statistics import bootstrap_interval
+from recsys.eval.significance import bootstrap_interval
 from recsys.eval.storage import read_table, write_table, write_text
 from recsys.storage.reading import reading
 

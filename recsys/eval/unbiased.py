@@ -26,7 +26,7 @@ from recsys.errors import DataError
 from recsys.eval.ranks import TOKEN_BYTES, parse_memory
 from recsys.eval.report import Report, align, number
 from recsys.eval.scoring import Scorer
-from recsys.eval.statistics import RESAMPLED_USERS, RESAMPLES, bootstrap_interval
+from recsys.eval.significance import RESAMPLED_USERS, RESAMPLES, bootstrap_interval
 from recsys.randomness import numpy_generator
 from recsys.recommenders.modes import evaluating
 from recsys.weighting.propensity import effective_size

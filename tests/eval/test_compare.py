@@ -10,7 +10,7 @@ from recsys.errors import DataError, DataWarning
 from recsys.eval.compare import compare
 from recsys.eval.evaluate import evaluate
 from recsys.eval.report import Report, number
-from recsys.eval.statistics import holm
+from recsys.eval.significance import holm
 
 
 @pytest.fixture

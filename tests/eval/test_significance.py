@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recsys.eval import statistics
-from recsys.eval.statistics import bootstrap_interval, holm, sign_flip_test
+from recsys.eval.significance import bootstrap_interval, holm, sign_flip_test
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
