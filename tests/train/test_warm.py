@@ -248,7 +248,7 @@ def test_texts_place_new_items_and_old_vectors_stay(small, tmp_path, trainable):
     assert bool(table.known[1:].all())
 
 
-def test_significance_are_counted_on_the_new_data(small):
+def test_statistics_are_counted_on_the_new_data(small):
     weighting = rs.InversePropensity()
     model = trained(small, weightings=[weighting])
     new = walks(names(12, 2), people=30)
