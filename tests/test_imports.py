@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "recsys"
 HOMES = {
-    "polars": ("recsys.readers", "recsys.data"),
+    "polars": ("recsys.readers", "recsys.features", "recsys.data"),
     "lightning": ("recsys.train",),
     "pytorch_lightning": ("recsys.train",),
     "faiss": ("recsys.index.search",),

@@ -94,7 +94,7 @@ def test_damaged_and_foreign(tmp_path):
         stream.write(b"x")
     with pytest.raises(DataError, match="bytes"):
         Vectors.load(tmp_path / "a")
-    with pytest.raises(FileNotFoundError, match="manifest"):
+    with pytest.raises(FileNotFoundError, match=r"does not exist.*folder of vectors"):
         Vectors.load(tmp_path / "nothing")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("")
