@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from recsys.eval import statistics
+from recsys.eval import significance
 from recsys.eval.significance import bootstrap_interval, holm, sign_flip_test
 
 
@@ -23,7 +23,7 @@ def test_large_samples_in_closed_form_agree_with_resampling(chance, monkeypatch)
     values = rng.binomial(1, chance, size=5000) / np.log2(rng.integers(2, 12, size=5000))
     values = values[:, None]
     resampled = np.mean([bootstrap_interval(values, seed=seed)[0] for seed in range(5)], axis=0)
-    monkeypatch.setattr(statistics, "RESAMPLED_USERS", 0)
+    monkeypatch.setattr(significance, "RESAMPLED_USERS", 0)
     closed = bootstrap_interval(values)[0]
     assert np.abs(closed - resampled).max() < 0.02 * (resampled[1] - resampled[0])
 
@@ -55,7 +55,7 @@ def test_all_sign_patterns_of_few_users():
 def test_sampled_flips_agree_with_all_flips(monkeypatch):
     differences = np.random.default_rng(3).normal(0.4, 1.0, size=(15, 3))
     exact = sign_flip_test(differences)
-    monkeypatch.setattr(statistics, "ENUMERATED_USERS", 0)
+    monkeypatch.setattr(significance, "ENUMERATED_USERS", 0)
     sampled = sign_flip_test(differences)
     assert [how for _, how in exact + sampled] == ["exact"] * 3 + ["sampled"] * 3
     for (p, _), (other, _) in zip(exact, sampled, strict=True):
@@ -66,7 +66,7 @@ def test_the_limit_agrees_with_sampled_flips(monkeypatch):
     rng = np.random.default_rng(4)
     differences = rng.binomial(1, 0.1, size=(4000, 3)) * rng.normal(0.05, 1.0, size=(4000, 3))
     sampled = sign_flip_test(differences)
-    monkeypatch.setattr(statistics, "FLIPPED_USERS", 10)
+    monkeypatch.setattr(significance, "FLIPPED_USERS", 10)
     limit = sign_flip_test(differences)
     assert [how for _, how in limit] == ["normal"] * 3
     for (p, _), (other, _) in zip(sampled, limit, strict=True):
@@ -74,7 +74,7 @@ def test_the_limit_agrees_with_sampled_flips(monkeypatch):
 
 
 def test_no_sampled_p_is_zero():
-    assert sign_flip_test(np.ones((500, 1)))[0] == (1 / (1 + statistics.FLIPS), "sampled")
+    assert sign_flip_test(np.ones((500, 1)))[0] == (1 / (1 + significance.FLIPS), "sampled")
 
 
 def test_p_values_of_no_difference_are_uniform_enough():
