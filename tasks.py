@@ -108,7 +108,7 @@ def parity(envs: Path, fresh: bool, rest: list[str]) -> None:
     torch = next(line for line in pins if line.startswith("torch=="))
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
     step("install", [*pip, torch, "-e", ".[parity]", "pytest", "pytest-timeout", "hypothesis"])
-    step("parity", [str(python), "-m", "pytest", "-q", "-m", "parity", *rest])
+    step("parity", [str(python), "-m", "pytest", "-q", "-m", "parity", "tests", *rest])
 
 
 TASKS: dict[str, Callable[[Path, bool, list[str]], None]] = {
