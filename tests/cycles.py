@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from recsys.data.prepared import Prepared
-from recsys.data.split import LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import LeaveLast
 from recsys.encoders.sasrec import SASRec
 from recsys.ids.vocabulary import Vocabulary
 from recsys.items.ids import IdItems

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from recsys.data.batch import Batch
-from recsys.data.prepared import blocks, spread
 from recsys.data.split import TrainingEvents
+from recsys.ids.ranges import blocks, spread
 from recsys.statistics.cooccurrence import require_memory
 from recsys.targets.last_item import LastItem
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from recsys.data.batch import Batch
-from recsys.data.prepared import spread
 from recsys.data.split import TrainingEvents
 from recsys.encoders.slmrec import BlockEnds, SLMRec
 from recsys.errors import DataError
+from recsys.ids.ranges import spread
 from recsys.progress import Progress
 from recsys.protocols import Context
 from recsys.runs.read import load_run

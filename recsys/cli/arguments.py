@@ -72,7 +72,8 @@ def saved_or_left_last(
 ) -> Split:
     """A saved split by its folder, or a data set (see :func:`recsys.cards.card.data_set`), split leave-last."""
     from recsys.cards.card import data_set
-    from recsys.data.split import LeaveLast, Split
+    from recsys.data.split import Split
+    from recsys.data.splitters import LeaveLast
 
     if Path(name).is_dir():
         if any(given is not None for given in (user, item, time, items)):

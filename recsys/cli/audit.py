@@ -33,8 +33,8 @@ def audit(
     """
     from recsys.cards.card import data_set
     from recsys.data.audit import audit as find_leaks
-    from recsys.data.split import Given, GlobalTime, LeaveLast
     from recsys.data.split import Split as Saved
+    from recsys.data.splitters import Given, GlobalTime, LeaveLast
 
     if Path(name).is_dir():
         if split or save or user or item or time or drop_missing:

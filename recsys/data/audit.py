@@ -10,10 +10,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from recsys.data.findings import Audit, Finding
-from recsys.data.prepared import blocks, spread
 from recsys.data.repeats import repeated_rows
 from recsys.data.split import HeldOut, Split
 from recsys.errors import LeakageError
+from recsys.ids.ranges import blocks, spread
 from recsys.readers.times import unset, unset_text
 
 

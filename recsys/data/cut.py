@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from recsys.data.prepared import Prepared, blocks, spread
+from recsys.data.prepared import Prepared
+from recsys.ids.ranges import blocks, spread
 from recsys.ids.vocabulary import Vocabulary
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from recsys.data.batch import FEATURES, USER_FEATURES, Batch
-from recsys.data.prepared import Prepared, spread
+from recsys.data.prepared import Prepared
 from recsys.errors import DataError
 from recsys.features.column import Column
 from recsys.features.features import Features
+from recsys.ids.ranges import spread
 
 ALWAYS = frozenset({"rows", "users", "ids", "lengths", "targets"})
 ON_DEMAND = ("times", "weights", "query_time", "events")

@@ -17,9 +17,6 @@ import numpy as np
 
 from recsys.errors import DataError
 from recsys.features.features import Features
-from recsys.ids.ranges import blocks as blocks
-from recsys.ids.ranges import padded_blocks as padded_blocks
-from recsys.ids.ranges import spread as spread
 from recsys.readers.times import moments
 from recsys.storage.arrays import read_array, write_array
 from recsys.storage.folders import read_manifest, write_folder

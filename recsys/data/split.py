@@ -21,14 +21,12 @@ from recsys.data.batch import Batch
 from recsys.data.cut import Cut
 from recsys.data.findings import Audit
 from recsys.data.gather import available, check_needs, gather
-from recsys.data.prepared import Prepared, blocks, spread
-from recsys.data.splitters import Given as Given
-from recsys.data.splitters import GlobalTime as GlobalTime
-from recsys.data.splitters import LeaveLast as LeaveLast
+from recsys.data.prepared import Prepared
 from recsys.data.splitters import Splitter
 from recsys.errors import DataError
 from recsys.features.column import Column
 from recsys.features.features import Features, Texts
+from recsys.ids.ranges import blocks, spread
 from recsys.ids.vocabulary import Vocabulary
 from recsys.storage.arrays import read_array, write_array
 from recsys.storage.folders import read_manifest, write_folder

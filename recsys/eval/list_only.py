@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import torch
 
-from recsys.data.prepared import padded_blocks
 from recsys.errors import DataError
 from recsys.eval.candidates import Candidates, Columns, ListedColumns, Lists
 from recsys.eval.ranks import Asked, Landed
 from recsys.eval.scoring import REMEDY
+from recsys.ids.ranges import padded_blocks
 from recsys.ids.vocabulary import Vocabulary
 from recsys.recommenders.history import histories_of
 from recsys.recommenders.top import TopK

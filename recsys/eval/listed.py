@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recsys.data.prepared import spread
 from recsys.errors import DataError
+from recsys.ids.ranges import spread
 
 if TYPE_CHECKING:
     from recsys.data.split import HeldOut

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.data.prepared import padded_blocks
+from recsys.ids.ranges import padded_blocks
 from recsys.ranking.ties import best
 
 CHUNK = 1 << 20  # scores ranked at once on a CPU: a chunk stays near the cache

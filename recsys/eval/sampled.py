@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from recsys.data.prepared import padded_blocks
 from recsys.eval.choice import choose
 from recsys.eval.evaluate import warn_of_repeats
 from recsys.eval.leakage import check_leakage
@@ -27,6 +26,7 @@ from recsys.eval.metrics.ranked import Ranked
 from recsys.eval.ranks import TOKEN_BYTES, parse_memory
 from recsys.eval.report import EXCLUDE
 from recsys.eval.scoring import scorer_of
+from recsys.ids.ranges import padded_blocks
 from recsys.randomness import derive_seed, numpy_generator
 from recsys.recommenders.modes import evaluating
 

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from recsys.data.prepared import padded_blocks
 from recsys.errors import DataError
 from recsys.eval.ranks import TOKEN_BYTES, parse_memory
 from recsys.eval.report import Report, align, number
 from recsys.eval.scoring import Scorer
 from recsys.eval.significance import RESAMPLED_USERS, RESAMPLES, bootstrap_interval
+from recsys.ids.ranges import padded_blocks
 from recsys.randomness import numpy_generator
 from recsys.recommenders.modes import evaluating
 from recsys.weighting.propensity import effective_size

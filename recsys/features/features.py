@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from recsys.errors import DataError, closest
-from recsys.features.column import KINDS as KINDS
-from recsys.features.column import Column as Column
+from recsys.features.column import KINDS, Column
 from recsys.ids.vocabulary import Vocabulary
 from recsys.storage.arrays import read_array, write_array
 from recsys.storage.files import write_text

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from recsys.data.batch import FEATURES, PAD, USER_FEATURES, Batch
 from recsys.data.cut import Cut
-from recsys.data.prepared import padded_blocks
 from recsys.errors import DataWarning, not_fitted
 from recsys.hooks import having
+from recsys.ids.ranges import padded_blocks
 from recsys.ids.vocabulary import Vocabulary
 from recsys.protocols import Context
 from recsys.ranking.filters import EXCLUDE, Shown, checked_k

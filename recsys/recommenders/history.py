@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from recsys.data.batch import FEATURES, USER_FEATURES, Batch
-from recsys.data.prepared import spread
+from recsys.ids.ranges import spread
 from recsys.ids.vocabulary import Vocabulary
 from recsys.recommenders.times import moments
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from recsys.data.batch import Batch
-from recsys.data.prepared import blocks
 from recsys.data.split import TrainingEvents
+from recsys.ids.ranges import blocks
 from recsys.protocols import Context
 from recsys.recommenders.base import Ranker
 

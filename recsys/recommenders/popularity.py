@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from recsys.data.batch import Batch
-from recsys.data.prepared import blocks
 from recsys.errors import DataError
+from recsys.ids.ranges import blocks
 from recsys.protocols import Context
 from recsys.recommenders.base import Ranker
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from recsys.data.prepared import blocks
 from recsys.data.split import TrainingEvents
+from recsys.ids.ranges import blocks
 
 DEFINITIONS = ("variance", "count")
 DENSE = 1 << 26  # cells of a table of all pairs of items, where pairs are looked up rather than searched

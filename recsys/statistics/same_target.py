@@ -10,8 +10,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from recsys.data.prepared import blocks
 from recsys.data.split import TrainingEvents
+from recsys.ids.ranges import blocks
 
 _KNOWN: WeakKeyDictionary[TrainingEvents, SameItem] = WeakKeyDictionary()
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from recsys.data.batch import PAD, Batch
 from recsys.data.prepared import Prepared
-from recsys.data.split import LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import LeaveLast
 from recsys.encoders.sasrec import SASRec
 from recsys.eval.metrics.ranked import Catalogue, Metric, Ranked
 from recsys.hooks import needs_of

@@ -29,7 +29,8 @@ from recsys.auxiliaries.edit_report import edit_sections, editor_quality, show_e
 from recsys.auxiliaries.editor import Editor, best_rows
 from recsys.auxiliaries.triplet import Topped, TripletContrast, training_rows, triplet_loss
 from recsys.data.batch import Batch
-from recsys.data.split import LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import LeaveLast
 from recsys.encoders.bert4rec import BERT4Rec
 from recsys.encoders.sasrec import SASRec
 from recsys.errors import DataWarning

@@ -21,7 +21,8 @@ from recsys.auxiliaries.retrieval import Histories, history_neighbours, item_nei
 from recsys.auxiliaries.semantic import SemanticContrast, substituted
 from recsys.auxiliaries.synthesiser import Synthesiser
 from recsys.data.prepared import Prepared
-from recsys.data.split import LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import LeaveLast
 from recsys.encoders.gru4rec import GRU4Rec
 from recsys.ids.vectors import Vectors
 from recsys.ids.vocabulary import Vocabulary

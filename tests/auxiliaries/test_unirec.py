@@ -17,7 +17,8 @@ from benchmarks.quality.released import ReleasedItems, ReleasedSequences
 from recsys.auxiliaries.unirec import ItemEnhancement, ProfileTerm, SequenceEnhancement, UniRecLoss
 from recsys.data.batch import Batch
 from recsys.data.prepared import Prepared
-from recsys.data.split import LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import LeaveLast
 from recsys.encoders.unirec import Branches, UniRec
 from recsys.errors import DataError
 from recsys.ids.vocabulary import Vocabulary

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from recsys.data.audit import audit
 from recsys.data.findings import Audit
-from recsys.data.split import Given, GlobalTime, LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import Given, GlobalTime, LeaveLast
 from recsys.errors import LeakageError
 
 

@@ -5,7 +5,8 @@ import pytest
 
 from recsys.data.cut import Cut
 from recsys.data.prepared import Prepared
-from recsys.data.split import GlobalTime, LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import GlobalTime, LeaveLast
 from recsys.ids.vocabulary import Vocabulary
 
 

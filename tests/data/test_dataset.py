@@ -9,7 +9,7 @@ import pytest
 
 from recsys.data import dataset as module
 from recsys.data.dataset import Dataset
-from recsys.data.split import Given, GlobalTime, LeaveLast
+from recsys.data.splitters import Given, GlobalTime, LeaveLast
 from recsys.errors import DataError, DataWarning
 
 ROWS = [  # user, item, time in seconds, stars

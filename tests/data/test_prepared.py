@@ -7,8 +7,9 @@ import pickle
 import numpy as np
 import pytest
 
-from recsys.data.prepared import Prepared, blocks, spread
+from recsys.data.prepared import Prepared
 from recsys.errors import DataError
+from recsys.ids.ranges import blocks, spread
 
 FIELDS = ("items", "offsets", "times", "weights", "parts")
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from recsys.data.audit import audit
 from recsys.data.dataset import Dataset
-from recsys.data.prepared import blocks
 from recsys.data.repeats import repeated_rows
-from recsys.data.split import Given, LeaveLast
+from recsys.data.splitters import Given, LeaveLast
+from recsys.ids.ranges import blocks
 
 T = 1_700_000_000
 K3 = [

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.data.audit import audit
-from recsys.data.split import Given, GlobalTime, LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import Given, GlobalTime, LeaveLast
 from recsys.errors import DataError
 from recsys.ids.vocabulary import Vocabulary
 from recsys.storage.folders import hashes

@@ -17,7 +17,8 @@ from recsys.auxiliaries.duorec import DuoRec
 from recsys.auxiliaries.pretraining import RecformerPretraining, in_batch, mask_words
 from recsys.data.batch import Batch
 from recsys.data.prepared import Prepared
-from recsys.data.split import LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import LeaveLast
 from recsys.encoders.recformer import Recformer
 from recsys.encoders.sasrec import SASRec
 from recsys.errors import DataError

@@ -15,7 +15,8 @@ from torch import Tensor
 from recsys.auxiliaries.unirec import SequenceEnhancement
 from recsys.data.batch import Batch
 from recsys.data.prepared import Prepared
-from recsys.data.split import LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import LeaveLast
 from recsys.encoders.unirec import Branches, MixtureBlock, ScoreMixing, UniRec
 from recsys.errors import DataError
 from recsys.eval.evaluate import evaluate

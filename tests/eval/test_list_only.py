@@ -13,7 +13,8 @@ import torch
 
 import recsys as rs
 from recsys.data.prepared import Prepared
-from recsys.data.split import LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import LeaveLast
 from recsys.errors import DataError
 from recsys.eval.html import write_html
 from recsys.eval.report import Report

@@ -11,7 +11,8 @@ import torch
 
 import recsys as rs
 from recsys.data.prepared import Prepared
-from recsys.data.split import HeldOut, LeaveLast, Split
+from recsys.data.split import HeldOut, Split
+from recsys.data.splitters import LeaveLast
 from recsys.errors import DataError, DataWarning
 from recsys.eval.sampled import evaluate_sampled
 from recsys.eval.scoring import require_same_items

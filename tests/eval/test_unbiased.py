@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from recsys.data.prepared import Prepared
-from recsys.data.split import HeldOut, LeaveLast, Split
+from recsys.data.split import HeldOut, Split
+from recsys.data.splitters import LeaveLast
 from recsys.errors import DataError
 from recsys.eval.evaluate import evaluate
 from recsys.eval.unbiased import evaluate_uniform, ranked_metrics, ratio_interval, unbiased

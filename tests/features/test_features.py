@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from recsys.errors import DataError
-from recsys.features.features import Column, Features
+from recsys.features.column import Column
+from recsys.features.features import Features
 
 VALUES = {
     "title": ["", "Red & Blue", None, "zwölf"],

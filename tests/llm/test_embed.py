@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from recsys.data.prepared import Prepared
-from recsys.data.split import LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import LeaveLast
 from recsys.errors import DataError, DataWarning
 from recsys.ids.vectors import Vectors
 from recsys.ids.vocabulary import Vocabulary

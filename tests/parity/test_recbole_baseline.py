@@ -14,7 +14,8 @@ import torch
 
 import recsys as rs
 from recsys.data.prepared import Prepared
-from recsys.data.split import LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import LeaveLast
 from recsys.errors import DataWarning
 from recsys.ids.vocabulary import Vocabulary
 from recsys.protocols import Context

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import recsys as rs
 from recsys.data.dataset import Dataset
-from recsys.data.split import Given, LeaveLast
+from recsys.data.splitters import Given, LeaveLast
 from recsys.errors import DataError
 from recsys.ids.vectors import Vectors
 from recsys.readers.frames import Frame, is_frame

@@ -15,7 +15,8 @@ from recsys.data.audit import audit
 from recsys.data.cold import cold_items
 from recsys.data.dataset import Dataset
 from recsys.data.prepared import Prepared
-from recsys.data.split import GlobalTime, LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import GlobalTime, LeaveLast
 from recsys.errors import DataError
 from recsys.readers.times import moment, moments, read_times, shown, split_units, unset
 

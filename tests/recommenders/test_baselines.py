@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recsys.data.prepared import Prepared
-from recsys.data.split import LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import LeaveLast
 from recsys.errors import DataWarning
 from recsys.eval.evaluate import evaluate
 from recsys.ids.vocabulary import Vocabulary

@@ -33,7 +33,7 @@ def test_probabilities_equal_a_brute_force(context: Context, histories, smoothin
 def test_blocks_of_users_change_nothing(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, parts = Markov(), Markov()
     whole.learn(context)
-    from recsys.data.prepared import blocks
+    from recsys.ids.ranges import blocks
 
     monkeypatch.setattr("recsys.recommenders.markov.blocks", lambda sizes: blocks(sizes, 20))
     parts.learn(context)

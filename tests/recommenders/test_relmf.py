@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recsys.data.prepared import Prepared
-from recsys.data.split import LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import LeaveLast
 from recsys.eval.evaluate import evaluate
 from recsys.eval.unbiased import evaluate_uniform, unbiased
 from recsys.ids.vocabulary import Vocabulary

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from recsys.data.prepared import Prepared
-from recsys.data.split import LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import LeaveLast
 from recsys.encoders.sasrec import SASRec
 from recsys.ids.vocabulary import Vocabulary
 from recsys.items.ids import IdItems

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.data.split import LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import LeaveLast
 from recsys.encoders.sasrec import SASRec
 from recsys.errors import DataError, DataWarning
 from recsys.ids.vectors import Vectors

@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks.quality.released import ReleasedSequences
 from recsys.data.prepared import Prepared
-from recsys.data.split import LeaveLast, Split, TrainingEvents
+from recsys.data.split import Split, TrainingEvents
+from recsys.data.splitters import LeaveLast
 from recsys.ids.vocabulary import Vocabulary
 from recsys.statistics import gaps as measured
 

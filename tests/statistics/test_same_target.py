@@ -2,7 +2,8 @@ import numpy as np
 import torch
 
 from recsys.data.prepared import Prepared
-from recsys.data.split import LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import LeaveLast
 from recsys.ids.vocabulary import Vocabulary
 from recsys.statistics.same_target import same_item
 

@@ -16,7 +16,8 @@ from recsys.augmentations.choice import OneOf
 from recsys.augmentations.insert import Insert
 from recsys.augmentations.substitute import Substitute
 from recsys.data.prepared import Prepared
-from recsys.data.split import LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import LeaveLast
 from recsys.ids.vocabulary import Vocabulary
 from recsys.items.ids import IdItems
 from recsys.protocols import Context

@@ -12,7 +12,8 @@ from cycles import cycles, outcome, plain, tiny, without_clock
 
 import recsys as rs
 from recsys.data.prepared import Prepared
-from recsys.data.split import LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import LeaveLast
 from recsys.errors import DataError, DataWarning
 from recsys.eval.evaluate import evaluate
 from recsys.ids.vocabulary import Vocabulary

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.data.split import LeaveLast, TrainingEvents
+from recsys.data.split import TrainingEvents
+from recsys.data.splitters import LeaveLast
 from recsys.errors import DataError
 from recsys.targets.last_item import LastItem
 from recsys.targets.next_item import NextItem

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import recsys as rs
 from recsys.data.cut import Cut
 from recsys.data.prepared import Prepared
-from recsys.data.split import LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import LeaveLast
 from recsys.errors import DataWarning, LeakageError
 from recsys.ids.vectors import Vectors
 from recsys.ids.vocabulary import Vocabulary

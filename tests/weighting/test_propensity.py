@@ -14,7 +14,8 @@ import recsys as rs
 from recsys import testing
 from recsys.data.batch import Batch
 from recsys.data.prepared import Prepared
-from recsys.data.split import LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import LeaveLast
 from recsys.errors import DataError
 from recsys.ids.vectors import Vectors
 from recsys.ids.vocabulary import Vocabulary
