@@ -122,7 +122,8 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from recsys.data.prepared import Prepared
-from recsys.data.split import LeaveLast, Split
+from recsys.data.split import Split
+from recsys.data.splitters import LeaveLast
 from recsys.ids.vocabulary import Vocabulary
 from recsys.runs.split import remember_split
 
