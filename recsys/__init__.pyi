@@ -31,8 +31,11 @@ from .features.column import Column as Column
 from .features.features import Features as Features
 from .features.tables import read_items as read_items
 from .features.tables import read_users as read_users
+from .generative.beam import Beam as Beam
+from .generative.generator import Generator as Generator
 from .ids.vectors import Vectors as Vectors
 from .index.search import Index as Index
+from .items.codes import CodeItems as CodeItems
 from .items.features import FeatureItems as FeatureItems
 from .items.frozen import FrozenItems as FrozenItems
 from .items.ids import IdItems as IdItems
@@ -48,6 +51,7 @@ from .nn.backbone import Backbone as Backbone
 from .nn.features import FeatureInputs as FeatureInputs
 from .objectives.bce import BCE as BCE
 from .objectives.bpr import BPR as BPR
+from .objectives.code_softmax import CodeSoftmax as CodeSoftmax
 from .objectives.coupled import Coupled as Coupled
 from .objectives.gbce import GBCE as GBCE
 from .objectives.sampled import SampledSoftmax as SampledSoftmax

@@ -60,6 +60,7 @@ keeps_events  True         of an augmentation: the event that is predicted stays
 writes_mask   False        of an augmentation: it writes the mask's row
 scheme        "windows"    of targets: the rows they get, see :class:`recsys.train.loader.TrainBatches`
 draw          None         of targets of the scheme "drawn": ``draw(lengths, random)``, which event is to be predicted
+whole         False        of a decoder: it reads the states of a history's earlier items as well
 carried       ()           names of parameters that ``carry`` puts right itself, as their rows are no items or users
 ============  ===========  ==========================================================================================
 
@@ -380,6 +381,32 @@ class Objective(Protocol):
     """
 
     def __call__(self, encoded: Encoded, batch: Batch, items: ItemTable, generator: torch.Generator) -> Tensor: ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """An objective that also generates: the codes of the next item, one at a time.
+
+    Its items are a table with codes (:class:`recsys.items.codes.CodeItems`, which numbers codes as tokens). May have
+    ``whole`` (see the top). Log-probabilities are those of all codes, whether an item has them or not, and are never
+    normalised again over those that exist: their sum is the log-probability of an item, in any search.
+    """
+
+    ordered: bool  # level by level; else the codes of a set, in any order
+
+    def __call__(self, encoded: Encoded, batch: Batch, items: Any, generator: torch.Generator) -> Tensor:
+        """The loss of the targets, as of an :class:`Objective`."""
+
+    def begin(self, encoded: Encoded, items: Any) -> Any:
+        """The memory of B histories, of which nothing is generated yet."""
+
+    def step(self, memory: Any, items: Any, tokens: Tensor | None, parents: Tensor | None) -> tuple[Tensor, Any]:
+        """Log-probabilities (B, W, C) of what comes next for W beams of each history, and the memory with these beams.
+
+        First ``tokens`` and ``parents`` are None, and W is 1. Then ``tokens`` (B, W) are the tokens just chosen, and
+        ``parents`` (B, W) which of the beams before each continues. If ordered, C are the codes of the next level;
+        else the tokens of all levels, token 1 first, and what is chosen already is up to who searches.
+        """
 
 
 @runtime_checkable

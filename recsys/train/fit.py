@@ -19,7 +19,7 @@ from recsys.errors import DataWarning, LeakageError, closest
 from recsys.hooks import member, sources
 from recsys.protocols import Context
 from recsys.recommenders.base import Ranker
-from recsys.recommenders.composed import Recommender
+from recsys.recommenders.parts import Composed
 from recsys.runs.checkpoint import REMEDY, Checkpoint, random_state, restore_random_state
 from recsys.runs.read import cut_of, read_config
 from recsys.runs.split import remember_split
@@ -262,7 +262,7 @@ def _check_stages(run: _Request) -> None:
             raise ValueError(
                 f"{type(stage.data).__name__}, the data of stage {stage.name!r}, has no rows: there is nothing to train"
             )
-    if not isinstance(run.model, Recommender) or type(run.model).loss is not Recommender.loss:
+    if not isinstance(run.model, Composed) or type(run.model).loss is not Composed.loss:
         return  # it may have further losses, which its first step tells
     known = run.model.loss_names
     for stage in run.settings.plan:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from recsys.data.batch import Batch
 from recsys.hooks import call, parts_of
 from recsys.protocols import Encoded, Step
-from recsys.recommenders.composed import Recommender
+from recsys.recommenders.parts import Composed
 from recsys.runs.checkpoint import random_state, restore_random_state
 from recsys.train.loader import TrainBatches
 from recsys.train.settings import Stage
@@ -43,7 +43,7 @@ def try_parts(model: Any, batches: TrainBatches, plan: Sequence[Stage]) -> None:
     Raises:
         ValueError: a part gives something else than its protocol says; the message names its class.
     """
-    if not isinstance(model, Recommender) or not any(_foreign(part) for _, part in parts_of(model, used=True)):
+    if not isinstance(model, Composed) or not any(_foreign(part) for _, part in parts_of(model, used=True)):
         return
     _check_owned(model)
     training = batches.training
@@ -68,7 +68,7 @@ def try_parts(model: Any, batches: TrainBatches, plan: Sequence[Stage]) -> None:
 class _Trial:
     """The protocols in the order of a training step."""
 
-    def __init__(self, model: Recommender, rows: Batch, wanted: Sequence[Sequence[str] | None] = (None,)) -> None:
+    def __init__(self, model: Composed, rows: Batch, wanted: Sequence[Sequence[str] | None] = (None,)) -> None:
         model.eval()
         self.wanted = wanted
         self.model, self.rows = model, rows.to(model.popularity.device)
@@ -242,7 +242,7 @@ def _blamed(part: Any, batch: Batch) -> Iterator[None]:
         ) from error
 
 
-def _check_owned(model: Recommender) -> None:
+def _check_owned(model: Composed) -> None:
     """Weights in what is not a module would neither be trained nor saved."""
     known = {id(value) for value in model.parameters()}
     for _, part in parts_of(model, used=True):
@@ -258,7 +258,7 @@ def _check_owned(model: Recommender) -> None:
                 )
 
 
-def _copied(model: Recommender, training: Any) -> Recommender:
+def _copied(model: Composed, training: Any) -> Composed:
     """A copy that shares what cannot change: parameters, and the training data that parts may hold."""
     memo: dict[int, Any] = {id(value): value for value in model.parameters()}
     for value in (training, *vars(training).values()):

@@ -1,0 +1,167 @@
+"""A recommender that generates the codes of the next item: parts like those of any other, and a decoder that is asked
+step by step for what comes next.
+
+    histories -> encoder -> states -> decoder -> log-probabilities of codes -> search among the items there are
+
+It is trained as :class:`recsys.recommenders.composed.Recommender` is, with the decoder as its objective. It answers by
+a search over codes: lists hold items, each exists, and none that is excluded; an item's score is the log-probability of
+its codes. It gives no scores of all items, so it is evaluated by its lists ("list only, to K"); :meth:`log_probs` tells
+the exact log-probabilities of given items.
+
+Legend: B histories, N items (rows 1..N), M levels, K cut-off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.data.batch import PAD, Batch
+from recsys.errors import UnknownItemError
+from recsys.generative.beam import Beam, exact_log_probs
+from recsys.hooks import member
+from recsys.ids.ranges import padded_blocks
+from recsys.protocols import Augmentation, Auxiliary, Decoder, Encoded, Encoder, Objective, Targets, Weighting
+from recsys.ranking.filters import Shown
+from recsys.ranking.ties import best
+from recsys.recommenders.history import collate
+from recsys.recommenders.modes import evaluating
+from recsys.recommenders.parts import Composed
+from recsys.recommenders.top import TopK, top_of
+
+SEARCHED = 256  # histories of one search, at most
+
+
+class Generator(Composed):
+    """Parts put together that generate.
+
+    Args:
+        items: a table with codes, :class:`recsys.items.codes.CodeItems`.
+        encoder: histories to states.
+        decoder: states to codes, which is the objective too.
+        search: how items are found by their codes (default ``Beam(50)``).
+        targets, auxiliaries, augmentations, weightings: as of a ``Recommender``.
+
+    Raises:
+        TypeError: the items have no codes, or the decoder does not generate.
+        ValueError: the search is for another kind of decoder; or as :class:`recsys.recommenders.parts.Composed`.
+    """
+
+    def __init__(
+        self,
+        items: Any,
+        encoder: Encoder,
+        decoder: Decoder,
+        search: Any = None,
+        targets: Targets | None = None,
+        auxiliaries: Sequence[Auxiliary] = (),
+        augmentations: Sequence[Augmentation] = (),
+        weightings: Sequence[Weighting] = (),
+    ) -> None:
+        if not hasattr(items, "token_table"):
+            raise TypeError(f"a Generator needs items with codes, such as CodeItems; {type(items).__name__} has none")
+        if not isinstance(decoder, Decoder):
+            raise TypeError(f"a decoder has begin and step, beside its loss; {type(decoder).__name__} lacks them")
+        super().__init__(items, encoder, decoder, targets, auxiliaries, augmentations, weightings)
+        self.search = Beam() if search is None else search
+        if self.search.ordered != decoder.ordered:
+            kinds = {True: "codes level by level", False: "sets of codes"}
+            raise ValueError(
+                f"{type(self.search).__name__} searches {kinds[self.search.ordered]}, and {type(decoder).__name__} "
+                f"generates {kinds[decoder.ordered]}: use a search of its kind"
+            )
+
+    def _keep(self, objective: Objective) -> None:
+        self.decoder: Any = objective
+
+    @property
+    def objective(self) -> Any:  # type: ignore[override]
+        """The decoder."""
+        return self.decoder
+
+    def encode(self, batch: Batch) -> Encoded:
+        """States of a batch as it is, all of them where the decoder reads all."""
+        return self.encoder(batch.ask_all() if member(self.decoder, "whole") else batch, self.items)
+
+    def log_probs(self, histories: Sequence[Any], items: Sequence[Any]) -> np.ndarray:
+        """(B, C) float32 exact log-probabilities of the raw ``items`` for each raw history, NaN where it is empty.
+
+        Raises:
+            UnknownItemError: an item is not in the catalogue.
+        """
+        histories = self._ready(histories)
+        assert self.vocabulary is not None
+        rows = self.vocabulary.rows(list(items))
+        if (rows <= PAD).any():
+            unknown = [item for item, row in zip(items, rows, strict=True) if row <= PAD]
+            raise UnknownItemError(f"{len(unknown)} items are not in the catalogue, such as {unknown[:3]}")
+        found = []
+        with evaluating(self), torch.inference_mode():
+            wanted = torch.from_numpy(rows).to(self.popularity.device)
+            for batch, _ in self._batches(histories):
+                values = torch.full((len(batch), len(rows)), torch.nan, device=wanted.device)
+                known = (batch.lengths > 0).nonzero().squeeze(1)
+                if len(known):
+                    encoded = self._read(batch.select(known))
+                    values[known] = exact_log_probs(
+                        self.decoder, encoded, self.items, wanted.expand(len(known), -1)
+                    ).float()
+                found.append(values.cpu().numpy())
+        return np.concatenate(found) if found else np.zeros((0, len(rows)), np.float32)
+
+    def _read(self, batch: Batch) -> Encoded:
+        """States of histories that are not empty, as they are ranked."""
+        return self.encode(self.targets.query(batch.trim(int(batch.lengths.max()))))
+
+    def _rank(
+        self, histories: Sequence[Any], k: int, exclude: str, allow: Any = None, deny: Any = None
+    ) -> tuple[TopK, Shown]:
+        """``recommend`` without warnings, and what might be shown."""
+        k = self._check(k, exclude)
+        histories = self._ready(histories, 4)
+        shown = Shown.of(self._find, [one.items for one in histories], exclude, allow, deny)
+        width, first = min(k, self.num_items), 0
+        found: list[tuple[np.ndarray, ...]] = []
+        with evaluating(self), torch.inference_mode():
+            for batch, skipped in self._batches(histories):
+                part, known = shown.part(first, first + len(batch)), (batch.lengths > 0).cpu().numpy()
+                rows, values = self._found(batch, part, known, width)
+                found.append((values, rows, skipped, ~known))
+                first += len(batch)
+        return top_of(found, width, self.vocabulary, histories), shown
+
+    def _found(self, batch: Batch, shown: Shown, known: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (B, width) and scores: generated, or by popularity where a history has no ``known`` item."""
+        rows = np.zeros((len(batch), width), np.int64)
+        values = np.full((len(batch), width), -np.inf, np.float32)
+        asking, others = np.flatnonzero(known), np.flatnonzero(~known)
+        if len(asking):
+            asked = batch.select(torch.from_numpy(asking).to(batch.ids.device))
+            near, near_values = self.search(
+                self.decoder, self._read(asked), self.items, shown.rows(asking, len(batch)), width
+            )
+            rows[asking, : near.shape[1]], values[asking, : near.shape[1]] = (
+                near.cpu().numpy(),
+                near_values.cpu().numpy(),
+            )
+        if len(others):
+            scores = self.popularity[1:].repeat(len(others), 1)
+            shown.rows(others, len(batch)).hide(scores)
+            top, columns = best(scores, width)
+            rows[others] = torch.where(top == -torch.inf, PAD, columns + 1).cpu().numpy()
+            values[others] = top.cpu().numpy()
+        return rows, values
+
+    def _batches(self, histories: Sequence[Any]) -> Any:
+        histories = self._ready(histories)
+        assert self.vocabulary is not None
+        lengths = np.asarray([len(one.items) for one in histories], np.int64)
+        lengths = lengths if self.max_length is None else np.minimum(lengths, self.max_length)
+        for block in padded_blocks(lengths, 2**26, 0, 64):
+            for start in range(block.start, min(block.stop, len(lengths)), SEARCHED):
+                chosen = slice(start, min(start + SEARCHED, block.stop, len(lengths)))
+                yield collate(histories[chosen], self.vocabulary, self.max_length, self.needs, self.popularity.device)
