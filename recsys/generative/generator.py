@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from recsys.data.batch import PAD, Batch
 from recsys.errors import UnknownItemError
@@ -149,9 +148,9 @@ class Generator(Composed):
                 near_values.cpu().numpy(),
             )
         if len(others):
-            scores = self.popularity[1:].repeat(len(others), 1)
-            shown.rows(others, len(batch)).hide(scores)
-            top, columns = best(scores, width)
+            counts = self.popularity[1:].repeat(len(others), 1)
+            shown.rows(others, len(batch)).hide(counts)
+            top, columns = best(counts, width)
             rows[others] = torch.where(top == -torch.inf, PAD, columns + 1).cpu().numpy()
             values[others] = top.cpu().numpy()
         return rows, values
