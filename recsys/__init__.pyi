@@ -65,6 +65,7 @@ from .recommenders.popularity import Popularity as Popularity
 from .recommenders.relmf import RelMF as RelMF
 from .recommenders.top import TopK as TopK
 from .runs.read import load_run as load_run
+from .semantic_ids.table import SemanticIds as SemanticIds
 from .serve.bundle import Bundle as Bundle
 from .serve.bundle import export as export
 from .targets.last_item import LastItem as LastItem

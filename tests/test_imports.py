@@ -21,8 +21,8 @@ HOMES = {
 }
 LIGHT = (
     "nn", "targets", "negatives", "weighting", "augmentations", "items", "encoders", "objectives", "auxiliaries",
-    "recommenders", "runs", "eval", "train", "ranking", "statistics", "protocols", "hooks", "data.batch",
-    "data.prepared", "data.split", "data.vocabulary",
+    "recommenders", "runs", "eval", "train", "ranking", "statistics", "semantic_ids", "protocols", "hooks",
+    "data.batch", "data.prepared", "data.split", "data.vocabulary",
 )  # fmt: skip
 
 

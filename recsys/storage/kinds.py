@@ -12,12 +12,14 @@ NAMES = {
     "recsys.vectors": "a folder of vectors", "recsys.profiles": "a folder of profiles",
     "recsys.neighbours": "a table of neighbours", "recsys.teacher-states": "a folder of teacher states",
     "recsys.dataset": "a prepared data set", "recsys.prepared": "a folder of prepared events",
+    "recsys.semantic-ids": "a folder of semantic ids",
 }  # fmt: skip
 _WRITERS = {
     "recsys.run": "pass a folder that recsys fit or rs.fit(..., folder=...) wrote",
     "recsys.bundle": "pass a folder that recsys export or rs.export wrote",
     "recsys.split": "pass a folder that recsys audit --save or Split.save wrote",
     "recsys.vectors": "pass a folder that recsys embed, rs.embed or Vectors.save wrote",
+    "recsys.semantic-ids": "pass a folder that recsys semantic-ids, rs.make_semantic_ids or SemanticIds.save wrote",
     "recsys.index": "pass a folder that Index.save wrote",
     "recsys.profiles": "pass a folder that recsys profiles or rs.profiles wrote",
 }

@@ -1,0 +1,1 @@
+"""Semantic ids: short tuples of codes that stand for items, made from their vectors; tokenizers, one file each."""
