@@ -59,6 +59,8 @@ class CodeItems(LocalItems):
 
     codes: Tensor  # (N+1, M) int64, row 0 zeros
     code_sizes: Tensor  # (M,) int64
+    levels: int  # M
+    width: int  # of the vector of a token
     token_table: Tensor  # (N+1, M) int64 token numbers, row 0 zeros
     _learns_rows = True
     carried = ("tokens", "prototypes")
@@ -70,7 +72,7 @@ class CodeItems(LocalItems):
         if dim < 1 or extra < 0 or std <= 0:
             raise ValueError(f"dim >= 1, extra >= 0 and std > 0 are needed; found {dim}, {extra} and {std}")
         self.dim, self.ids, self.tied, self.std, self.extra = dim, str(ids), tied, std, extra
-        self.num_items = 0
+        self.num_items, self.levels, self.width = 0, 1, dim
         self._kept: Kept | None = None
         self.register_buffer("codes", torch.zeros(1, 1, dtype=torch.int64))
         self.register_buffer("code_sizes", torch.ones(1, dtype=torch.int64))
@@ -87,7 +89,8 @@ class CodeItems(LocalItems):
             DataError: an item of the data has no codes.
         """
         self.num_items, self._kept = context.num_items, None
-        codes, sizes = torch.zeros(1 + self.num_items, 1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
+        codes = torch.zeros(1 + self.num_items, self.levels, dtype=torch.int64)
+        sizes = torch.ones(self.levels, dtype=torch.int64)
         if context.training is not None:
             if context.vocabulary is None:
                 raise ValueError("codes are found by raw item id, and these data come without a vocabulary of items")
@@ -102,9 +105,9 @@ class CodeItems(LocalItems):
 
     def _take(self, codes: Tensor, sizes: Tensor) -> None:
         """These codes, and tables of vectors for them."""
-        device, self.codes, self.code_sizes = self.tokens.device, codes, sizes
+        device, self.codes, self.code_sizes, self.levels = self.tokens.device, codes, sizes, codes.shape[1]
         self.token_table = self._numbered(codes).to(device)
-        shape = int(sizes.sum()) + 2, self.dim
+        shape = int(sizes.sum()) + 2, self.width
         if self.tokens.shape != shape:
             self.tokens = nn.Parameter(torch.empty(shape, device=device))
             self.prototypes = self.tokens if self.tied else nn.Parameter(torch.empty(shape, device=device))
@@ -162,11 +165,6 @@ class CodeItems(LocalItems):
         return [int(size) for size in self.code_sizes]
 
     @property
-    def levels(self) -> int:
-        """M, the codes of an item."""
-        return self.codes.shape[1]
-
-    @property
     def digest(self) -> str:
         """Hash of the codes by item row: part of what the model is."""
         found = hashlib.blake2b(np.ascontiguousarray(self.codes.cpu().numpy()).data, digest_size=8)
@@ -201,23 +199,19 @@ class CodeItems(LocalItems):
 
     def add_items(self, ids: Sequence[Any], vectors: Any = None, features: Any = None) -> None:
         """Rows for further items behind those there are: their codes are looked up in the folder, or in ``vectors``,
-        a ``SemanticIds`` or its folder.
+        a ``SemanticIds`` made by the same tokenizer.
 
         Raises:
             DataError: an item has no codes there.
             ValueError: the codes have other levels.
         """
-        from recsys.semantic_ids.table import SemanticIds
-
         found = self._saved() if vectors is None else vectors
-        if not isinstance(found, SemanticIds):
-            found = SemanticIds.load(found)
         at = found.vocabulary.rows(list(ids)) - found.vocabulary.first
         if (at < 0).any():
             missing = [one for one, row in zip(ids, at, strict=True) if row < 0]
             raise DataError(
                 f"{len(missing):,} of {len(ids):,} new items have no codes in {self.ids}, such as {missing[0]!r}: pass "
-                "vectors= the folder of semantic ids that have them, made by the same tokenizer"
+                "vectors=SemanticIds.load(...) that have them, made by the same tokenizer"
             )
         codes = torch.from_numpy(found.codes[at].astype(np.int64)).to(self.codes.device)
         if codes.shape[1] != self.levels or bool((codes >= self.code_sizes.to(codes.device)).any()):

@@ -125,8 +125,9 @@ class Recommender(Composed):
         Args:
             ids: raw ids that are new.
             vectors: what the item table makes of them (text vectors for ``TextItems``): a
-                :class:`recsys.ids.vectors.Vectors`, or an array (n, H) in the order of ``ids``; by default they are
-                looked up in the folder that the table was made from.
+                :class:`recsys.ids.vectors.Vectors`, or an array (n, H) in the order of ``ids``; of ``CodeItems`` the
+                ``SemanticIds`` that have them. By default they are looked up in the folder that the table was made
+                from.
             features: what ``FeatureItems`` makes of them: column -> values in the order of ``ids``, or ``Features``.
 
         Raises:
@@ -144,7 +145,7 @@ class Recommender(Composed):
             return
         grown = self.vocabulary.extended(ids)
         new = grown.raw(np.arange(self.num_items + 1, self.num_items + 1 + len(ids))).tolist()
-        if vectors is not None and not isinstance(vectors, Vectors):
+        if vectors is not None and not isinstance(vectors, Vectors) and not hasattr(vectors, "codes"):
             vectors = Vectors.of(new, vectors)
         kept = [(one, dict(vars(one)), dict(one._parameters), dict(one._buffers)) for one in self.modules()]
         marked = getattr(self.targets, "num_items", None) == self.num_items  # where the mask is: behind the items
