@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from recsys.data.batch import PAD, Batch
 from recsys.errors import UnknownItemError
@@ -154,6 +155,11 @@ class Generator(Composed):
             rows[others] = torch.where(top == -torch.inf, PAD, columns + 1).cpu().numpy()
             values[others] = top.cpu().numpy()
         return rows, values
+
+    def _generated(self, encoded: Encoded, shown: Shown, width: int) -> tuple[Tensor, Tensor]:
+        """Item rows (B, K) and their scores, best first; 0 and -inf behind the end."""
+        found: tuple[Tensor, Tensor] = self.search(self.decoder, encoded, self.items, shown, width)
+        return found
 
     def _batches(self, histories: Sequence[Any]) -> Any:
         histories = self._ready(histories)
