@@ -6,7 +6,6 @@ Legend: N items (rows 1..N, 0 is padding), D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,18 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.errors import DataError
-from recsys.ids.vectors import KIND as VECTORS
+from recsys.ids.saved_vectors import saved_vectors
 from recsys.ids.vectors import Vectors
-from recsys.ids.vocabulary import Vocabulary
 from recsys.items.local import LocalItems
 from recsys.items.rows import no_row, rows_for
 from recsys.protocols import Context
-from recsys.storage.layout import KIND as RUN
-from recsys.storage.layout import VOCABULARY, WEIGHTS
-from recsys.storage.reading import outside, read_json, reading
-from recsys.storage.tensors import read_tensors
-
-BUNDLE = "recsys.bundle"
 
 
 class FrozenItems(LocalItems):
@@ -134,35 +126,3 @@ class FrozenItems(LocalItems):
                 "it on the same data"
             )
         return torch.from_numpy(matrix)
-
-
-def saved_vectors(folder: str | Path) -> Vectors:
-    """The item vectors in the folder of a run, a bundle or vectors, by raw id.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        DataError: it holds none that can be read without its model.
-    """
-    outside(folder, "folder of item vectors")
-    path = Path(folder).absolute()
-    if not (path / "manifest.json").is_file():
-        raise FileNotFoundError(f"{path} is not a folder of a run, a bundle or vectors: it has no manifest.json")
-    matrix = None
-    with reading(path, "make it again"):
-        kind = read_json(path / "manifest.json", "make it again").get("kind")
-        if kind == RUN and (path / WEIGHTS).is_file():
-            tensors = read_tensors(path / WEIGHTS)
-            found = tensors.get("items.output_weight", tensors.get("items.weight"))
-            ids = Vocabulary.load(path / VOCABULARY, "items").ids
-            matrix = None if found is None else found.numpy()[1 : len(ids) + 1]
-        elif kind == BUNDLE and (path / "vectors.safetensors").is_file():
-            matrix = read_tensors(path / "vectors.safetensors")["item_vectors"].numpy()
-            ids = Vocabulary.load(path, "items").ids
-        elif kind == VECTORS:
-            return Vectors.load(path)
-    if matrix is None:
-        raise DataError(
-            f"{path} holds no table of item vectors: name a finished run with IdItems, a bundle with an index, or save "
-            "those of its model with recsys.ids.vectors.Vectors.of(ids, model.item_vectors()).save(folder)"
-        )
-    return Vectors.of(ids, matrix, of="items", model=str(path))

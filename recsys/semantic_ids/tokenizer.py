@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from recsys.errors import DataError
+from recsys.randomness import numpy_generator
 
 _FIRST = 1 << 13  # vectors looked at before all are
 
@@ -73,3 +74,10 @@ def check_distinct(vectors: np.ndarray, size: int, what: str) -> None:
             f"{what}: there are only {different:,} different ones among {len(vectors):,}, for {size:,} codes: ask for "
             f"a size of at most {different:,}, or for fewer levels"
         )
+
+
+def sampled(vectors: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """(min(n, most), F) float32: ``vectors`` (n, F), or so many of them, drawn by ``seed``, in their order."""
+    if len(vectors) > most:
+        vectors = vectors[np.sort(numpy_generator(seed, "vectors to fit on").choice(len(vectors), most, replace=False))]
+    return np.ascontiguousarray(vectors, np.float32)
