@@ -75,6 +75,17 @@ class Public(Knobs):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Generative(Knobs):
+    """One of the data sets of the tables of generative recommenders.
+
+    Args:
+        data: data set; all but ml-100k are copied from RECSYS_MIRROR.
+    """
+
+    data: Literal["ml-100k", "amazon-beauty", "amazon-sports"] = "ml-100k"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Contrast:
     """How two views of a batch of histories are contrasted.
 

@@ -1,9 +1,10 @@
-"""SASRec with the full softmax on MovieLens-100K, MovieLens-1M or Amazon Beauty: the backbone of the methods beside it.
+"""SASRec with the full softmax on MovieLens-100K or -1M, Amazon Beauty or Sports: the backbone of methods beside it.
 
-Run: ``recsys fit configs/sasrec.py`` (others: ``--data ml-1m``, ``--data amazon-beauty``, which need
-``RECSYS_MIRROR``). Methods that add a loss (CL4SRec, CoSeRec, DuoRec, LACLRec, SRA-CL) import :func:`backbone` and
-change nothing else, so that what a table shows is the method and not its recipe. Knobs as in ``sasrec_ml100k``,
-``sasrec_ml1m`` and ``sasrec_beauty``, but Beauty reads the last 20 items, as the papers of these methods do.
+Run: ``recsys fit configs/sasrec.py`` (others: ``--data ml-1m``, ``--data amazon-beauty``, ``--data amazon-sports``,
+which need ``RECSYS_MIRROR``). Methods that add a loss (CL4SRec, CoSeRec, DuoRec, LACLRec, SRA-CL) import
+:func:`backbone` and change nothing else, so that what a table shows is the method and not its recipe. Knobs as in
+``sasrec_ml100k``, ``sasrec_ml1m`` and ``sasrec_beauty``, but Amazon's read the last 20 items, as the papers of these
+methods do.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ KNOBS: dict[str, dict[str, Any]] = {
     "ml-100k": {"dropout": 0.2, "max_length": 50, "batch_size": 128, "learning_rate": 2e-3, "windows": "sliding"},
     "ml-1m": {"dropout": 0.2, "max_length": 200, "batch_size": 128, "learning_rate": 2e-3, "windows": "last"},
     "amazon-beauty": {"dropout": 0.5, "max_length": 20, "batch_size": 256, "learning_rate": 2e-3, "windows": "last"},
+    "amazon-sports": {"dropout": 0.5, "max_length": 20, "batch_size": 256, "learning_rate": 2e-3, "windows": "last"},
 }
 
 
@@ -34,7 +36,18 @@ class BackboneKnobs(Public):
     train: Literal["all", "last"] = "all"
 
 
-def run(knobs: BackboneKnobs = BackboneKnobs()) -> rs.Run:
+@dataclass(frozen=True, kw_only=True)
+class OwnKnobs(BackboneKnobs):
+    """The data sets that the backbone alone is measured on.
+
+    Args:
+        data: data set; all but ml-100k are copied from RECSYS_MIRROR.
+    """
+
+    data: Literal["ml-100k", "ml-1m", "amazon-beauty", "amazon-sports"] = "ml-100k"  # type: ignore[assignment]
+
+
+def run(knobs: OwnKnobs = OwnKnobs()) -> rs.Run:
     """SASRec with the full softmax: two blocks of one head."""
     return backbone(knobs)
 

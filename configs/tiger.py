@@ -1,0 +1,94 @@
+"""TIGER (Rajput et al., NeurIPS 2023, arXiv 2305.05065): the codes of the next item, generated one after another.
+
+Run: ``recsys fit tiger`` (others: ``--data amazon-beauty``, ``--data amazon-sports``, which need ``RECSYS_MIRROR``).
+Items are three codes of residual k-means over text vectors, and a fourth that tells items with the same three apart.
+
+``--reads`` says what the history is to the decoder. "tokens" is the paper's: a T5 encoder over the code tokens of the
+history. "items" is any causal encoder over items whose vectors are sums over their codes: a quarter of the tokens.
+``--rows`` says what a training row is: a "window" trains every position of a history in one pass, which the causal form
+of either encoder allows; "prefixes" is the paper's, a row for each target (with "tokens" the encoder then sees all of
+its history in both directions).
+
+Deviations by default: windows, items, sizes for a CPU, codes by k-means, a softmax per level. ``--reads tokens --rows
+prefixes --softmax vocabulary --dim 128 --layers 4 --heads 6 --head-dim 64 --ff 1024`` is the published layout.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from _codes import Codes, folder_of
+from _knobs import Generative
+
+import recsys as rs
+from recsys.encoders.tokens import TokenEncoder
+from recsys.generative.code_decoder import CodeDecoder
+
+CODES: dict[str, dict[str, Any]] = {
+    "ml-100k": {"tokens": "residual", "levels": 3, "size": 32},
+    "amazon-beauty": {"tokens": "residual", "levels": 3, "size": 256},
+    "amazon-sports": {"tokens": "residual", "levels": 3, "size": 256},
+}
+AMAZON: dict[str, Any] = {
+    "dropout": 0.2, "max_length": 20, "batch_size": 256, "learning_rate": 1e-3, "windows": "last",
+}  # fmt: skip
+KNOBS: dict[str, dict[str, Any]] = {
+    "ml-100k": {
+        "dropout": 0.2, "max_length": 50, "batch_size": 128, "learning_rate": 1e-3, "windows": "sliding",
+    },
+    "amazon-beauty": AMAZON,
+    "amazon-sports": AMAZON,
+}  # fmt: skip
+
+
+def run(
+    reads: Literal["items", "tokens"] = "items",
+    rows: Literal["windows", "prefixes"] = "windows",
+    memory: Literal["past", "newest"] = "past",
+    softmax: Literal["level", "vocabulary"] = "level",
+    layers: int = 2,
+    heads: int = 2,
+    head_dim: int = 32,
+    ff: int = 256,
+    beam: int = 50,
+    valid_users: int | None = 2000,
+    codes: Codes = Codes(),
+    knobs: Generative = Generative(),
+) -> rs.Run:
+    """A decoder of code tokens behind an encoder of histories.
+
+    Args:
+        reads: what the encoder reads: items, as sums over their codes, or code tokens.
+        rows: training rows: windows of histories, all positions at once, or a row per prefix.
+        memory: what the decoder looks at: all past states, or the newest one.
+        softmax: over the codes of a level, or over all tokens.
+        layers: blocks of the decoder, and of the encoder.
+        heads: attention heads of either.
+        head_dim: width of a head.
+        ff: width of the feed-forward parts.
+        beam: beams of the search.
+        valid_users: users ranked after each epoch, drawn once; all where there are fewer.
+    """
+    values = KNOBS[knobs.data]
+    knobs = knobs.filled(values)
+    split = rs.load(knobs.data).split(rs.LeaveLast())
+    folder = folder_of(split, codes, CODES[knobs.data])
+    model = rs.Generator(
+        items=rs.CodeItems(knobs.dim, folder, tied=True, std=1.0),
+        encoder=encoder(reads, rows, layers, heads, head_dim, ff, knobs),
+        decoder=CodeDecoder(knobs.dim, layers, heads, head_dim, ff, knobs.dropout or 0.0, softmax, memory=memory),
+        search=rs.Beam(beam),
+        targets=rs.NextItem() if rows == "windows" else rs.LastItem(),
+    )
+    windows = values["windows"] if rows == "windows" else "last"
+    training = knobs.training(windows=windows, valid_users=valid_users)
+    return rs.Run(model, split, training, evaluate=knobs.evaluation())
+
+
+def encoder(reads: str, rows: str, layers: int, heads: int, head_dim: int, ff: int, knobs: Generative) -> Any:
+    """What reads the histories; ``liger`` has the same."""
+    dropout, max_length = knobs.dropout or 0.0, knobs.max_length or 20
+    if reads == "tokens":
+        causal = rows == "windows"
+        return TokenEncoder(knobs.dim, layers, heads, head_dim, ff, dropout, max_length, causal)
+    return rs.SASRec(knobs.dim, layers, heads, dropout, max_length, layout="pre")
