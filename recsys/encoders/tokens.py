@@ -94,7 +94,7 @@ class TokenEncoder(nn.Module):
         groups = grouped(lengths, sizes)
         place = torch.arange(numbers.shape[1], device=lengths.device)
         real = place < lengths[:, None]
-        flat = Group(*numbers.shape, real.flatten().nonzero().squeeze(1))
+        flat = Group(len(real), real.shape[1], real.flatten().nonzero().squeeze(1))
         x = F.embedding(numbers.flatten()[flat.index], items.tokens)
         biases = self._biases([group.width for group in groups], groups, levels)
         states = flat.pad(self.stack(x, mixing(groups, biases, self.stack.drop)))

@@ -9,8 +9,8 @@ copied (nor are they for the beams of a search).
 
 Measured: see ``benchmarks/speed/generate.py``.
 
-Legend: B histories, T' targets, M levels, P places (M, or M + 1 with an end token), V tokens, D width, W beams, S states
-of a history, H heads, d their width, R histories of a group.
+Legend: B histories, R of a group, S states of a history, T' targets, M levels, P places (M, or M + 1 with an end),
+V tokens, D width, W beams, H heads, d their width.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class CodeDecoder(nn.Module):
             return Beams([], None, self.project(encoded.user), made)
         sources = _sources(encoded)
         real = sources.item >= 0
-        view = Group(*real.shape, real.flatten().nonzero().squeeze(1))
+        view = Group(len(real), real.shape[1], real.flatten().nonzero().squeeze(1))
         read = [view.pad(pair).permute(2, 0, 3, 1, 4).contiguous() for pair in self.stack.memories(sources.flat)]
         seen = None if len(view.index) == real.numel() else _some(real)[:, None, None]
         return Beams(read, seen, None, made)

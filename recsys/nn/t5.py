@@ -4,7 +4,7 @@
     x = x + Drop(W_o Attention(RMSNorm(x), memory)), of a decoder: without b
     x = x + Drop(W_2 Drop(relu(W_1 RMSNorm(x))))
 
-No layer has a bias vector and no norm takes the mean off. b is learned per head and *bucket* of the distance between two
+No layer has a bias vector and no norm takes the mean off. b is learned per head and *bucket* of the distance of two
 tokens: near distances have a bucket each, far ones share buckets whose width grows with the logarithm of the distance.
 All layers of a stack share it. Dropout is where the published code has it: on what enters, on attention weights, on
 what each sub-layer adds, inside the feed-forward part, and on what leaves. Equal to ``transformers`` with equal weights

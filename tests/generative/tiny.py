@@ -80,3 +80,21 @@ def plain_beam(decoder: Any, encoded: Any, items: CodeItems, width: int) -> tupl
     return torch.tensor([[row for row, _ in one] for one in found]), torch.tensor(
         [[v for _, v in one] for one in found]
     )
+
+
+def exact(decoder: Any, encoded: Any, items: CodeItems) -> Tensor:
+    """(B, N) log-probabilities of all items, each a beam of its own from the start on."""
+    rows = len(encoded.batch)
+    numbers = items.token_table[1:].expand(rows, -1, -1)
+    beams = torch.arange(items.num_items).expand(rows, -1)
+    memory, total = decoder.begin(encoded, items), torch.zeros(1, 1)
+    tokens: Tensor | None = None
+    parents: Tensor | None = None
+    for level in range(items.levels):
+        logs, memory = decoder.step(memory, items, tokens, parents)
+        codes = items.codes[1:, level].expand(rows, -1)
+        at_beam = logs.expand(-1, items.num_items, -1) if level == 0 else logs
+        total = total + at_beam.gather(2, codes[..., None])[..., 0]
+        tokens = numbers[..., level]
+        parents = torch.zeros_like(beams) if level == 0 else beams
+    return total
