@@ -65,6 +65,11 @@ from .recommenders.popularity import Popularity as Popularity
 from .recommenders.relmf import RelMF as RelMF
 from .recommenders.top import TopK as TopK
 from .runs.read import load_run as load_run
+from .semantic_ids.make import make_semantic_ids as make_semantic_ids
+from .semantic_ids.product import ProductQuantiser as ProductQuantiser
+from .semantic_ids.random_codes import RandomCodes as RandomCodes
+from .semantic_ids.residual import ResidualKMeans as ResidualKMeans
+from .semantic_ids.rqvae import RQVAE as RQVAE
 from .semantic_ids.table import SemanticIds as SemanticIds
 from .serve.bundle import Bundle as Bundle
 from .serve.bundle import export as export

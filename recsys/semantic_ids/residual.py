@@ -69,7 +69,9 @@ class ResidualKMeans:
             what = "vectors" if level == 0 else f"what {level} levels leave of the vectors"
             check_distinct(left, self.size, what)
             start = derive_seed(seed, "residual k-means", level)
-            centroids = kmeans(left, self.size, self.iterations, start, _all_of(left, self.size), self.restarts)
+            centroids = _all_of(left, self.size)
+            if centroids is None:
+                centroids = kmeans(left, self.size, self.iterations, start, restarts=self.restarts)
             self._centroids.append(centroids)
             self._lengths.append(length)
             left = left - centroids[nearest_centroid(left, centroids)]

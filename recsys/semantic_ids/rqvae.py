@@ -5,10 +5,10 @@ L = |x - x̂|² + mean_l (|sg(r_l) - e_{c_l}|² + β |r_l - sg(e_{c_l})|²), eac
 
 Collapse is its main failure (all items get one code). What is done against it: inputs standardised per dimension, AdamW
 at 1e-3 instead of the paper's Adagrad, codebooks started by k-means level by level on the latents of the untrained
-encoder, and codes that nobody uses moved to random residuals every ten epochs until two thirds of the training. What
-differs from public code: the codewords are cut off from the gradient of later levels (a codebook is moved by the term of
-its own level alone), and layers and epochs are small, for two CPU cores: 12,000 vectors of 384 numbers take a minute or
-two.
+encoder, and codes that nobody uses moved to random residuals every ten epochs until two thirds of the training.
+What differs from public code: the codewords are cut off from the gradient of later levels (a codebook is moved by the
+term of its own level alone), and layers and epochs are small, for two CPU cores: 12,000 vectors of 384 numbers take a
+minute or two.
 
 Legend: n vectors, F width, B batch, M levels, K codes per level, d width of the latent.
 """
@@ -127,7 +127,7 @@ class RQVAE:
         self.levels, self.size, self.dim, self.hidden, self.commitment = levels, size, dim, tuple(hidden), commitment
         self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
         self.weight_decay, self.device = weight_decay, device
-        self.facts: dict[str, Any] = {}
+        self.report: dict[str, Any] = {}
         self._net: nn.ModuleDict | None = None
 
     @property
@@ -207,7 +207,7 @@ class RQVAE:
                     with torch.no_grad():
                         moved += books.move_unused(net["encoder"](inputs), draw)
                 shown.advance(1, loss=float(loss.detach()))
-        self.facts = {"loss": float(loss.detach()), "codes_moved": moved}
+        self.report = {"loss": float(loss.detach()), "codes_moved": moved}
 
 
 def nearest(points: Tensor, words: Tensor) -> Tensor:
@@ -224,5 +224,5 @@ def _books(net: nn.ModuleDict) -> ResidualCodebooks:
 def _layers(widths: Sequence[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
+        layers += [nn.utils.skip_init(nn.Linear, before, after), nn.ReLU()]  # drawn by their caller
     return nn.Sequential(*layers[:-1])

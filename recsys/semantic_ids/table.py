@@ -20,6 +20,7 @@ import numpy as np
 
 from recsys.errors import DataError
 from recsys.ids.vocabulary import Vocabulary
+from recsys.semantic_ids.quality import quality_lines
 from recsys.storage.arrays import read_array, write_array
 from recsys.storage.folders import read_manifest, write_folder
 from recsys.storage.reading import outside, reading
@@ -51,34 +52,50 @@ class SemanticIds:
     @classmethod
     def of(
         cls,
-        ids: Sequence[Any] | np.ndarray,
-        codes: Any,
+        table: Any = None,
+        codes: Any = None,
         sizes: Sequence[int] | None = None,
         ordered: bool = True,
         codewords: list[np.ndarray] | None = None,
+        *,
+        ids: Any = None,
+        columns: str | Sequence[str] | None = None,
         **manifest: Any,
     ) -> SemanticIds:
-        """Codes of your own: raw ids (N,), all ints or all strings, and ``codes`` (N, M) in the same order.
+        """Codes of your own: ``of(ids, codes)`` with raw ids (N,), all ints or all strings, and their codes (N, M) in
+        the same order; or ``of(frame, ids="item")`` with both in a frame of Polars or pandas, or an Arrow table.
 
         Args:
+            table: raw ids, or a frame.
+            codes: whole numbers from 0; None with a frame.
             sizes: codes per level (default: one more than the largest that occurs).
             ordered: False where each code means something by itself, as those of product quantisation do.
             codewords: per level the (K_m, d) vectors that the codes stand for, of the first levels at least.
+            ids: of a frame, the column of ids.
+            columns: of a frame, the column that holds a list per row, or those of codes, in order; None: all others.
             manifest: JSON values kept with them.
 
         Raises:
             DataError: an id occurs twice, the counts differ, or a code is not a whole number below its size.
         """
-        names = ids if isinstance(ids, np.ndarray) and ids.dtype.kind in "iu" else _objects(ids)
-        table = _whole_numbers(codes)
-        if len(names) != len(table):
-            raise DataError(f"there are codes of {len(table):,} items for {len(names):,} ids: one row per id")
-        found = tuple(int(one) + 1 for one in table.max(axis=0))
+        if codes is None:
+            from recsys.readers.frames import vectors_of
+
+            table, codes = vectors_of(table, ids, columns)
+        elif table is None:
+            table = ids
+        elif ids is not None or columns is not None:
+            raise TypeError("ids= and columns= name columns of a frame; with codes the ids come first: of(ids, codes)")
+        names = table if isinstance(table, np.ndarray) and table.dtype.kind in "iu" else _objects(table)
+        whole = _whole_numbers(codes)
+        if len(names) != len(whole):
+            raise DataError(f"there are codes of {len(whole):,} items for {len(names):,} ids: one row per id")
+        found = tuple(int(one) + 1 for one in whole.max(axis=0))
         sizes = found if sizes is None else tuple(int(one) for one in sizes)
-        _check_range(table, sizes)
+        _check_range(whole, sizes)
         words = None if codewords is None else [np.asarray(one, np.float32) for one in codewords]
         _check_codewords(words, sizes)
-        return cls(Vocabulary(names, first=0), table.astype(np.int32), sizes, bool(ordered), dict(manifest), words)
+        return cls(Vocabulary(names, first=0), whole.astype(np.int32), sizes, bool(ordered), dict(manifest), words)
 
     @classmethod
     def load(cls, path: str | Path, verify: bool = True) -> SemanticIds:
@@ -165,8 +182,29 @@ class SemanticIds:
         table[vocabulary.first :][at >= 0] = self.codes[at[at >= 0]]
         return table
 
+    def __str__(self) -> str:
+        told = self.manifest
+        facts = told.get("facts") or told.get("of") or {}
+        lines = [repr(self)[:-1].replace("SemanticIds(", "semantic ids: ")]
+        if tokenizer := facts.get("tokenizer"):
+            lines.append(f"  tokenizer  {_named(tokenizer)}")
+        for source in facts.get("vectors", []):
+            lines.append(f"  vectors    {source.get('model', 'not stated')}, {source.get('width')} wide")
+        if "control" in told:
+            lines.append(f"  CONTROL    {told['control']}, seed {told.get('seed')}: these codes are not of their items")
+        if "fitted" in told:
+            lines.append(f"  fitted on  {told['fitted']:,} items ({facts.get('fit_on')})")
+        if told.get("without_vector"):
+            lines.append(f"  missing    {told['without_vector']:,} items without a vector: the mean stands in")
+        return "\n".join([*lines, *quality_lines(told.get("quality", {})), f"  folder     {self.path or 'not saved'}"])
+
     def __repr__(self) -> str:
         return f"SemanticIds({len(self):,} items, sizes {list(self.sizes)}, {'' if self.ordered else 'un'}ordered)"
+
+
+def _named(tokenizer: dict[str, Any]) -> str:
+    arguments = ", ".join(f"{name}={value!r}" for name, value in tokenizer.get("arguments", {}).items())
+    return f"{str(tokenizer.get('class')).rpartition(':')[2]}({arguments})"
 
 
 def _codewords(folder: Path, level: int) -> Path:
