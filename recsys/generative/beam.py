@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recsys.generative.children import children
 from recsys.generative.reach import Reach
@@ -44,7 +44,7 @@ class Tally:
     missing: int = 0  # items that those lists lack in all
 
 
-class Beam:
+class Beam(nn.Module):
     """The ``k`` most probable items of each history, found by ``width`` beams.
 
     A list longer than ``width`` is searched with as many beams as it has items. Where beams end in codes that the
@@ -61,13 +61,14 @@ class Beam:
     ordered = True
 
     def __init__(self, width: int = 50) -> None:
+        super().__init__()
         if width < 1:
             raise ValueError(f"a beam search needs width >= 1, found {width}")
         self.width = width
         self.tally = Tally()
 
     @torch.no_grad()
-    def __call__(
+    def forward(
         self, decoder: Decoder, encoded: Encoded, items: Any, shown: Shown | None, k: int
     ) -> tuple[Tensor, Tensor]:
         """Item rows (B, K) int64 and log-probabilities (B, K) float32, best first, equal ones by row; K = min(k, N).
