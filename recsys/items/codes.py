@@ -144,11 +144,12 @@ class CodeItems(LocalItems):
         Raises:
             ValueError: an item has other codes than when the model was trained.
         """
-        former, sizes = before["codes"], before["code_sizes"]
-        rows = torch.from_numpy(change.items)
-        old = rows > 0
-        if former.shape[1] != self.codes.shape[1] or not torch.equal(former[rows[old]], self.codes[old].cpu()):
+        now, former, sizes = self._saved().aligned(change.context.vocabulary), before["codes"], before["code_sizes"]
+        old = change.items > 0
+        if former.shape[1] != now.shape[1] or not np.array_equal(former[change.items[old]].numpy(), now[old]):
             raise ValueError(f"the semantic ids in {self.ids} are not those that the model was trained on: {REFITTED}")
+        if change.same:
+            return
         with torch.no_grad():
             for name in self.carried:
                 own, kept = getattr(self, name), before[name].to(self.tokens.device)
