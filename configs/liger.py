@@ -75,7 +75,7 @@ def run(
     model = Liger(
         items=rs.CodeItems(dim, folder, tied=True, std=1.0),
         encoder=AddedInputs(encoder, [rs.TextItems(dim, texts, "mlp")]),
-        decoder=CodeDecoder(dim, layers, heads, head_dim, ff, knobs.dropout or 0.0),
+        decoder=CodeDecoder(dim, layers, heads, head_dim, ff, knobs.dropout or 0.0, memory="both"),
         search=rs.Beam(beam),
         rank_by=rank_by,
         candidates=candidates,

@@ -10,7 +10,7 @@ of either encoder allows; "prefixes" is the paper's, a row for each target (with
 its history in both directions).
 
 Deviations by default: windows, items, sizes for a CPU, codes by k-means, a softmax per level. ``--reads tokens --rows
-prefixes --softmax vocabulary --dim 128 --layers 4 --heads 6 --head-dim 64 --ff 1024`` is the published layout.
+prefixes --memory past --softmax vocabulary --dim 128 --layers 4 --heads 6 --head-dim 64 --ff 1024`` is the published layout.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ KNOBS: dict[str, dict[str, Any]] = {
 def run(
     reads: Literal["items", "tokens"] = "items",
     rows: Literal["windows", "prefixes"] = "windows",
-    memory: Literal["past", "newest"] = "past",
+    memory: Literal["both", "past", "newest"] = "both",
     softmax: Literal["level", "vocabulary"] = "level",
     layers: int = 2,
     heads: int = 2,
@@ -60,7 +60,7 @@ def run(
     Args:
         reads: what the encoder reads: items, as sums over their codes, or code tokens.
         rows: training rows: windows of histories, all positions at once, or a row per prefix.
-        memory: what the decoder looks at: all past states, or the newest one.
+        memory: what the decoder is given: all past states to look at, the newest one to begin with, or both.
         softmax: over the codes of a level, or over all tokens.
         layers: blocks of the decoder, and of the encoder.
         heads: attention heads of either.

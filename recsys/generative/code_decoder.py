@@ -30,7 +30,7 @@ from recsys.objectives.weighted import weighted_sum
 from recsys.protocols import Context, Encoded
 
 SOFTMAX = ("level", "vocabulary")
-MEMORY = ("past", "newest")
+MEMORY = ("past", "newest", "both")
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,11 @@ class CodeDecoder(nn.Module):
             codes is an item.
         end: an end token is predicted behind the last code in training. A search leaves it out, as all items have M
             codes.
-        memory: "past", all states of the history up to the position whose target is predicted; or "newest", only the
-            state at that position: it is projected and added to the start token, and no layer looks at anything else.
-            That is cheaper, and all that is needed where the state says everything (a causal encoder over items).
+        memory: "past", all states of the history up to the position whose target is predicted, as in the paper;
+            "newest", only the state at that position: it is projected and added to the start token, and no layer looks
+            at anything else, which is cheaper; or "both". Attention to the past does not know where a state stands:
+            what an encoder reads in both directions can tell (it is next to the end), a causal one can not, so behind
+            a causal encoder "both" learns in fewer steps.
 
     Raises:
         ValueError: a number or name that makes no sense, or ``end`` where the softmax knows no end.
@@ -101,9 +103,9 @@ class CodeDecoder(nn.Module):
             )
         self.dim, self.num_layers, self.num_heads, self.head_dim = dim, num_layers, num_heads, head_dim
         self.ff, self.dropout, self.softmax, self.end, self.memory = ff, dropout, softmax, end, memory
-        self.whole = memory == "past"  # whether it reads the states of all positions
+        self.whole = memory != "newest"  # whether it reads the states of all positions
         self.stack = T5Stack(dim, num_layers, num_heads, head_dim, ff, dropout, bidirectional=False, looks=self.whole)
-        self.project = None if self.whole else nn.Linear(dim, dim, bias=False)
+        self.project = None if memory == "past" else nn.Linear(dim, dim, bias=False)
 
     def bind(self, context: Context) -> None:
         """Initialise all weights (from torch's generator, which the caller seeds)."""
@@ -146,21 +148,22 @@ class CodeDecoder(nn.Module):
             queries, keys, values = made.unflatten(0, (-1, places)).permute(2, 0, 3, 1, 4)  # each (T', H, P, d)
             return attention(queries, keys, values, bias, self.stack.drop).transpose(1, 2).flatten(0, 1)
 
-        look = None if self.project is not None else self._looking(encoded, batch, places)
+        look = self._looking(encoded, batch, places) if self.whole else None
         return self.stack(x.flatten(0, 1), mix, look).unflatten(0, (-1, places))
 
     def begin(self, encoded: Encoded, items: Any) -> Beams:
         """What steps need of B histories: keys and values of their states, and nothing generated yet."""
         check_codes(items, self.dim, type(self).__name__)
         made: list[list[Tensor]] = [[] for _ in range(self.num_layers)]
-        if self.project is not None:
-            return Beams([], None, self.project(encoded.user), made)
+        prefix = None if self.project is None else self.project(encoded.user)
+        if not self.whole:
+            return Beams([], None, prefix, made)
         sources = _sources(encoded)
         real = sources.item >= 0
         view = Group(len(real), real.shape[1], real.flatten().nonzero().squeeze(1))
         read = [view.pad(pair).permute(2, 0, 3, 1, 4).contiguous() for pair in self.stack.memories(sources.flat)]
         seen = None if len(view.index) == real.numel() else _some(real)[:, None, None]
-        return Beams(read, seen, None, made)
+        return Beams(read, seen, prefix, made)
 
     def step(self, memory: Beams, items: Any, tokens: Tensor | None, parents: Tensor | None) -> tuple[Tensor, Beams]:
         """Log-probabilities (B, W, K) of the codes that come next, and the memory with ``tokens`` (B, W) in it.

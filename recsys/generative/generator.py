@@ -141,13 +141,9 @@ class Generator(Composed):
         asking, others = np.flatnonzero(known), np.flatnonzero(~known)
         if len(asking):
             asked = batch.select(torch.from_numpy(asking).to(batch.ids.device))
-            near, near_values = self.search(
-                self.decoder, self._read(asked), self.items, shown.rows(asking, len(batch)), width
-            )
-            rows[asking, : near.shape[1]], values[asking, : near.shape[1]] = (
-                near.cpu().numpy(),
-                near_values.cpu().numpy(),
-            )
+            near, scores = self._generated(self._read(asked), shown.rows(asking, len(batch)), width)
+            rows[asking, : near.shape[1]] = near.cpu().numpy()
+            values[asking, : near.shape[1]] = scores.cpu().numpy()
         if len(others):
             counts = self.popularity[1:].repeat(len(others), 1)
             shown.rows(others, len(batch)).hide(counts)

@@ -124,7 +124,7 @@ class Liger(Generator):
             shown.among(columns).hide(kept)
             hidden[:, near.shape[1] :] |= kept == -torch.inf
         scores = scores.masked_fill(hidden, -torch.inf)
-        rows, order = rows.sort(1, stable=True)  # equal scores by item row
+        rows, order = rows.sort(dim=1, stable=True)  # equal scores by item row
         values, columns = best(scores.gather(1, order), width)
         return rows.gather(1, columns).masked_fill(values == -torch.inf, PAD), values
 
