@@ -22,13 +22,14 @@ from recsys.cli import (
     profiles,
     quickstart,
     recommend,
+    semantic_ids,
     similar,
 )
 from recsys.cli.arguments import parsed
 from recsys.cli.terminal import plain_output, told, tolerate_any_locale
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {  # in the order in which a user needs them
-    "Data": (fetch.fetch, audit.audit, embed.embed, profiles.profiles),
+    "Data": (fetch.fetch, audit.audit, embed.embed, profiles.profiles, semantic_ids.semantic_ids),
     "Models": (fit.fit, evaluate.evaluate, compare.compare),
     "Serving": (export.export, recommend.recommend, similar.similar),
     "About": (quickstart.quickstart, doctor.doctor),
@@ -36,9 +37,16 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {  # in the order in which 
 ELSEWHERE = {
     "train": "fit", "predict": "recommend", "infer": "recommend", "test": "evaluate", "eval": "evaluate",
     "benchmark": "compare", "split": "audit", "stats": "audit", "download": "fetch", "neighbours": "similar",
-    "neighbors": "similar", "serve": "export",
+    "neighbors": "similar", "serve": "export", "tokenize": "semantic-ids", "ids": "semantic-ids",
 }  # fmt: skip
-COMMANDS = {command.__name__: command for group in GROUPS.values() for command in group}
+
+
+def word(command: Callable[..., None]) -> str:
+    """What the shell calls a command."""
+    return command.__name__.replace("_", "-")
+
+
+COMMANDS = {word(command): command for group in GROUPS.values() for command in group}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,7 +95,7 @@ def _help() -> None:
     for group, commands in GROUPS.items():
         print(f"\n{group}")
         for command in commands:
-            print(f"  {command.__name__:<11} {(inspect.getdoc(command) or '').splitlines()[0]}")
+            print(f"  {word(command):<12} {(inspect.getdoc(command) or '').splitlines()[0]}")
     print("\nrecsys COMMAND --help lists what a command takes, recsys --version says which version this is")
 
 

@@ -6,15 +6,17 @@ contributes, not the level that the model reaches. A model over random codes is 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recsys.randomness import numpy_generator
 from recsys.semantic_ids.collisions import appended
-from recsys.semantic_ids.make import measured
+from recsys.semantic_ids.make import ids_folder, measured
 from recsys.semantic_ids.quality import level_quality, tuple_quality
-from recsys.semantic_ids.table import SemanticIds
+from recsys.semantic_ids.table import FORMAT, KIND, SemanticIds
+from recsys.storage.artifacts import artifact
 
 
 def permuted(ids: SemanticIds, seed: int = 0) -> SemanticIds:
@@ -41,6 +43,26 @@ def drawn(ids: SemanticIds, seed: int = 0) -> SemanticIds:
     return _again(ids, np.stack(columns, axis=1).astype(np.int32), "random", seed)
 
 
+def make_control(ids: SemanticIds, name: str, seed: int = 0, folder: str | Path | None = None) -> SemanticIds:
+    """A control as an artifact: "permuted", "shuffled" (:func:`shuffled_columns`) or "random" (:func:`drawn`).
+
+    Args:
+        folder: where it lies; None names one in the cache by the codes, the control and the seed.
+
+    Raises:
+        ValueError: there is no such control.
+    """
+    known = {"permuted": permuted, "shuffled": shuffled_columns, "random": drawn}
+    if name not in known:
+        raise ValueError(f"control must be one of {', '.join(known)}, found {name!r}")
+    facts = {"control": name, "seed": seed, "of": ids.digest}
+    path, _ = artifact(
+        folder or ids_folder("control", f"{name}-{seed}", ids.digest), KIND, FORMAT, facts,
+        lambda work: known[name](ids, seed).write(work),
+    )  # fmt: skip
+    return SemanticIds.load(path)
+
+
 def _told(ids: SemanticIds) -> int:
     """How many levels the tokenizer made."""
     return ids.levels - bool(ids.manifest.get("appended"))
@@ -61,8 +83,7 @@ def _control(ids: SemanticIds, codes: np.ndarray, sizes: tuple[int, ...], name: 
     quality = measured(codes[:, :told], sizes[:told])
     quality["levels"] += [{**level_quality(codes[:, m], sizes[m]), "appended": True} for m in range(told, len(sizes))]
     quality["after"] = tuple_quality(codes)
-    manifest: dict[str, Any] = {key: ids.manifest[key] for key in ("appended", "facts") if key in ids.manifest}
-    manifest["of"] = manifest.pop("facts", {})
+    manifest: dict[str, Any] = {"appended": bool(ids.manifest.get("appended")), "true_facts": ids.manifest.get("facts")}
     return SemanticIds.of(
         ids.ids, codes, sizes, ids.ordered, control=name, seed=seed, true_digest=ids.digest, quality=quality, **manifest
     )

@@ -101,8 +101,7 @@ def make_semantic_ids(
         )  # fmt: skip
         return ids.write(work)
 
-    name = split.name if split is not None and split.name else "items"
-    path, _ = artifact(folder or _folder(name, facts), KIND, FORMAT, facts, fill)
+    path, _ = artifact(folder or _folder("" if split is None else split.name, facts), KIND, FORMAT, facts, fill)
     ids = SemanticIds.load(path)
     raise_alarms(ids, strict)
     return ids
@@ -215,11 +214,15 @@ def _warn_other_cut(sources: Sequence[dict[str, Any]], split: Split | None) -> N
             )
 
 
+def ids_folder(name: str, kind: str, key: str) -> Path:
+    """Where the cache keeps the codes of the data ``name``."""
+    plain = re.sub(r"[^\w.]+", "-", f"{name or 'items'}-{kind}").strip("-.")
+    return artifacts_root(cache_folder()) / "semantic-ids" / f"{plain}-{key[:8]}"
+
+
 def _folder(name: str, facts: dict[str, Any]) -> Path:
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-    kind = str(facts["tokenizer"]["class"]).rpartition(":")[2].lower()
-    plain = re.sub(r"[^\w.]+", "-", f"{name}-{kind}").strip("-.")
-    return artifacts_root(cache_folder()) / "semantic-ids" / f"{plain}-{key}"
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return ids_folder(name, str(facts["tokenizer"]["class"]).rpartition(":")[2].lower(), key)
 
 
 def _versions() -> dict[str, str]:

@@ -184,7 +184,7 @@ class SemanticIds:
 
     def __str__(self) -> str:
         told = self.manifest
-        facts = told.get("facts") or told.get("of") or {}
+        facts = told.get("true_facts") or told.get("facts") or {}
         lines = [repr(self)[:-1].replace("SemanticIds(", "semantic ids: ")]
         if tokenizer := facts.get("tokenizer"):
             lines.append(f"  tokenizer  {_named(tokenizer)}")

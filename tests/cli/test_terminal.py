@@ -13,7 +13,7 @@ import pytest
 
 import recsys as rs
 from recsys import cli
-from recsys.cli import COMMANDS, GROUPS, main
+from recsys.cli import COMMANDS, GROUPS, main, word
 from recsys.runs.recipe import find_recipe, load_recipe, recipe_names
 from recsys.testing import toy_split
 
@@ -97,9 +97,11 @@ def test_commands_are_listed_in_the_order_of_use(capsys: pytest.CaptureFixture[s
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out.splitlines()
     found = [line.split()[0] for line in shown if line.startswith("  ") or line in GROUPS]
-    assert found == [word for group, commands in GROUPS.items() for word in (group, *(c.__name__ for c in commands))]
+    assert found == [one for group, commands in GROUPS.items() for one in (group, *map(word, commands))]
     assert all(len(line) < 115 and len(line.split()) > 3 for line in shown if line.startswith("  "))
-    assert {path.stem for path in Path(cli.__file__).parent.glob("*.py")} >= set(COMMANDS)  # a file each
+    assert {path.stem.replace("_", "-") for path in Path(cli.__file__).parent.glob("*.py")} >= set(
+        COMMANDS
+    )  # a file each
 
 
 @pytest.mark.parametrize(
