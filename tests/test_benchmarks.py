@@ -120,6 +120,14 @@ def test_seeds_of_a_row_that_were_trained_in_different_ways_are_not_averaged(
         work.summarise("ml-100k", ())
 
 
+def test_a_trie_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks" / "speed"))
+    generate = importlib.import_module("generate")
+    for kind in generate.KINDS:
+        found = generate.trie_child({"kind": kind, "items": 10_000, "seconds": 0.01, "device": "cpu"})
+        assert found["nodes"][-1] <= 10_000 and found["bytes"] > 0 and len(found["levels"]) == generate.LEVELS
+
+
 def test_an_encoder_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks" / "speed"))
     encoders = importlib.import_module("encoders")

@@ -126,7 +126,7 @@ class _Search:
         scores, more = beams.float(), beams[:, 0] > 0
         for depth in range(self.trie.levels):
             found = children(self.reach, depth, beams, scores > -torch.inf, log_probs)
-            candidates = (scores[:, :, None] + found.scores).flatten(1)
+            candidates = found.scores.add_(scores[:, :, None]).flatten(1)
             wide = width
             if trim:
                 number = (candidates > -torch.inf).sum(1)
