@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from recsys.data.batch import PAD, Batch, Group
 from recsys.encoders.tokens import TokenMemory, check_codes
+from recsys.nn.dropout import Dropout
 from recsys.nn.t5 import T5Stack, attention, grouped
 from recsys.objectives.weighted import weighted_sum
 from recsys.protocols import Context, Encoded
@@ -125,10 +126,12 @@ class CodeDecoder(nn.Module):
         if self.end:
             numbers = F.pad(numbers, (0, 1), value=items.tokens.shape[0] - 1)
         hidden = self.teach(encoded, batch, items, states, numbers)
-        losses = [-self._log_probs(hidden[:, place], items, place) for place in range(numbers.shape[1])]
-        first = torch.tensor(self._firsts(items), device=numbers.device)
-        found = [one.gather(1, (column - start)[:, None]) for one, column, start in zip(losses, numbers.T, first)]
-        return weighted_sum(torch.cat(found, 1).mean(1), weights)
+        losses = []
+        for place in range(numbers.shape[1]):
+            first = items.span(place).start if place < items.levels else items.tokens.shape[0] - 1
+            log_probs = self._log_probs(hidden[:, place], items, place)
+            losses.append(-log_probs.gather(1, (numbers[:, place] - first)[:, None]))
+        return weighted_sum(torch.cat(losses, 1).mean(1), weights)
 
     def teach(self, encoded: Encoded, batch: Batch, items: Any, states: Tensor, numbers: Tensor) -> Tensor:
         """States (T', P, D), each of the start token and the tokens before it, of the targets ``numbers`` (T', P).
@@ -181,15 +184,13 @@ class CodeDecoder(nn.Module):
             memory = replace(memory, made=[[_of(parents, pair) for pair in pairs] for pairs in memory.made])
         rows, beams = x.shape[:2]
         place = torch.arange(level + 1, device=x.device)
-        bias = self.stack.positions(place[-1:], place)  # (1, H, 1, places)
+        bias = self.stack.positions(place[-1:], place)[0, :, 0]  # (H, places)
         made: list[list[Tensor]] = []
 
         def mix(layer: int, own: Tensor) -> Tensor:
             own = own.unflatten(0, (rows, beams))  # (B, W, 3, H, d)
             made.append([*memory.made[layer], own[:, :, 1:]])
-            pairs = torch.stack([pair.expand(-1, beams, -1, -1, -1) for pair in made[-1]], 4)  # (B, W, 2, H, places, d)
-            keys, values = pairs.flatten(0, 1).unbind(1)
-            return attention(own[:, :, 0].flatten(0, 1)[:, :, None], keys, values, bias, self.stack.drop)[:, :, 0]
+            return _over_places(own[:, :, 0], made[-1], bias, self.stack.drop).flatten(0, 1)
 
         def look(layer: int, asked: Tensor) -> Tensor:
             keys, values = memory.read[layer]
@@ -198,24 +199,20 @@ class CodeDecoder(nn.Module):
             return seen.transpose(1, 2).flatten(0, 1)
 
         hidden = self.stack(x.flatten(0, 1), mix, look)
-        found = self._log_probs(hidden, items, level)
-        if self.softmax == "vocabulary":
-            found = found[:, items.span(level)]
-        return found.unflatten(0, (rows, beams)), replace(memory, made=made)
+        return self._log_probs(hidden, items, level).unflatten(0, (rows, beams)), replace(memory, made=made)
 
     def _size(self, memory: Beams) -> int:
         return memory.read[0].shape[1] if memory.prefix is None else len(memory.prefix)
 
-    def _log_probs(self, hidden: Tensor, items: Any, place: int) -> Tensor:
-        """(n, K) of the codes of a level, or (n, V), from states (n, D)."""
+    def _log_probs(self, hidden: Tensor, items: Any, level: int) -> Tensor:
+        """(n, K) of the codes of a level from states (n, D), or (n, 1) of the end token behind the last level."""
         if items.prototypes is items.tokens:
             hidden = hidden * self.dim**-0.5
-        logits = items.code_logits(hidden, place) if self.softmax == "level" else hidden @ items.prototypes.T
-        return logits.float().log_softmax(-1)
-
-    def _firsts(self, items: Any) -> list[int]:
-        """The token that the first number of :meth:`_log_probs` is for, at each place."""
-        return [items.span(level).start if self.softmax == "level" else 0 for level in range(items.levels)] + [0]
+        if self.softmax == "level":
+            return items.code_logits(hidden, level).float().log_softmax(-1)
+        logits = (hidden @ items.prototypes.T).float()
+        asked = items.span(level) if level < items.levels else slice(-1, None)
+        return logits[:, asked] - logits.logsumexp(-1, keepdim=True)
 
     def _looking(self, encoded: Encoded, batch: Batch, places: int) -> Any:
         """The attention of all targets of a batch to the states of their histories (``Look``)."""
@@ -281,6 +278,21 @@ def _hidden(seen: Tensor | None, like: Tensor) -> Tensor | None:
 
 def _of(parents: Tensor, pair: Tensor) -> Tensor:
     """Keys and values (B, W, ...) of the beams that ``parents`` (B, W') continue; those of the start are everyone's."""
-    if pair.shape[1] == 1:
+    rows, beams = pair.shape[:2]
+    if beams == 1:
         return pair
-    return pair.gather(1, parents.view(*parents.shape, *[1] * (pair.dim() - 2)).expand(-1, -1, *pair.shape[2:]))
+    first = torch.arange(0, rows * beams, beams, device=parents.device)[:, None]
+    return pair.flatten(0, 1).index_select(0, (parents + first).flatten()).unflatten(0, (rows, -1))
+
+
+def _over_places(queries: Tensor, made: Sequence[Tensor], bias: Tensor, drop: Dropout) -> Tensor:
+    """(B, W, H, d) of queries (B, W, H, d) over the keys and values (B, W or 1, 2, H, d) of a few places.
+
+    One query a beam is too little for a product of matrices: place by place this is what :func:`attention` gives.
+    """
+    scores = torch.stack([(queries * pair[:, :, 0]).sum(-1) for pair in made], -1)
+    weights = drop((scores + bias).softmax(-1)).unsqueeze(-1).unbind(-2)  # of each place (B, W, H, 1)
+    mixed = weights[0] * made[0][:, :, 1]
+    for weight, pair in zip(weights[1:], made[1:], strict=True):
+        mixed = torch.addcmul(mixed, weight, pair[:, :, 1])
+    return mixed

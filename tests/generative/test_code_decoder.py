@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recsys.data.batch import Batch
 from recsys.encoders.gru4rec import GRU4Rec
@@ -97,19 +97,18 @@ def test_semantic_ids_12_5_steps_give_the_taught_log_probabilities(encoder: str,
     with torch.no_grad():
         encoded = encode(batch.ask_all(), items)
         found = exact(decode, encoded, items)
-        numbers = F_end(items, decode)
+        numbers = with_ends(items, decode)
         for item in (1, 7, NUM_ITEMS):
             taught = batch.replace(targets=torch.zeros_like(batch.ids).scatter(1, batch.lengths[:, None] - 1, item))
             hidden = decode.teach(encoded, taught, items, encoded.user, numbers[item].expand(3, -1))
             total = torch.zeros(3)
             for level in range(3):
                 logs = decode._log_probs(hidden[:, level], items, level)
-                first = items.span(level).start if decode.softmax == "level" else 0
-                total += logs[:, items.token_table[item, level] - first]
+                total += logs[:, items.codes[item, level]]
             torch.testing.assert_close(found[:, item - 1], total, atol=1e-5, rtol=1e-5)
 
 
-def F_end(items: CodeItems, decoder: Any) -> Tensor:
+def with_ends(items: CodeItems, decoder: Any) -> Tensor:
     ends = torch.full((len(items.token_table), 1), len(items.tokens) - 1)
     return torch.cat([items.token_table, ends], 1) if decoder.end else items.token_table
 
@@ -134,7 +133,9 @@ def test_one_pass_equals_one_row_per_prefix(encoder: str, decoder: str) -> None:
     rows = [loss(encode, decode, items, trained(one, LastItem())) for one in prefixes(batch)]
     torch.testing.assert_close(whole, torch.stack(rows).sum(), atol=1e-4, rtol=1e-5)
     wanted = torch.autograd.grad(whole, items.tokens)[0]
-    torch.testing.assert_close(wanted, torch.autograd.grad(torch.stack(rows).sum(), items.tokens)[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        wanted, torch.autograd.grad(torch.stack(rows).sum(), items.tokens)[0], atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(("encoder", "decoder"), PAIRS)
