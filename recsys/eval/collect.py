@@ -37,9 +37,7 @@ class Collector:
 
     def add(self, index: np.ndarray) -> None:
         """Rank the users at ``index`` of the part."""
-        owner, target = self.part.targets(index)
-        kept = self.candidates.keeps(index, owner, target)
-        owner, target = owner[kept], target[kept]
+        owner, target = self.targets(index)
         count = np.bincount(owner, minlength=len(index))
         order = np.argsort(-count, kind="stable")[: int(np.count_nonzero(count))]  # more targets first, none left out
         self.without_targets += len(index) - len(order)
@@ -62,6 +60,12 @@ class Collector:
             | self._describe(index, owner, target, landed, repeated)
             | {"history_length": length, "candidates": landed.candidates}
         )
+
+    def targets(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The targets of users ``index`` that are ranked: (position within ``index``, item row), (pairs,) each."""
+        owner, target = self.part.targets(index)
+        kept = self.candidates.keeps(index, owner, target)
+        return owner[kept], target[kept]
 
     def columns(self) -> dict[str, np.ndarray]:
         """Everything collected, users in the order of the part."""

@@ -28,6 +28,7 @@ from recsys.eval.segments import popularity_thresholds
 from recsys.progress import Progress
 from recsys.randomness import numpy_generator
 from recsys.recommenders.modes import evaluating
+from recsys.statistics.transitions import by_user
 
 if TYPE_CHECKING:
     from recsys.data.split import HeldOut
@@ -57,6 +58,7 @@ def evaluate(
     seed: int = 0,
     leakage: Literal["raise", "warn", "allow"] = "raise",
     warn: bool = True,
+    transitions: bool | Literal["kinds"] = True,
 ) -> Report:
     """A :class:`Report` of how ``model`` ranks the targets of ``part`` among all items.
 
@@ -104,6 +106,8 @@ def evaluate(
         leakage: what happens if the model learned from targets of the part: "raise" a LeakageError, "warn", or
             "allow". Where that is not known, the first two warn.
         warn: whether to warn of users that are left out and of many repeated targets, which the report counts.
+        transitions: the segments "memorised" (training has the user's newest item and the target in a row), "composed"
+            (of what it has), "neither" and "cold target"; "kinds" also says how composed, False leaves them out.
 
     Raises:
         TypeError: ``model`` neither scores nor recommends, or without the arguments that are needed.
@@ -115,6 +119,8 @@ def evaluate(
     """
     if exclude not in EXCLUDE:
         raise ValueError(f"exclude is one of {', '.join(map(repr, EXCLUDE))}; found {exclude!r}")
+    if transitions not in (True, False, "kinds"):
+        raise ValueError(f"transitions is True, False or 'kinds'; found {transitions!r}")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must lie in 0..world_size-1; found rank={rank} with world_size={world_size}")
     require_part(part)
@@ -140,6 +146,7 @@ def evaluate(
     users = users or getattr(part.split, "users", None)
     if users is not None:
         columns["user_id"] = np.asarray(users.raw(columns["user"]))
+    columns |= _transitions(part, run, columns["position"], transitions)
     columns |= {f"segment:{title}": labels[columns["position"]] for title, labels in own.items()}
     meta: dict[str, Any] = {"model": name or type(model).__name__, "exclude": exclude, "shares": [[rank, world_size]]}
     if len(asked) < len(part):
@@ -158,6 +165,12 @@ def _rank(run: Collector, share: np.ndarray, lengths: np.ndarray, bar: Progress)
             for chosen in run.ranking.batches(lengths[alike]):
                 run.add(index[chosen])
                 bar.advance(chosen.stop - chosen.start)
+
+
+def _transitions(part: HeldOut, run: Collector, index: np.ndarray, wanted: bool | str) -> dict[str, np.ndarray]:
+    """The column of transitions of the users at ``index`` (n,), if wanted and if the part knows its training events."""
+    found = by_user(part, index, *run.targets(index), kinds=wanted == "kinds") if wanted else None
+    return {} if found is None else {"transition": found}
 
 
 def _facts(model: Any, part: HeldOut, run: Collector) -> dict[str, Any]:

@@ -57,7 +57,8 @@ class Report:
     Columns: ``position`` in the part, ``user`` row (and ``user_id`` where known), ``history_length``, ``num_targets``,
     ``candidates``, ``target_popularity`` (mean training count of the targets), how many targets are cold, repeat the
     history, are unreachable (no list can show them) or were tied, and a column per metric, such as ``ndcg@10``. Of a
-    model that only gives lists also ``list_length`` and ``unlisted_targets``.
+    part with a split ``transition``, the place in :data:`recsys.statistics.transitions.LABELS`. Of a model that only
+    gives lists also ``list_length`` and ``unlisted_targets``.
     """
 
     meta: dict[str, Any]
@@ -137,7 +138,7 @@ class Report:
         return {name: self.mean(name) for name in self.metrics} | self.aggregates
 
     def segments(self, metrics: Sequence[str] | None = None) -> list[SegmentMean]:
-        """Means within each segment that has users: history length, target popularity, cohort, a caller's own."""
+        """Means within each segment of users: history length, target popularity, cohort, transition, a caller's own."""
         names = self.primary() if metrics is None else tuple(metrics)
         for name in names:
             self._require(name)
@@ -275,8 +276,20 @@ class Report:
             cells[cuts.index(int(cut)) if cut else 0] = self._cell(name)
         return [["", *(f"@{cut}" for cut in cuts)], *([base, *cells] for base, cells in rows.items())]
 
+    def transitions(self) -> list[list[str]]:
+        """Rows of text: how many users have a memorised target, a composed one or neither, and their means."""
+        names = self.primary()
+        rows = [["transition", "users", "share", *names]]
+        for grouping in self.groupings():
+            for label, index in grouping.members() if grouping.name == "transition" else ():
+                means = [number(float(self.columns[name][index].mean())) for name in names]
+                rows.append([label, f"{len(index):,}", number(len(index) / self.users), *means])
+        return rows
+
     def __str__(self) -> str:
-        return f"{self.header()}\n{align(self.table())}\nmean over users [95% bootstrap interval]"
+        parts = self.transitions()
+        shown = f"\n{align(parts)}" if len(parts) > 1 else ""
+        return f"{self.header()}\n{align(self.table())}\nmean over users [95% bootstrap interval]{shown}"
 
     @cached_property
     def _intervals(self) -> dict[str, tuple[float, float]]:

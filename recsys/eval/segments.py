@@ -1,4 +1,4 @@
-"""Segments of users: by history length, by how popular their targets are, and by cohort; plus a caller's own.
+"""Segments of users: by history length, popularity of the targets, cohort and transition; plus a caller's own.
 
 Boundaries depend only on the data, never on the users of one report, so segments of two reports match.
 """
@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
+from recsys.statistics.transitions import LABELS
 
 HISTORY_STARTS = (0, 1, 6, 11, 21, 51, 101)  # first length of each bucket
 
@@ -38,6 +40,7 @@ def groupings(columns: Mapping[str, np.ndarray], thresholds: tuple[float, float]
         by_history(columns["history_length"]),
         by_popularity(columns["target_popularity"], thresholds),
         by_cohort(columns["history_length"], columns["cold_targets"], columns["repeated_targets"]),
+        *([by_transition(columns["transition"])] if "transition" in columns else []),
         *own,
     ]
 
@@ -74,6 +77,11 @@ def by_cohort(lengths: np.ndarray, cold_targets: np.ndarray, repeated_targets: n
     """The first that holds: no history; a target never seen in training; a target from the history; none of these."""
     labels = ("no history", "cold target", "repeat", "ordinary")
     return Grouping("cohort", labels, np.select([lengths == 0, cold_targets > 0, repeated_targets > 0], [0, 1, 2], 3))
+
+
+def by_transition(codes: np.ndarray) -> Grouping:
+    """How the target follows from training: memorised, composed, neither; :mod:`recsys.statistics.transitions`."""
+    return Grouping("transition", LABELS, codes)
 
 
 def by_label(name: str, labels: np.ndarray) -> Grouping:

@@ -55,6 +55,7 @@ class Validation:
             world_size=self.world_size,
             leakage="allow",  # the split itself says what trains
             warn=not self._warned,  # the users and targets are the same in every epoch
+            transitions=False,
         )
         self._warned = True
         if self.world_size > 1:
