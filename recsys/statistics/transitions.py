@@ -23,15 +23,14 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from recsys.data.split import HeldOut, TrainingEvents
 from recsys.errors import DataWarning
-from recsys.ids.ranges import blocks, spread
+from recsys.statistics.neighbours import Neighbours, meet, pairs
 
 PLACES = 4  # how far apart two items of a history may be, and how many of the newest items are looked at
 KINDS = ("substitutable", "symmetric", "transitive", "second order")
@@ -40,15 +39,13 @@ LABELS = (
     "composed",
     *(f"composed, {kind}" for kind in KINDS),
     "neither",
-    "not memorised",
+    "undecided",
     "cold target",
     "no history",
     "mixed",
 )
-MEMORISED, COMPOSED, NEITHER, NOT_MEMORISED, COLD, NO_HISTORY, MIXED = 0, 1, 6, 7, 8, 9, 10  # places in LABELS
-FIRST = 2**17  # training events that are tried before all of them
-PAIRS = 2**25  # pairs of neighbours held at a time
-LOOKED_UP = 2**22  # neighbours looked up at a time
+MEMORISED, COMPOSED, NEITHER, UNDECIDED, COLD, NO_HISTORY, MIXED = 0, 1, 6, 7, 8, 9, 10  # places in LABELS
+FIRST, GROWTH = 2**17, 8  # training events that are tried first, and how many times as many after that
 SIEVE = 16  # bytes per pair that is looked for
 ANSWERS = 8  # kept for each training set, a byte per user
 Test = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -96,8 +93,8 @@ def newest(part: HeldOut, index: np.ndarray, places: int = PLACES) -> np.ndarray
 def label(training: TrainingEvents, recent: np.ndarray, target: np.ndarray, kinds: bool = False) -> np.ndarray:
     """(n,) int8, the place in ``LABELS`` of each case.
 
-    Where training has more than ``PAIRS`` distinct pairs of neighbours that matter, what is not memorised is not told
-    apart further ("not memorised"), and a warning says so.
+    In much data more pairs of neighbours can matter than :data:`recsys.statistics.neighbours.PAIRS`: cases that few
+    training users do not prove composed are then left "undecided" between composed and neither; a warning counts them.
 
     Args:
         recent: (n, A) item rows, the newest first and 0 where the history ends.
@@ -112,15 +109,18 @@ def label(training: TrainingEvents, recent: np.ndarray, target: np.ndarray, kind
     codes[case[known]] = MEMORISED
     case = case[~known]
     try:
-        if kinds:
-            hops = relations(training, recent[case], target[case], (recent.shape[1],))
-            codes[case] = np.where(hops.any(1), COMPOSED + 1 + (hops > 0).argmax(1), NEITHER)
-        else:
-            codes[case[composed(training, recent[case], target[case])]] = COMPOSED
+        for users in (None,) if kinds else _growing(training):
+            rest = case[codes[case] == NEITHER]
+            if kinds:
+                hops = relations(training, recent[rest], target[rest], (recent.shape[1],))
+                codes[rest] = np.where(hops.any(1), COMPOSED + 1 + (hops > 0).argmax(1), NEITHER)
+            else:
+                codes[rest[composed(training, recent[rest], target[rest], users)]] = COMPOSED
     except MemoryError as error:
-        codes[case] = NOT_MEMORISED
-        note = f"{error}: reports tell memorised transitions from others, and not composed ones from the rest"
-        warnings.warn(note, DataWarning, stacklevel=4)
+        rest = case[codes[case] == NEITHER]
+        codes[rest] = UNDECIDED
+        note = f"{len(rest):,} of {len(codes):,} targets are not memorised and left undecided: {error}"
+        warnings.warn(note, DataWarning, stacklevel=5)
     return codes
 
 
@@ -179,25 +179,34 @@ def memorised_codes(
     return found
 
 
-def composed(training: TrainingEvents, recent: np.ndarray, target: np.ndarray) -> np.ndarray:
+def composed(training: TrainingEvents, recent: np.ndarray, target: np.ndarray, users: int | None = None) -> np.ndarray:
     """(n,) bool: which cases, memorised ones put aside, are composed of any kind; arguments as of :func:`label`.
 
-    A part of the training events is tried first: what it proves holds, and in dense data it proves nearly all.
+    ``users``: of what that many first training users did, which is never more than what all did.
 
     Raises:
         MemoryError: more pairs of neighbours than ``PAIRS`` matter.
     """
-    found = np.zeros(len(target), bool)
-    few = max(int(np.searchsorted(np.cumsum(training.lengths), FIRST, side="right")), 1)
-    for users in (few, None) if training.num_events > 4 * FIRST else (None,):
-        rest = np.flatnonzero(~found)
-        matter = _mask(training, recent[rest], target[rest])
-        near = Neighbours.of(training, recent.shape[1], matter, users=users)
-        for reached in (near.has, near.meets):
-            for anchor in recent.T:
-                rest = rest[~found[rest]]
-                found[rest] = reached(anchor[rest], target[rest])
+    found, rest = np.zeros(len(target), bool), np.arange(len(target))
+    near = Neighbours.of(training, recent.shape[1], _mask(training, recent, target), users=users)
+    for reached in (near.has, near.meets):
+        for anchor in recent.T:
+            rest = rest[~found[rest]]
+            found[rest] = reached(anchor[rest], target[rest])
     return found
+
+
+def _growing(training: TrainingEvents) -> list[int | None]:
+    """How many first users to look at, one after the other; None for all.
+
+    In much data a part proves nearly all cases, so that all of it is read for the neighbours of a few items only.
+    """
+    sizes, ends = [], np.cumsum(training.lengths)
+    events = FIRST
+    while 4 * events < training.num_events:
+        sizes.append(max(int(np.searchsorted(ends, events, side="right")), 1))
+        events *= GROWTH
+    return [*sizes, None]
 
 
 def relations(
@@ -222,104 +231,6 @@ def relations(
     return found
 
 
-def pairs(
-    training: TrainingEvents,
-    places: int,
-    first: np.ndarray | None = None,
-    second: np.ndarray | None = None,
-    users: int | None = None,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Blocks of (item row, item row of the same user at most ``places`` later) of training, (P,) int64 each.
-
-    Args:
-        first, second: (N+1,) bool, which items may stand in each place; None for all.
-        users: of that many first users only; None for all.
-    """
-    for block in blocks(training.lengths[:users]):
-        owner, items, _ = training.events(block)
-        begins, ends = (None if mask is None else mask[items] for mask in (first, second))
-        for apart in range(1, places + 1):
-            kept = owner[apart:] == owner[:-apart]
-            if begins is not None:
-                kept &= begins[:-apart]
-            if ends is not None:
-                kept &= ends[apart:]
-            yield items[:-apart][kept].astype(np.int64), items[apart:][kept].astype(np.int64)
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """The items that stood near an item, of the items asked for: sorted keys item * (N + 1) + neighbour."""
-
-    keys: np.ndarray  # (P,) int64, distinct
-    start: np.ndarray  # (N+2,) where the neighbours of an item row begin
-    width: int  # N + 1
-
-    @classmethod
-    def of(
-        cls,
-        training: TrainingEvents,
-        places: int,
-        matter: np.ndarray,
-        after: bool = True,
-        before: bool = True,
-        users: int | None = None,
-    ) -> Neighbours:
-        """What stood ``after`` and ``before`` the items that ``matter`` (N+1,), within ``places``.
-
-        Raises:
-            MemoryError: there are more than ``PAIRS``.
-        """
-        width, held, count = training.num_items + 1, [np.zeros(0, np.int64)], 0
-        for forward in (True,) * after + (False,) * before:
-            mask = {"first" if forward else "second": matter}
-            for a, b in pairs(training, places, users=users, **mask):
-                held.append(a * width + b if forward else b * width + a)
-                count += len(a)
-                if count > 2 * PAIRS:
-                    held = [_distinct(held)]
-                    count = len(held[0])
-                    _require_room(count)
-        keys = _distinct(held)
-        _require_room(len(keys))
-        return cls(keys, np.searchsorted(keys, np.arange(width + 1) * width), width)
-
-    def has(self, item: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """(n,) bool: whether ``other`` is a neighbour of ``item``, item rows (n,) each."""
-        if not len(self.keys):
-            return np.zeros(len(item), bool)
-        sought = item * self.width + other
-        at = np.minimum(np.searchsorted(self.keys, sought), len(self.keys) - 1)
-        found: np.ndarray = self.keys[at] == sought
-        return found
-
-    def meets(self, item: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """(n,) bool: whether ``item`` and ``other`` share a neighbour."""
-        return meet(self, item, self, other)
-
-    def sizes(self, item: np.ndarray) -> np.ndarray:
-        """(n,) how many neighbours each item row has."""
-        return self.start[item + 1] - self.start[item]
-
-
-def meet(first: Neighbours, item: np.ndarray, second: Neighbours, other: np.ndarray) -> np.ndarray:
-    """(n,) bool: whether the ``first`` neighbours of ``item`` and the ``second`` ones of ``other`` share an item.
-
-    The smaller set of each case is looked up in the larger one.
-    """
-    found = np.zeros(len(item), bool)
-    smaller = first.sizes(item) <= second.sizes(other)
-    for side, few, one, many, rest in ((smaller, first, item, second, other), (~smaller, second, other, first, item)):
-        case = np.flatnonzero(side)
-        case = case[np.argsort(rest[case], kind="stable")]  # neighbouring keys are looked up one after the other
-        start, stop = few.start[one[case]], few.start[one[case] + 1]
-        for block in blocks(stop - start, LOOKED_UP):
-            owner, at = spread(start[block], stop[block])
-            hit = many.has(rest[case[block]][owner], few.keys[at] % few.width)
-            found[case[block][owner[hit]]] = True
-    return found
-
-
 def _tests(after: Neighbours, before: Neighbours, hop: int) -> tuple[Test, ...]:
     """One for each of ``KINDS``: item rows u (n,) and v (n,) to bool (n,)."""
     return (
@@ -335,14 +246,3 @@ def _mask(training: TrainingEvents, recent: np.ndarray, target: np.ndarray) -> n
     mask = np.zeros(training.num_items + 1, bool)
     mask[recent], mask[target] = True, True
     return mask
-
-
-def _distinct(keys: list[np.ndarray]) -> np.ndarray:
-    joined = np.concatenate(keys)
-    joined.sort()  # and not np.unique, which is several times slower here
-    return joined[np.diff(joined, prepend=-1) > 0]
-
-
-def _require_room(count: int) -> None:
-    if count > PAIRS:
-        raise MemoryError(f"more than {PAIRS:,} pairs of items that stood near each other")

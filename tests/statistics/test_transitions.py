@@ -17,15 +17,13 @@ from recsys.data.split import Split, TrainingEvents
 from recsys.data.splitters import LeaveLast
 from recsys.errors import DataWarning
 from recsys.ids.vocabulary import Vocabulary
-from recsys.statistics import transitions
+from recsys.statistics import neighbours, transitions
 from recsys.statistics.transitions import (
     KINDS,
     LABELS,
-    Neighbours,
     by_user,
     composed,
     label,
-    meet,
     memorised,
     memorised_codes,
     newest,
@@ -90,7 +88,7 @@ def by_sets(histories: list[list[int]], items: int, recent: list[int], v: int) -
 @pytest.mark.parametrize("seed", range(6))
 def test_rpg_14_14_as_the_definitions_in_sets(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transitions, "FIRST", (2**17, 8)[seed % 2])  # all at once, or a few events first
-    monkeypatch.setattr(transitions, "LOOKED_UP", (2**22, 5)[seed % 2])
+    monkeypatch.setattr(neighbours, "LOOKED_UP", (2**22, 5)[seed % 2])
     histories, (recent, target) = drawn(seed), cases(seed)
     known = [pair for history in histories for pair in pairwise(history)][:8]
     recent[: len(known), 0], target[: len(known)] = np.array(known).T
@@ -175,12 +173,20 @@ def test_too_many_pairs_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     histories, (recent, target) = drawn(5, users=60), cases(5)
     training = trained(histories, 40)
     whole = label(training, recent, target)
-    monkeypatch.setattr(transitions, "PAIRS", 30)
-    with pytest.warns(DataWarning, match="30"):
+    monkeypatch.setattr(neighbours, "PAIRS", 200)
+    monkeypatch.setattr(transitions, "FIRST", 25)  # whose neighbours can be held
+    with pytest.warns(DataWarning, match="undecided: more than 200"):
         found = label(training, recent, target)
-    composition = np.isin([LABELS[code] for code in whole], ["composed", "neither"])
-    assert {LABELS[code] for code in found[composition]} == {"not memorised"}
-    np.testing.assert_array_equal(found[~composition], whole[~composition])
+    names = np.array([LABELS[code] for code in found])
+    assert {"undecided", "composed"} < set(names)  # and what is proved by a part is kept
+    assert {LABELS[code] for code in whole[names == "undecided"]} <= {"composed", "neither"}
+    np.testing.assert_array_equal(found[names != "undecided"], whole[names != "undecided"])
+    assert "neither" not in names
+    with pytest.warns(DataWarning, match="undecided"):
+        kinds = label(training, recent, target, kinds=True)
+    np.testing.assert_array_equal(kinds == LABELS.index("undecided"), np.isin(whole, [1, LABELS.index("neither")]))
+    with pytest.raises(MemoryError, match="200"):
+        relations(training, recent, target)
 
 
 def test_nothing_to_tell_apart() -> None:
@@ -188,14 +194,6 @@ def test_nothing_to_tell_apart() -> None:
     assert label(nobody, np.zeros((0, 4), np.int64), np.zeros(0, np.int64)).shape == (0,)
     assert LABELS[label(nobody, np.array([[1, 0, 0, 0]]), np.array([2]))[0]] == "cold target"
     assert memorised_codes(nobody, np.zeros((4, 2), int), np.array([1]), np.array([2])).tolist() == [[False, False]]
-
-
-def test_shared_neighbours() -> None:
-    training = trained([[1, 2, 3], [4, 3], [5, 6]], 6)
-    after = Neighbours.of(training, 1, np.ones(7, bool), before=False)
-    assert after.has(np.array([1, 2, 3]), np.array([2, 1, 3])).tolist() == [True, False, False]
-    assert after.sizes(np.arange(7)).tolist() == [0, 1, 1, 0, 1, 1, 0]
-    assert meet(after, np.array([2, 2, 3]), after, np.array([4, 5, 3])).tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("ordered", [True, False])
