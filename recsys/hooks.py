@@ -18,7 +18,7 @@ from torch import Tensor, nn
 DEFAULTS: Mapping[str, Any] = MappingProxyType({
     "needs": frozenset(), "gives": frozenset(), "reads": frozenset(), "newest_only": False, "longest": None,
     "as_ranked": False, "rows_behind": 0, "appends": 0, "keeps_events": True, "writes_mask": False,
-    "scheme": "windows", "draw": None, "carried": (), "whole": False,
+    "scheme": "windows", "draw": None, "carried": (), "may_read": frozenset(), "whole": False,
 })  # fmt: skip
 
 

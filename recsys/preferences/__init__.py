@@ -1,1 +1,1 @@
-"""What users say they want, in plain language: written, matched with what they chose next, and measured on five axes."""
+"""What users say they want, in plain language: written down, matched with what they chose next, and obeyed or not."""

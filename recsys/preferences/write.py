@@ -175,9 +175,7 @@ def _without_unused(texts: list[str], codes: np.ndarray) -> tuple[list[str], np.
     return [texts[at] for at in np.flatnonzero(used).tolist()], number[codes]
 
 
-def _check(
-    writer: Writer | None, folder: object, count: int, recent: int, max_chars: int, limit: int | None
-) -> None:
+def _check(writer: Writer | None, folder: object, count: int, recent: int, max_chars: int, limit: int | None) -> None:
     if writer is not None and not callable(getattr(writer, "write", None)):
         raise TypeError(f"writer must be a ChatEndpoint, a LocalWriter or the like, found {writer!r}")
     if writer is not None and folder is None:

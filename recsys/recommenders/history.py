@@ -97,13 +97,16 @@ def _features_of(
 ) -> Sequence[dict[str, Any] | None]:
     """The raw features of each history, whose events are ``events`` (n,) cut at ``ends``; texts are left out."""
     of_users = None if part.split is None else part.split.user_features
-    if part.prepared.features is None and of_users is None:
+    if part.prepared.features is None and of_users is None and part.requests is None:
         return [None] * len(index)
     found: list[dict[str, Any]] = [{} for _ in index]
     for name, column in (part.prepared.features or {}).items():
         values = column.take(events).plain()
         for one, (start, stop) in zip(found, pairwise(ends.tolist()), strict=True):
             one[name] = values[start:stop]
+    for name, column in (part.requests or {}).items():
+        for one, value in zip(found, column.take(index).plain(), strict=True):
+            one[name] = value
     for name, column in (of_users or {}).items():
         if column.kind != "text":
             for one, value in zip(found, column.take(part.users[index]).plain(), strict=True):

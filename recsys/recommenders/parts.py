@@ -74,7 +74,7 @@ class Composed(Ranker):
         self.weightings = PartList(weightings)
         room = member(encoder, "longest") or encoder.max_length  # tokens it reads; targets may append some to a query
         self.max_length = min(encoder.max_length, room - member(self.targets, "appends"))
-        self.needs = needs_of(encoder, self.targets)
+        self.needs = needs_of(encoder, self.targets) | member(encoder, "may_read")
         check_table(items)
         if items.dim != encoder.dim:
             raise ValueError(f"the item table has dim={items.dim}, the encoder dim={encoder.dim}: give both the same")
