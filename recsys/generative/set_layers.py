@@ -9,17 +9,17 @@ width, D width, R histories of a group.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recsys.data.batch import Group
 from recsys.encoders.tokens import TokenMemory
 from recsys.nn.blocks import GatedFeedForward
 from recsys.nn.dropout import Dropout
+from recsys.nn.t5 import grouped
 from recsys.protocols import Encoded
 
 Held = list[tuple[Tensor, Tensor]]  # keys and values (R, H, S, d) of each group of histories
@@ -44,8 +44,8 @@ class Reading:
             item = given.item
             self.states = given.states[item >= 0]
         sizes = [group.size for group in batch.groups]
-        self.asked = _grouped(torch.bincount(rows, minlength=len(batch)), sizes)
-        self.read = _grouped((item >= 0).sum(1), sizes)
+        self.asked = grouped(torch.bincount(rows, minlength=len(batch)), sizes)
+        self.read = grouped((item >= 0).sum(1), sizes)
         self.masks = self._masks(item, positions)
 
     def _masks(self, item: Tensor, positions: Tensor) -> list[Tensor]:
@@ -130,13 +130,3 @@ class Beams:
     chosen: Tensor  # (B, W, s) the tokens of each beam, in the order in which they were chosen
     past: list[Tensor]  # of each layer keys and values (B, W, s, 2, H, d) of earlier tokens, if their order counts
     state: Tensor | None = None  # (B, W, D) of what was asked last
-
-
-def _grouped(lengths: Tensor, sizes: Sequence[int]) -> list[Group]:
-    """Consecutive rows with ``lengths`` (B,) of their own, ``sizes`` to a group."""
-    groups = []
-    for rows in lengths.split(list(sizes)):
-        wide = max(int(rows.max()), 1) if len(rows) else 1
-        inside = torch.arange(wide, device=rows.device) < rows[:, None]
-        groups.append(Group(len(rows), wide, inside.flatten().nonzero().squeeze(1)))
-    return groups

@@ -27,10 +27,13 @@ from torch import Tensor, nn
 
 from recsys.index.clusters import kmeans
 from recsys.nn.initialise import initialise
+from recsys.progress import Progress
 from recsys.randomness import derive_seed, torch_generator
+from recsys.semantic_ids.tokenizer import check_distinct, check_shape, sampled
 
 ORTHOGONAL = ("latents", "codebooks")
 CHUNK = 2048  # vectors encoded at a time
+MOST = 1 << 18  # vectors fitted on, drawn where there are more
 QUIET = 0.7  # share of the epochs behind which no unused code is moved
 
 
@@ -40,9 +43,10 @@ class MPQ:
     Use for generators that choose which code comes next (``SetDecoder``), or as parallel codes (RPG). Prefer
     ``ProductQuantiser`` for the same without training.
 
-    After :meth:`fit`, ``report`` holds what it has come to: ``perplexity`` and ``used`` codes of each codebook,
+    After :meth:`fit`, ``facts`` tells what it has come to: the ``perplexity`` of each codebook on what it was fitted on,
     ``gate_entropy`` (1 is even, 0 is one expert alone), ``gate`` (the mean weight of each expert), ``orthogonality``
-    and ``reconstruction`` (the mean squared error by the variance).
+    and ``reconstruction`` (the mean squared error by the variance), and how many unused codes were moved. It decodes
+    no codes, as the gate reads the vector.
 
     Args:
         levels: M.
@@ -75,10 +79,11 @@ class MPQ:
         orthogonal: str = "latents",
         reset_every: int = 10,
     ) -> None:
-        if min(levels, dim, *hidden, epochs, batch_size, reset_every) < 1 or size < 2:
+        check_shape(levels, size)
+        if min(dim, *hidden, epochs, batch_size, reset_every) < 1:
             raise ValueError(
-                "levels, dim, hidden, epochs, batch_size and reset_every must be at least 1 and size at least 2, found "
-                f"{levels}, {dim}, {hidden}, {epochs}, {batch_size}, {reset_every} and {size}"
+                "dim, hidden, epochs, batch_size and reset_every must be at least 1, found "
+                f"{dim}, {list(hidden)}, {epochs}, {batch_size} and {reset_every}"
             )
         if min(commitment, orthogonality) < 0 or learning_rate <= 0:
             raise ValueError(
@@ -91,7 +96,8 @@ class MPQ:
         self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
         self.commitment, self.orthogonality, self.orthogonal = commitment, orthogonality, orthogonal
         self.reset_every = reset_every
-        self.report: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}
+        self._moved = 0
         self._net: Experts | None = None
         self._mean = self._scale = np.zeros(0, np.float32)
 
@@ -109,16 +115,10 @@ class MPQ:
         """Train on vectors (n, F), each dimension standardised.
 
         Raises:
-            ValueError: numbers that are not finite, or fewer distinct vectors than codes.
+            DataError: there are fewer different vectors than codes of a codebook.
         """
-        if not np.isfinite(vectors).all():
-            raise ValueError("the vectors hold numbers that are not finite: look for items without a vector")
-        distinct = len(np.unique(vectors, axis=0))
-        if distinct < self.size:
-            raise ValueError(
-                f"{self.size} codes of a codebook need as many distinct vectors, and there are {distinct:,}: take "
-                f"size={max(distinct // 4, 2)} or less"
-            )
+        vectors = sampled(vectors, MOST, seed)
+        check_distinct(vectors, self.size, "vectors")
         self._mean = vectors.mean(0, dtype=np.float64).astype(np.float32)
         deviation = vectors.std(0, dtype=np.float64).astype(np.float32)
         self._scale = np.where(deviation > 1e-8, deviation, 1).astype(np.float32)
@@ -159,16 +159,21 @@ class MPQ:
     def _train(self, inputs: Tensor, random: torch.Generator) -> None:
         net = self._fitted()
         optimizer = torch.optim.AdamW(net.parameters(), self.learning_rate)
-        for epoch in range(1, self.epochs + 1):
-            used = torch.zeros(self.levels, self.size, dtype=torch.bool)
-            for rows in torch.randperm(len(inputs), generator=random).split(self.batch_size):
-                loss, codes = net.loss(inputs[rows], self.commitment, self.orthogonality, self.orthogonal)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                used.scatter_(1, codes.T, True)
-            if epoch % self.reset_every == 0 and epoch <= QUIET * self.epochs:
-                self._reset(inputs, used, random)
+        self._moved = 0
+        with Progress(self.epochs, "mpq", "epochs") as bar:
+            for epoch in range(1, self.epochs + 1):
+                used = torch.zeros(self.levels, self.size, dtype=torch.bool)
+                total = 0.0
+                for rows in torch.randperm(len(inputs), generator=random).split(self.batch_size):
+                    loss, codes = net.loss(inputs[rows], self.commitment, self.orthogonality, self.orthogonal)
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    optimizer.step()
+                    used.scatter_(1, codes.T, True)
+                    total += float(loss.detach()) * len(rows) / len(inputs)
+                if epoch % self.reset_every == 0 and epoch <= QUIET * self.epochs:
+                    self._reset(inputs, used, random)
+                bar.advance(1, loss=total)
 
     @torch.no_grad()
     def _reset(self, inputs: Tensor, used: Tensor, random: torch.Generator) -> None:
@@ -177,10 +182,11 @@ class MPQ:
         drawn = torch.randint(len(inputs), (self.size,), generator=random)
         latents = net.latents(inputs[drawn])
         net.codebooks.copy_(torch.where(used[:, :, None], net.codebooks, latents))
+        self._moved += int((~used).sum())
 
     @torch.no_grad()
     def _judge(self, inputs: Tensor) -> None:
-        """Fill ``report``."""
+        """Fill ``facts``."""
         net = self._fitted()
         counts = torch.zeros(self.levels, self.size, dtype=torch.float64)
         gates, error, orthogonal, entropy = torch.zeros(self.levels), 0.0, 0.0, 0.0
@@ -195,13 +201,13 @@ class MPQ:
             orthogonal += float(between_latents(latents)) * len(part)
         total = len(inputs)
         share = counts / total
-        self.report = {
+        self.facts = {
             "perplexity": torch.special.entr(share).sum(1).exp().tolist(),
-            "used": (counts > 0).sum(1).tolist(),
             "gate_entropy": entropy / total / max(float(np.log(self.levels)), 1e-12) if self.levels > 1 else 1.0,
             "gate": (gates / total).tolist(),
             "orthogonality": orthogonal / total,
             "reconstruction": error / max(float(inputs.square().sum()), 1e-12),
+            "codes_moved": self._moved,
         }
 
 
