@@ -9,8 +9,9 @@ history. "items" is any causal encoder over items whose vectors are sums over th
 of either encoder allows; "prefixes" is the paper's, a row for each target (with "tokens" the encoder then sees all of
 its history in both directions).
 
-Deviations by default: windows, items, sizes for a CPU, codes by k-means, a softmax per level. ``--reads tokens --rows
-prefixes --memory past --softmax vocabulary --dim 128 --layers 4 --heads 6 --head-dim 64 --ff 1024`` is the published layout.
+Deviations by default: windows, items, sizes for a CPU, codes by k-means, a softmax per level, the newest state beside
+the past ones. ``--reads tokens --rows prefixes --memory past --softmax vocabulary --dim 128 --layers 4 --heads 6
+--head-dim 64 --ff 1024`` is the published layout.
 """
 
 from __future__ import annotations
