@@ -83,4 +83,4 @@ def run(
     )
     evaluate = {**knobs.evaluation(), **({"candidates": "cold"} if cold else {})}
     training = knobs.training(windows=values["windows"], valid_users=valid_users)
-    return rs.Run(model, split, training, evaluate=evaluate)
+    return rs.Run(model, split, training, evaluate=evaluate, name="LIGER")

@@ -75,4 +75,4 @@ def run(
         items = rs.SumItems([rs.IdItems(dim), items])
     objective = rs.CodeSoftmax() if loss == "codes" else rs.FullSoftmax()
     training = knobs.training(windows=values["windows"])
-    return rs.Run(rs.Recommender(items, encoder, objective), split, training, evaluate=knobs.evaluation())
+    return rs.Run(rs.Recommender(items, encoder, objective), split, training, evaluate=knobs.evaluation(), name="RPG")

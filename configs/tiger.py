@@ -83,7 +83,7 @@ def run(
     )
     windows = values["windows"] if rows == "windows" else "last"
     training = knobs.training(windows=windows, valid_users=valid_users)
-    return rs.Run(model, split, training, evaluate=knobs.evaluation())
+    return rs.Run(model, split, training, evaluate=knobs.evaluation(), name="TIGER")
 
 
 def encoder(reads: str, rows: str, layers: int, heads: int, head_dim: int, ff: int, knobs: Generative) -> Any:

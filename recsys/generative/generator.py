@@ -13,6 +13,7 @@ Legend: B histories, N items (rows 1..N), M levels, K cut-off.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,17 +22,17 @@ import torch
 from torch import Tensor
 
 from recsys.data.batch import PAD, Batch
-from recsys.errors import UnknownItemError
+from recsys.errors import DataWarning, UnknownItemError
 from recsys.generative.beam import Beam, exact_log_probs
 from recsys.hooks import member
 from recsys.ids.ranges import padded_blocks
 from recsys.protocols import Augmentation, Auxiliary, Decoder, Encoded, Encoder, Objective, Targets, Weighting
 from recsys.ranking.filters import Shown
 from recsys.ranking.ties import best
-from recsys.recommenders.history import collate
+from recsys.recommenders.history import as_histories, collate
 from recsys.recommenders.modes import evaluating
 from recsys.recommenders.parts import Composed
-from recsys.recommenders.top import TopK, top_of
+from recsys.recommenders.top import TopK, top_of, warn_of
 
 SEARCHED = 256  # histories of one search, at most
 
@@ -86,6 +87,29 @@ class Generator(Composed):
     def encode(self, batch: Batch) -> Encoded:
         """States of a batch as it is, all of them where the decoder reads all."""
         return self.encoder(batch.ask_all() if member(self.decoder, "whole") else batch, self.items)
+
+    def recommend(
+        self, histories: Sequence[Any], k: int = 10, exclude: str = "history", allow: Any = None, deny: Any = None
+    ) -> TopK:
+        """The ``k`` most probable items for each raw history, found by the search; see ``Recommender.recommend``.
+
+        Scores are log-probabilities. Lists have ``k`` items wherever so many may be shown; a warning counts those that
+        fall short because the model gives what is left no probability at all.
+        """
+        before = self._short()
+        histories = as_histories(histories)
+        top, shown = self._rank(histories, k, exclude, allow, deny)
+        warn_of(shown, top, histories, 3)
+        if short := self._short() - before:
+            warnings.warn(
+                f"{short:,} of {len(top):,} lists are shorter than k={k}: what is left has probability zero",
+                DataWarning,
+                stacklevel=2,
+            )
+        return top
+
+    def _short(self) -> int:
+        return int(getattr(getattr(self.search, "tally", None), "short", 0))
 
     def log_probs(self, histories: Sequence[Any], items: Sequence[Any]) -> np.ndarray:
         """(B, C) float32 exact log-probabilities of the raw ``items`` for each raw history, NaN where it is empty.

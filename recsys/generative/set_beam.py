@@ -121,7 +121,9 @@ class SetBeam:
             levels = self.levels(expected, paths.filled, fixed, index)
             allowed = _codes(reach, levels) if lists is None else lists.allowed(levels)
             values = paths.scores[:, :, None, None] + _of_levels(expected, levels, index)
-            parents, chosen, codes, paths = self._grown(paths, levels, values.masked_fill(~allowed, -torch.inf), width, index)
+            parents, chosen, codes, paths = self._grown(
+                paths, levels, values.masked_fill(~allowed, -torch.inf), width, index
+            )
             columns = index.first[chosen] + codes
             if self.prune == "prediction" and before is not None:
                 paths = _trusting(paths, _worth(before, parents, columns, chosen, index))

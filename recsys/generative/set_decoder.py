@@ -108,7 +108,9 @@ class SetDecoder(nn.Module):
             SetLayer(dim, num_heads, 4 * dim if hidden is None else hidden, dropout) for _ in range(num_layers)
         )
         self.after, self.drop = nn.LayerNorm(dim), Dropout(dropout)
-        self.inner, self.outer = (nn.Parameter(torch.empty(levels, *shape)) for shape in ((dim, 2 * dim), (2 * dim, dim)))
+        self.inner, self.outer = (
+            nn.Parameter(torch.empty(levels, *shape)) for shape in ((dim, 2 * dim), (2 * dim, dim))
+        )
         self.inner_bias = nn.Parameter(torch.zeros(levels, 2 * dim))
         self.outer_bias = nn.Parameter(torch.zeros(levels, dim))
         self.verdict = nn.Linear(dim, 1) if reflection else None
@@ -203,7 +205,13 @@ class SetDecoder(nn.Module):
         return total
 
     def _reflected(
-        self, reading: Reading, items: Any, tokens: Tensor, order: Tensor, weights: Tensor | None, random: torch.Generator
+        self,
+        reading: Reading,
+        items: Any,
+        tokens: Tensor,
+        order: Tensor,
+        weights: Tensor | None,
+        random: torch.Generator,
     ) -> Tensor:
         """Scalar: the weighted sum of the errors in judging begun sets, half of which hold codes of another target."""
         count, device = len(tokens), tokens.device
@@ -257,9 +265,7 @@ class SetDecoder(nn.Module):
         reading = Reading(encoded, rows, (batch.lengths - 1).clamp(min=0))
         return Beams(reading, self._held(reading), rows.new_empty(len(rows), 1, 0), [])
 
-    def step(
-        self, memory: Beams, items: Any, tokens: Tensor | None, parents: Tensor | None
-    ) -> tuple[Tensor, Beams]:
+    def step(self, memory: Beams, items: Any, tokens: Tensor | None, parents: Tensor | None) -> tuple[Tensor, Beams]:
         """Log-probabilities (B, W, C) of the codes of all codebooks, and the memory with ``tokens`` (B, W) in it.
 
         Args:
@@ -313,7 +319,9 @@ class SetDecoder(nn.Module):
     def _check(self, items: Any) -> None:
         check_codes(items, self.dim, type(self).__name__)
         if items.levels != self.levels:
-            raise ValueError(f"the items have {items.levels} codes each, the decoder levels={self.levels}: make them equal")
+            raise ValueError(
+                f"the items have {items.levels} codes each, the decoder levels={self.levels}: make them equal"
+            )
 
     def _firsts(self, items: Any) -> Tensor:
         """(M,) the first token of each codebook."""

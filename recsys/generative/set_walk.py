@@ -117,7 +117,9 @@ class Reach:
 class Lists:
     """The items of each of B x W beams, as ranges of one array; of beams of one code, ranges of the index."""
 
-    def __init__(self, index: SetIndex, reach: Reach, begins: Tensor, ends: Tensor, members: Tensor, whole: bool) -> None:
+    def __init__(
+        self, index: SetIndex, reach: Reach, begins: Tensor, ends: Tensor, members: Tensor, whole: bool
+    ) -> None:
         self.index, self.reach = index, reach
         self.begins, self.ends, self.members = begins, ends, members  # (B, W), (B, W), (n,) item columns
         self.whole = whole  # whether members hold what may not be shown, too
