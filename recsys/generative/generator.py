@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,8 @@ class Generator(Composed):
         decoder: states to codes, which is the objective too.
         search: how items are found by their codes (default ``Beam(50)``).
         targets, auxiliaries, augmentations, weightings: as of a ``Recommender``.
+        cold: the largest share of a list that items without training events may have, as in TIGER's cold-start study
+            (0.1 there; 0 leaves them out); None: they compete by their codes like all others.
 
     Raises:
         TypeError: the items have no codes, or the decoder does not generate.
@@ -62,13 +65,16 @@ class Generator(Composed):
         auxiliaries: Sequence[Auxiliary] = (),
         augmentations: Sequence[Augmentation] = (),
         weightings: Sequence[Weighting] = (),
+        cold: float | None = None,
     ) -> None:
+        if cold is not None and not 0 <= cold <= 1:
+            raise ValueError(f"cold is a share of the list, 0 to 1, or None; found {cold}")
         if not hasattr(items, "token_table"):
             raise TypeError(f"a Generator needs items with codes, such as CodeItems; {type(items).__name__} has none")
         if not isinstance(decoder, Decoder):
             raise TypeError(f"a decoder has begin and step, beside its loss; {type(decoder).__name__} lacks them")
         super().__init__(items, encoder, decoder, targets, auxiliaries, augmentations, weightings)
-        self.search = Beam() if search is None else search
+        self.search, self.cold = Beam() if search is None else search, cold
         if self.search.ordered != decoder.ordered:
             kinds = {True: "codes level by level", False: "sets of codes"}
             raise ValueError(
@@ -185,6 +191,18 @@ class Generator(Composed):
 
     def _generated(self, encoded: Encoded, shown: Shown, width: int) -> tuple[Tensor, Tensor]:
         """Item rows (B, K) and their scores, best first; 0 and -inf behind the end."""
+        new = self.popularity[1:].cpu().numpy() == 0
+        if self.cold is None or not new.any():
+            return self._searched(encoded, shown, width)
+        rows, scores = self._searched(encoded, _without(shown, new), width)
+        if few := int(self.cold * width):
+            more, values = self._searched(encoded, _without(shown, ~new), few)
+            rows, order = torch.cat([rows, more], 1).sort(dim=1, stable=True)  # equal scores by item row
+            scores, columns = best(torch.cat([scores, values], 1).gather(1, order), width)
+            rows = rows.gather(1, columns)
+        return rows, scores
+
+    def _searched(self, encoded: Encoded, shown: Shown, width: int) -> tuple[Tensor, Tensor]:
         found: tuple[Tensor, Tensor] = self.search(self.decoder, encoded, self.items, shown, width)
         return found
 
@@ -197,3 +215,8 @@ class Generator(Composed):
             for start in range(block.start, min(block.stop, len(lengths)), SEARCHED):
                 chosen = slice(start, min(start + SEARCHED, block.stop, len(lengths)))
                 yield collate(histories[chosen], self.vocabulary, self.max_length, self.needs, self.popularity.device)
+
+
+def _without(shown: Shown, hidden: np.ndarray) -> Shown:
+    """What may be shown, less the columns that are ``hidden`` (N,) to all."""
+    return replace(shown, denied_to_all=np.union1d(shown.denied_to_all, np.flatnonzero(hidden)))

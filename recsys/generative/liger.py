@@ -104,7 +104,7 @@ class Liger(Generator):
 
     def _generated(self, encoded: Encoded, shown: Shown, width: int) -> tuple[Tensor, Tensor]:
         if self.rank_by == "generative":
-            return super()._generated(encoded, shown, width)
+            return self._searched(encoded, shown, width)
         users, vectors = F.normalize(encoded.user.float(), dim=1), self.dense.vectors()
         if self.rank_by == "dense":
             scores = users @ vectors.T
@@ -112,7 +112,7 @@ class Liger(Generator):
             shown.hide(scores)
             values, columns = best(scores, width)
             return torch.where(values == -torch.inf, PAD, columns + 1), values
-        near, _ = super()._generated(encoded, shown, max(width, min(self.candidates, self.num_items)))
+        near, _ = self._searched(encoded, shown, max(width, min(self.candidates, self.num_items)))
         cold = self.dense.cold
         rows = torch.cat([near, cold.expand(len(near), -1)], 1)
         scores = torch.einsum("bd,bkd->bk", users, vectors[(rows - 1).clamp(min=0)])

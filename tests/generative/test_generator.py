@@ -19,7 +19,7 @@ from recsys.generative.code_decoder import CodeDecoder
 from recsys.generative.dense import DenseRetrieval
 from recsys.generative.liger import Liger
 from recsys.ids.vectors import Vectors
-from recsys.protocols import Step
+from recsys.protocols import Context, Step
 from recsys.semantic_ids.table import SemanticIds
 from tests.cycles import cycles, outcome
 
@@ -166,6 +166,29 @@ def test_parts_that_do_not_fit_are_refused(split: Split, tmp_path: Path) -> None
         rs.Generator(rs.CodeItems(DIM, folder), encoder, rs.FullSoftmax())
     with pytest.raises(ValueError, match="past"):
         rs.Generator(rs.CodeItems(DIM, folder), TokenEncoder(DIM, 1, 2, 8, 32), decoder)
+
+
+@pytest.mark.parametrize(("share", "most"), [(0.0, 0), (0.1, 1), (0.2, 2), (None, 20)])
+def test_semantic_ids_12_11_cold_items_have_a_share_of_the_list(tmp_path: Path, share: float, most: int) -> None:
+    cut = cold_items(cycles(users=150), count=4, seed=1)
+    model = trained(generator(codes(tmp_path / "ids", cut), cold=share), cut, epochs=3)
+    cold = set(cut.items.ids[cut.train.item_counts()[1:] == 0].tolist())
+    free = generator(codes(tmp_path / "ids", cut), cold=None)
+    free.bind(Context(cut.num_items, cut.items, cut.train))
+    free.load_tensors(model.tensors())
+    raw = cut.items.ids.tolist()
+    histories = [[one] for one in raw]
+    for items, history, every in zip(
+        model.recommend(histories, k=10).items, histories, free.recommend(histories, k=20).items, strict=True
+    ):
+        assert len(items) == 10 and len(cold & set(items)) <= most
+        kept, room = [], most
+        for one in every:  # the order of all, with as many cold ones as there is room for
+            if one not in cold or room:
+                kept.append(one)
+                room -= one in cold
+        assert items == kept[:10]
+        assert history[0] not in items
 
 
 # LIGER
