@@ -4,8 +4,13 @@ Items are sorted by their codes, equal ones by row; the items below a node are t
 children of a node a range of the nodes one level down. So three integers a node say all: where its items begin, where
 its children begin, its code. Nothing here depends on how often a code is used, and no node is a Python object.
 
-Where nodes of a level and codes of the next are few (the first two levels of four codes of 256), a table of children by
-code stands beside the ranges: a search then adds a row of it instead of picking children one by one.
+Where nodes of a level and codes of the next are few, and a node may have a good part of those codes (the first two
+levels of four codes of 256), a table of children by code stands beside the ranges: a search then adds a row of it
+instead of picking children one by one.
+
+Measured with ``python benchmarks/speed/generate.py --part trie`` on one core: a million items of four codes are built
+in 0.4 s of processor time and take 29 MB; a level of a search costs 1.2 times what it does among 10,000 items with as
+many children per node.
 
 Legend: N items, M levels, n_d nodes of depth d (depth 0 is the root, M the leaves), n distinct codes or pairs.
 """
@@ -23,6 +28,7 @@ import torch
 from torch import Tensor
 
 TABLE = 1 << 17  # entries up to which the children of a level stand in a table as well
+SHARE = 4  # one over the share of the codes that some node must have as children: with fewer, ranges are quicker
 
 
 class Trie:
@@ -118,12 +124,12 @@ class Trie:
         return torch.stack([self.above(positions, depth) for depth in range(1, self.levels + 1)], 1)
 
     def _table(self, depth: int) -> Tensor | None:
-        if self.nodes[depth] * self.sizes[depth] > TABLE:
+        number, size = self.first[depth].diff().long(), self.sizes[depth]
+        if self.nodes[depth] * size > TABLE or int(number.max()) * SHARE < size:
             return None
-        first, codes = self.first[depth], self.code[depth + 1].long()
-        table = torch.full((self.nodes[depth], self.sizes[depth]), -1, dtype=torch.int32)
-        parents = torch.repeat_interleave(torch.arange(self.nodes[depth]), first.diff().long())
-        table[parents, codes] = torch.arange(self.nodes[depth + 1], dtype=torch.int32)
+        table = torch.full((self.nodes[depth], size), -1, dtype=torch.int32)
+        parents = torch.repeat_interleave(torch.arange(self.nodes[depth]), number)
+        table[parents, self.code[depth + 1].long()] = torch.arange(self.nodes[depth + 1], dtype=torch.int32)
         return table
 
     def _tensors(self) -> list[Tensor]:
