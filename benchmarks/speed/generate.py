@@ -1,6 +1,8 @@
 """Speed and memory of generative recommenders, a part at a time.
 
     python benchmarks/speed/generate.py --part trie     building tries, and what a search does at a level
+    python benchmarks/speed/generate.py --part beam --threads 2     a constrained beam, against transformers
+    python benchmarks/speed/generate.py --part train --threads 2    training in one pass, against a row per prefix
     python benchmarks/speed/generate.py --part trie --smoke
 
 Part "trie": 10,000, 100,000 and 1,000,000 items of four codes. Under "random", codes are drawn evenly from 256 a level,
@@ -8,8 +10,10 @@ as an even tokenizer gives them; nodes of small catalogues then have fewer child
 all levels but the first have ten children in every catalogue, so what differs is its size. What a search does at a
 level: the children of 50 beams of each of 64 histories are found, those that lead to nothing but a history's 20 items
 are left out, and the best 50 are taken; at the first one it also finds the nodes above a history's items, at the last
-one it makes a list of 50 items. Log-probabilities lie ready, so no decoder is in it. Seconds and
-milliseconds on a CPU are processor time.
+one it makes a list of 50 items. Log-probabilities lie ready, so no decoder is in it. Seconds and milliseconds on a CPU
+are processor time.
+
+Parts "beam" and "train" are told of in ``tiger.py``.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import tiger
 from contest import HERE, ROOT, machine, save, stamp_command
 from scan import peak_mib, reset_peak
 
@@ -37,7 +42,9 @@ HISTORIES, BEAMS, SEEN = 64, 50, 20
 
 def main() -> None:
     """Measure the chosen part, print its tables and write them."""
-    parts: dict[str, Callable[[argparse.Namespace], tuple[str, dict[str, Any]]]] = {"trie": trie}
+    parts: dict[str, Callable[[argparse.Namespace], tuple[str, dict[str, Any]]]] = {
+        "trie": trie, "beam": tiger.beam, "train": tiger.train,
+    }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=list(parts), required=True)
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
