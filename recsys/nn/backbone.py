@@ -120,8 +120,7 @@ class Backbone(nn.Module):
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            dtype = getattr(torch, self.dtype)
-            self.body = load_decoder(self.model, self.layers, self.drop, self.revision, dtype)
+            self.body = self._loaded(getattr(torch, self.dtype))
         if self.rank and not self.merged:
             self._add_adapters()
         self._freeze()
@@ -193,6 +192,10 @@ class Backbone(nn.Module):
             del self.fingerprint
         self.model = json.loads(json.dumps(body.config.to_dict(), default=str))
         self.layers, self.drop, self.revision, self.rank, self.merged = None, "last", None, 0, True
+
+    def _loaded(self, dtype: torch.dtype) -> Any:
+        """The base, in evaluation mode."""
+        return load_decoder(self.model, self.layers, self.drop, self.revision, dtype)
 
     def _bound(self) -> Any:
         if self.body is None:

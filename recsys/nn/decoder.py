@@ -45,16 +45,34 @@ def load_decoder(
         ValueError: transformers does not know the config, the model has fewer layers, its weights are incomplete, or
             it looks ahead.
     """
+    body = _body(model, revision, dtype, layers if drop == "last" else None, "AutoModel")
+    _truncate(body, layers, drop)
+    _check_causal(body, dtype)
+    return body
+
+
+def load_encoder(model: str | dict[str, Any], revision: str | None, dtype: torch.dtype) -> Any:
+    """An encoder of texts (of T5 its encoder alone), in evaluation mode; a config dict gives random weights.
+
+    Raises:
+        ImportError, OSError, ValueError: as :func:`load_decoder`.
+    """
+    return _body(model, revision, dtype, None, "AutoModelForTextEncoding")
+
+
+def _body(model: str | dict[str, Any], revision: str | None, dtype: torch.dtype, layers: int | None, auto: str) -> Any:
+    """A model of transformers without a head, in evaluation mode, of which no layer behind ``layers`` is read."""
     transformers = package("transformers")
     if not isinstance(model, dict):
 
         def pretrained(name: str, **told: Any) -> Any:
             config = transformers.AutoConfig.from_pretrained(name, **told)
-            if layers is not None and drop == "last" and layers < config.num_hidden_layers:
+            if layers is not None and layers < config.num_hidden_layers:
                 _shorten(config, range(layers))  # what is dropped is not even read
             new = int(transformers.__version__.split(".")[0]) >= 5
             told["dtype" if new else "torch_dtype"] = dtype
-            return transformers.AutoModel.from_pretrained(name, config=config, output_loading_info=True, **told)
+            kind = getattr(transformers, auto)
+            return kind.from_pretrained(name, config=config, output_loading_info=True, **told)
 
         body, loaded = _load(model, revision, pretrained)
         if loaded["missing_keys"]:
@@ -70,12 +88,10 @@ def load_decoder(
             config = transformers.AutoConfig.for_model(**model)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"transformers cannot make a model of the config {model}: {error}") from error
-        body = transformers.AutoModel.from_config(config)
+        body = getattr(transformers, auto).from_config(config)
         for value in body.parameters():
             value.data = value.data.to(dtype)  # not the buffers: the angles of rotary positions need all their digits
-    _truncate(body, layers, drop)
-    _check_causal(body.eval(), dtype)
-    return body
+    return body.eval()
 
 
 _REACHING = ("auto_map", "quantization_config", "trust_remote_code", "kernel_config")  # lead to code or files elsewhere

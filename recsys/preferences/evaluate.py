@@ -13,6 +13,7 @@ Legend: n samples, K list length, N items (rows 1..N), M metrics.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from recsys.errors import LeakageError
+from recsys.errors import DataWarning, LeakageError
 from recsys.eval.significance import bootstrap_interval, sign_flip_test
 from recsys.ids.ranges import spread
 from recsys.preferences.axes import AXES, consolidation, recommendation, sentiment, steering
@@ -132,7 +133,7 @@ def evaluate_axes(
         raise LeakageError(f"the model was trained on {seen:,} targets of the part {part!r}")
     depth = max(k)
     listers: dict[str, Lister] = {MODEL: lambda samples: _lists(model, samples, depth, exclude, progress)}
-    listers[SILENT] = lambda samples: listers[MODEL](samples.silent())
+    listers[SILENT] = lambda samples: _untold(listers[MODEL], samples)
     listers[SHUFFLED] = lambda samples: listers[MODEL](samples.shuffled(seed))
     listers[NEAREST] = lambda samples: _nearest(matching, samples, depth, exclude)
     wanted = [MODEL, *(one for one in CONTROLS if one in controls)]
@@ -219,6 +220,13 @@ def _lists(model: Any, samples: Samples, depth: int, exclude: str, progress: boo
             found[part][inside] = np.maximum(rows, 0)
             bar.advance(part.stop - part.start)
     return found
+
+
+def _untold(lister: Lister, samples: Samples) -> np.ndarray:
+    """The lists where nothing is said, without a warning that nothing is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        return lister(samples.silent())
 
 
 def _nearest(matching: Matching, samples: Samples, depth: int, exclude: str) -> np.ndarray:

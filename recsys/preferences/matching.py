@@ -14,6 +14,7 @@ Legend: P texts, E events, N items (rows 1..N), C preferences of an event, H wid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,18 +46,27 @@ class Matching:
 
     @classmethod
     def of(
-        cls, split: Split, preferences: Preferences, model: Any = PACKAGED, title: str = "title", progress: bool = True
+        cls,
+        split: Split,
+        preferences: Preferences,
+        model: Any = PACKAGED,
+        columns: Sequence[str] | None = ("title",),
+        progress: bool = True,
     ) -> Matching:
-        """Vectors by ``model`` (see :func:`recsys.llm.embed.embed`) of preferences and of the column ``title``.
+        """Vectors by ``model`` (see :func:`recsys.llm.embed.embed`) of preferences and of items.
+
+        Args:
+            columns: what is read of the items: their titles, as published; None for all of their texts, for data whose
+                titles do not say what an item is (names of films).
 
         Raises:
-            DataError: the preferences are of other data, or items have no such column.
+            DataError: the preferences are of other data, or items have no such columns.
             ValueError: the model makes vectors of all texts together (tfidf), so the two would not be in one space.
         """
         preferences.check(split)
         if model == "tfidf":
             raise ValueError("tfidf makes vectors of all texts together, and titles and texts come apart: use 'hashed'")
-        titles = embed(split, model=model, columns=[title], progress=progress)
+        titles = embed(split, model=model, columns=columns, progress=progress)
         texts = embed_texts(preferences.texts, model, of="preferences", progress=progress)
         return cls.given(split, preferences, texts, titles)
 

@@ -154,7 +154,7 @@ class PreferenceVectors(nn.Module):
         real = batch.mask & (batch.ids > PAD) & (self.use != "preference")
         item = torch.cat([said.any(-1).long() - 1, place.masked_fill(~real, -1)], 1)  # (B, R + L)
         rows = torch.cat([said, titles * real[..., None]], 1)
-        order = (item < 0).long().argsort(1, stable=True)  # what is there first
+        order = (item < 0).long().argsort(dim=1, stable=True)  # what is there first
         item, rows = item.gather(1, order), rows.gather(1, order[..., None].expand(rows.shape))
         if not self.mask:
             rows = nn.functional.pad(rows, (0, 0, 0, self.max_length + said.shape[1] - rows.shape[1]))

@@ -150,7 +150,7 @@ class Composed(Ranker):
     @property
     def train_needs(self) -> frozenset[str]:
         """Optional batch fields that any part reads in training; those of weight 0 read nothing."""
-        return needs_of(self)
+        return needs_of(self) - (member(self.encoder, "may_read") - needs_of(self.encoder, self.targets))
 
     def bind(self, context: Context) -> None:
         """Size and initialise every part; each draws from a seed of its own name, so an unused part changes nothing.
