@@ -1,15 +1,16 @@
 """The policy gradient of groups of samples (GRPO): what is sampled, scored and compared within its group.
 
-    L = -(1/Z) sum_nt m_nt min(rho_nt A_nt, clip(rho_nt, 1 - low, 1 + high) A_nt) + kl * KL,   rho = exp(log pi - log pi_old)
+    L = -(1/Z) sum_nt m_nt min(rho_nt A_nt, clip(rho_nt, 1 - low, 1 + high) A_nt) + kl * KL
+    rho = exp(log pi - log pi_old)
 
 Nothing here knows what a sequence is made of: codes of an item on a path of a generator, or tokens of a language model.
-The advantage of a sequence is its reward against those of its group, (r - mean) / (std + eps); a group whose rewards are
-all equal teaches nothing and has advantages 0. Sampled once and used once, log pi_old is log pi itself: the ratio is
-1, clipping is inactive and the gradient is that of REINFORCE. KL to a reference is estimated at what was sampled by
+The advantage of a sequence is its reward against those of its group, (r - mean) / (std + eps); a group whose rewards
+are all equal teaches nothing and has advantages 0. Sampled once and used once, log pi_old is log pi itself: the ratio
+is 1, clipping is inactive and the gradient is that of REINFORCE. KL to a reference is estimated at what was sampled by
 e^d - d - 1, d = log pi_ref - log pi, which is never negative.
 
-References: DeepSeekMath (arXiv 2402.03300) for the groups, PPO (arXiv 1707.06347) for the clipped ratio, Schulman's note
-"Approximating KL divergence" for the estimate. Legend: N sequences, T tokens of the longest, m (N, T) what counts of it.
+References: DeepSeekMath (arXiv 2402.03300) for the groups, PPO (arXiv 1707.06347) for the clipped ratio, Schulman's
+note "Approximating KL divergence" for the estimate. Legend: N sequences, T tokens of the longest, m (N, T) what counts.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ Legend: N vectors, n of a batch, F width of a vector, M experts (levels), K code
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,9 @@ class MPQ:
     Use for generators that choose which code comes next (``SetDecoder``), or as parallel codes (RPG). Prefer
     ``ProductQuantiser`` for the same without training.
 
-    After :meth:`fit`, ``facts`` tells what it has come to: the ``perplexity`` of each codebook on what it was fitted on,
-    ``gate_entropy`` (1 is even, 0 is one expert alone), ``gate`` (the mean weight of each expert), ``orthogonality``
-    and ``reconstruction`` (the mean squared error by the variance), and how many unused codes were moved. It decodes
+    After :meth:`fit`, ``facts`` tells what it has come to: the ``perplexity`` of each codebook on what it was fitted
+    on, ``gate_entropy`` (1 is even, 0 is one expert alone), ``gate`` (the mean weight of each expert),
+    ``orthogonality`` and ``reconstruction`` (the mean squared error by the variance), and how many unused codes were moved. It decodes
     no codes, as the gate reads the vector.
 
     Args:
@@ -218,7 +219,7 @@ class Experts(nn.Module):
         super().__init__()
         widths = (width, *hidden, dim)
         self.norm = nn.LayerNorm(width)
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(pairwise(widths))
         self.weights = nn.ParameterList(nn.Parameter(torch.empty(levels, a, b)) for a, b in pairs)
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(levels, 1, b)) for _, b in pairs)
         self.codebooks = nn.Parameter(torch.empty(levels, size, dim))

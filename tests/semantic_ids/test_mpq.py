@@ -147,7 +147,7 @@ def test_unused_codes_are_moved_to_latents() -> None:
 
 def test_fewer_distinct_vectors_than_codes() -> None:
     vectors = np.repeat(clustered(10), 20, 0)
-    with pytest.raises(DataError, match="10 different ones .* 16 codes"):
+    with pytest.raises(DataError, match=r"10 different ones .* 16 codes"):
         MPQ(levels=2, size=16, dim=4).fit(vectors, seed=0)
 
 
