@@ -129,6 +129,7 @@ class Generator(Composed):
         if (rows <= PAD).any():
             unknown = [item for item, row in zip(items, rows, strict=True) if row <= PAD]
             raise UnknownItemError(f"{len(unknown)} items are not in the catalogue, such as {unknown[:3]}")
+        scored: Any = exact_log_probs if self.decoder.ordered else self.search.log_probs
         found = []
         with evaluating(self), torch.inference_mode():
             wanted = torch.from_numpy(rows).to(self.popularity.device)
@@ -138,9 +139,7 @@ class Generator(Composed):
                 known = (batch.lengths > 0).nonzero().squeeze(1)
                 if len(known):
                     encoded = self._read(batch.select(known))
-                    values[known] = exact_log_probs(
-                        self.decoder, encoded, self.items, wanted.expand(len(known), -1)
-                    ).float()
+                    values[known] = scored(self.decoder, encoded, self.items, wanted.expand(len(known), -1)).float()
                 found.append(values.cpu().numpy())
         return np.concatenate(found) if found else np.zeros((0, len(rows)), np.float32)
 
