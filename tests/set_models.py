@@ -15,7 +15,9 @@ from recsys.protocols import Context, Encoded
 DIM = 16
 
 
-def code_items(codes: np.ndarray, sizes: tuple[int, ...], dim: int = DIM, seed: int = 0, tied: bool = False) -> CodeItems:
+def code_items(
+    codes: np.ndarray, sizes: tuple[int, ...], dim: int = DIM, seed: int = 0, tied: bool = False
+) -> CodeItems:
     """A table with these codes (N, M), its vectors drawn with deviation 1."""
     items = CodeItems(dim, ids="none", tied=tied)
     items.num_items = len(codes)

@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from recsys.generative.set_walk import Lists, Reach, SetIndex, found_items
+from recsys.generative.beam import Tally, refuse_nan
+from recsys.generative.set_layers import of_parents
+from recsys.generative.set_walk import Lists, Reach, SetIndex, found_items, index_of
 from recsys.protocols import Encoded
 from recsys.ranking.filters import Shown
 
@@ -37,7 +39,7 @@ class Paths:
     judged: int = 0  # choices that it has judged
 
 
-class SetBeam:
+class SetBeam(nn.Module):
     """Beam search over the codes of a decoder that has no order, such as ``SetDecoder``.
 
     Args:
@@ -50,7 +52,9 @@ class SetBeam:
         keep: share of the beams that pruning leaves behind each code, never fewer than are asked for.
         omega: times the mean consistency of a path is added to its score; 0 leaves log-probabilities.
         branches: codebooks that a beam goes on with, the likeliest. With more than one an item may be reached by
-            several orders: the best counts.
+            several orders: the best counts. Where these have filled the beams, a search is made again with more.
+
+    ``tally`` counts how the searches fared.
 
     Raises:
         ValueError: a number or name that makes no sense.
@@ -67,6 +71,7 @@ class SetBeam:
         omega: float = 0.0,
         branches: int = 1,
     ) -> None:
+        super().__init__()
         if order not in ORDERS or prune not in (None, *PRUNES):
             raise ValueError(
                 f"order must be one of {', '.join(ORDERS)} and prune None or one of {', '.join(PRUNES)}, found "
@@ -80,54 +85,55 @@ class SetBeam:
         if omega and prune is None:
             raise ValueError('omega weighs the consistency that prune measures: set prune="prediction", or omega=0')
         self.width, self.order, self.prune, self.keep, self.omega = width, order, prune, keep, omega
-        self.branches = branches
-        self.widened = 0  # searches that were too narrow for what was asked of them, and were made again
-        self._kept: tuple[Any, SetIndex] | None = None
+        self.branches, self.tally = branches, Tally()
 
-    def __call__(
-        self, decoder: Any, encoded: Encoded, items: Any, shown: Shown | None, k: int
-    ) -> tuple[Tensor, Tensor]:
-        """Rows (B, k') and scores (B, k') of the best ``k`` items that may be shown, k' the most that any has.
+    @torch.no_grad()
+    def forward(self, decoder: Any, encoded: Encoded, items: Any, shown: Shown | None, k: int) -> tuple[Tensor, Tensor]:
+        """Item rows (B, K) int64 and scores (B, K) of the best ``k`` that may be shown, K = min(k, N).
 
-        Best first, equal scores by item row; 0 and -inf behind the end.
+        Best first, equal scores by item row; 0 and -inf behind the end of a list.
+
+        Raises:
+            ValueError: ``k`` is below 1, or log-probabilities are NaN.
         """
-        index = self.index(items)
-        reach = Reach(index, shown, len(encoded.batch))
-        wanted = reach.available.clamp(max=k)
-        width = max(self.width, min(k, index.num_items))
-        while True:
-            rows, scores = self._search(decoder, encoded, items, index, reach, width, k)
-            if width >= index.num_items or bool(((rows > 0).sum(1) >= wanted).all()):
-                return rows, scores
+        if k < 1:
+            raise ValueError(f"k must be at least 1, found {k}")
+        index = index_of(items)
+        reach, k = Reach(index, shown, len(encoded.batch)), min(k, index.num_items)
+        wanted, width = reach.available.clamp(max=k), max(self.width, k)
+        rows, scores = self._search(decoder, encoded, items, reach, width, k)
+        short = (rows > 0).sum(1) < wanted
+        self.tally.histories += len(rows)
+        self.tally.raised += len(rows) if width > self.width else 0
+        self.tally.widened += int(short.sum())
+        while bool(short.any()) and width < index.num_items:
             width *= 2  # several orders of one item had filled the beams
-            self.widened += 1
-
-    def index(self, items: Any) -> SetIndex:
-        """The items of each code, made once for a table of codes."""
-        if self._kept is None or self._kept[0] is not items.codes:
-            self._kept = (items.codes, SetIndex(items.codes[1:], items.sizes))
-        return self._kept[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_kept": None}
+            found, values = self._search(decoder, encoded, items, reach, width, k)
+            rows, scores = torch.where(short[:, None], found, rows), torch.where(short[:, None], values, scores)
+            short = (rows > 0).sum(1) < wanted
+        self.tally.short += int(short.sum())
+        self.tally.missing += int((wanted - (rows > 0).sum(1)).sum())
+        return rows, scores
 
     def _search(
-        self, decoder: Any, encoded: Encoded, items: Any, index: SetIndex, reach: Reach, width: int, k: int
+        self, decoder: Any, encoded: Encoded, items: Any, reach: Reach, width: int, k: int
     ) -> tuple[Tensor, Tensor]:
+        index = reach.index
         expected, memory = decoder.step(decoder.begin(encoded, items), items, None, None)
         paths, lists, before = _begun(expected, len(index.sizes)), None, None
-        fixed = self._drawn(encoded, len(index.sizes))
+        best = paths.scores  # NaN stays NaN
+        fixed = self.drawn(encoded, len(index.sizes))
         for step in range(len(index.sizes)):
             levels = self.levels(expected, paths.filled, fixed, index)
-            allowed = _codes(reach, levels) if lists is None else lists.allowed(levels)
-            values = paths.scores[:, :, None, None] + _of_levels(expected, levels, index)
+            allowed = codes_of(reach, levels) if lists is None else lists.allowed(levels)
+            values = paths.scores[:, :, None, None] + levels_of(expected, levels, index)
             parents, chosen, codes, paths = self._grown(
                 paths, levels, values.masked_fill(~allowed, -torch.inf), width, index
             )
-            columns = index.first[chosen] + codes
+            columns, best = index.first[chosen] + codes, best + paths.scores[:, :1]
             if self.prune == "prediction" and before is not None:
                 paths = _trusting(paths, _worth(before, parents, columns, chosen, index))
-            before = expected.gather(1, parents[:, :, None].expand(-1, -1, expected.shape[2]))
+            before = of_parents(parents, expected)
             alive = paths.scores > -torch.inf
             if lists is None:
                 lists = Lists.first(index, reach, columns, alive)
@@ -142,24 +148,25 @@ class SetBeam:
                 paths = replace(paths, scores=paths.scores.masked_fill(dropped, -torch.inf))
                 lists = replace_dead(lists, paths.scores)
         assert lists is not None
+        refuse_nan(best)
         scores = paths.scores + self.omega * paths.trust / max(paths.judged, 1) if self.omega else paths.scores
         return found_items(lists, scores, k)
 
     def _grown(
         self, paths: Paths, levels: Tensor, values: Tensor, width: int, index: SetIndex
     ) -> tuple[Tensor, Tensor, Tensor, Paths]:
-        """Of values (B, W, J, K) the best ``width``: their parents, codebooks and codes (B, W') and where they stand."""
+        """Of values (B, W, J, K) the best ``width``: their parents, codebooks and codes (B, W'), where they stand."""
         count, (branches, size) = values[0].numel(), values.shape[2:]
         top, at = values.flatten(1).topk(min(width * self.branches, count), dim=1)
         parents, branch, codes = at // (branches * size), at // size % branches, at % size
         chosen = levels.flatten(1).gather(1, parents * branches + branch)
         codes = torch.minimum(codes, index.size[chosen] - 1)  # of a beam that is none
-        filled = paths.filled.gather(1, parents[:, :, None].expand(-1, -1, paths.filled.shape[2]))
+        filled = of_parents(parents, paths.filled)
         filled = filled.scatter(2, chosen[:, :, None], codes[:, :, None])
         if self.branches > 1:
             top, order = top.masked_fill(_again(filled, top), -torch.inf).topk(min(width, top.shape[1]), dim=1)
             parents, chosen, codes = (one.gather(1, order) for one in (parents, chosen, codes))
-            filled = filled.gather(1, order[:, :, None].expand(-1, -1, filled.shape[2]))
+            filled = of_parents(order, filled)
         trust = paths.trust.gather(1, parents)
         return parents, chosen, codes, Paths(filled, top, trust, paths.judged)
 
@@ -185,7 +192,7 @@ class SetBeam:
         # Not topk: of equal ones the first codebook comes first on every device.
         return sure.sort(dim=2, descending=True, stable=True).indices[:, :, : min(self.branches, left)]
 
-    def _drawn(self, encoded: Encoded, count: int) -> Tensor | None:
+    def drawn(self, encoded: Encoded, count: int) -> Tensor | None:
         """(B, M) orders that do not depend on the decoder, if such are asked for."""
         ids = encoded.batch.ids
         if self.order == "fixed":
@@ -202,9 +209,9 @@ class SetBeam:
         return torch.cat(parts, 1) if parts else torch.zeros(rows.shape, device=rows.device)
 
     def _scored(self, decoder: Any, encoded: Encoded, items: Any, rows: Tensor) -> Tensor:
-        index, codes = self.index(items), items.codes[rows]
+        index, codes = index_of(items), items.codes[rows]
         expected, memory = decoder.step(decoder.begin(encoded, items), items, None, None)
-        filled, fixed = torch.full_like(codes, -1), self._drawn(encoded, len(index.sizes))
+        filled, fixed = torch.full_like(codes, -1), self.drawn(encoded, len(index.sizes))
         scores = torch.zeros(rows.shape, dtype=expected.dtype, device=rows.device)
         own = torch.arange(rows.shape[1], device=rows.device).expand(rows.shape)
         for step in range(len(index.sizes)):
@@ -246,12 +253,12 @@ def _trusting(paths: Paths, worth: Tensor) -> Paths:
     return replace(paths, trust=paths.trust + worth, judged=paths.judged + 1)
 
 
-def _codes(reach: Reach, levels: Tensor) -> Tensor:
+def codes_of(reach: Reach, levels: Tensor) -> Tensor:
     """(B, 1, J, K) bool: codes of the codebooks ``levels`` (B, 1, J) that lead to an item."""
-    return _of_levels((reach.counts > 0)[:, None], levels, reach.index, False)
+    return levels_of((reach.counts > 0)[:, None], levels, reach.index, False)
 
 
-def _of_levels(values: Tensor, levels: Tensor, index: SetIndex, behind: float | bool = -torch.inf) -> Tensor:
+def levels_of(values: Tensor, levels: Tensor, index: SetIndex, behind: float | bool = -torch.inf) -> Tensor:
     """(B, W, J, K) of values (B, W, C) those of the codes of the codebooks ``levels`` (B, W, J)."""
     code = torch.arange(max(index.sizes), device=values.device)
     inside = code < index.size[levels][..., None]
@@ -263,9 +270,8 @@ def _of_levels(values: Tensor, levels: Tensor, index: SetIndex, behind: float | 
 def _worth(before: Tensor, parents: Tensor, columns: Tensor, levels: Tensor, index: SetIndex) -> Tensor:
     """(B, W) how much less probable, in logarithm, than its best code each codebook's choice was one step before."""
     earlier = torch.stack([part.amax(2) for part in before.split(index.sizes, 2)], 2)  # (B, W, M)
-    beam = parents[:, :, None]
     chosen = before.flatten(1).gather(1, parents * before.shape[2] + columns)
-    return chosen - earlier.gather(1, beam.expand(-1, -1, earlier.shape[2])).gather(2, levels[:, :, None]).squeeze(2)
+    return chosen - of_parents(parents, earlier).gather(2, levels[:, :, None]).squeeze(2)
 
 
 def _again(filled: Tensor, values: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ A token is the vector of its code and one for its codebook; there is no position
 set see each other and a fresh query token, so that what comes next depends on the set alone; without, each sees those
 chosen before it.
 
-Legend: B histories, T targets, M codebooks, K codes of one, C codes of all, V tokens, W beams, G paths, s chosen tokens,
-D width.
+Legend: B histories, T targets, M codebooks, K codes of one, C codes of all, V tokens, W beams, G paths, s chosen
+tokens, D width.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from recsys.data.batch import PAD, Batch
 from recsys.encoders.tokens import check_codes
-from recsys.generative.set_layers import Beams, Look, Reading, SetLayer
+from recsys.generative.set_layers import Beams, Look, Reading, SetLayer, of_parents
 from recsys.nn.dropout import Dropout
 from recsys.nn.initialise import initialise
 from recsys.nn.softmax import cross_entropy, log_sum_exp
@@ -274,8 +274,8 @@ class SetDecoder(nn.Module):
         """
         chosen, past = memory.chosen, memory.past
         if tokens is not None and parents is not None:
-            chosen = torch.cat([_of(parents, chosen), tokens[:, :, None]], 2)
-            past = [_of(parents, pairs) for pairs in past]
+            chosen = torch.cat([of_parents(parents, chosen), tokens[:, :, None]], 2)
+            past = [of_parents(parents, pairs) for pairs in past]
         beams, entered = chosen.shape[:2], self._enter(items, chosen.flatten(0, 1))
         if self.order_free:
             state = self._newest(memory.reading, entered, held=memory.held)
@@ -287,7 +287,7 @@ class SetDecoder(nn.Module):
         return torch.cat(found, 1).unflatten(0, beams), memory
 
     def _continued(
-        self, memory: Beams, x: Tensor, past: list[Tensor], beams: tuple[int, int]
+        self, memory: Beams, x: Tensor, past: list[Tensor], beams: torch.Size
     ) -> tuple[Tensor, list[Tensor]]:
         """The state of one more token of each beam, x (B W, 1, D), behind those of the past."""
         longer, look = [], self._looking(memory.reading, memory.held)
@@ -390,9 +390,3 @@ class SetDecoder(nn.Module):
         """(n, K) of states (n, D)."""
         state, vectors = self._pair(states, items, level)
         return (state @ vectors.T).float().log_softmax(1)
-
-
-def _of(parents: Tensor, values: Tensor) -> Tensor:
-    """Values (B, W, ...) of the beams that ``parents`` (B, W') continue."""
-    index = parents.view(*parents.shape, *[1] * (values.dim() - 2))
-    return values.gather(1, index.expand(-1, -1, *values.shape[2:]))

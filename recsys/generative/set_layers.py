@@ -3,8 +3,8 @@
 The targets of a history share the keys and values of its states, each seeing those up to its own position, and so do
 the beams of a search: these are made once per layer and never copied.
 
-Legend: B histories, T targets, Q tokens that ask (of a target), S states of a history, n states of all, H heads, d their
-width, D width, R histories of a group.
+Legend: B histories, T targets, Q tokens that ask (of a target), S states of a history, n states of all, H heads, d
+their width, D width, R histories of a group.
 """
 
 from __future__ import annotations
@@ -132,3 +132,9 @@ class Beams:
     chosen: Tensor  # (B, W, s) the tokens of each beam, in the order in which they were chosen
     past: list[Tensor]  # of each layer keys and values (B, W, s, 2, H, d) of earlier tokens, if their order counts
     state: Tensor | None = None  # (B, W, D) of what was asked last
+
+
+def of_parents(parents: Tensor, values: Tensor) -> Tensor:
+    """Values (B, W, ...) of the beams that ``parents`` (B, W') continue: (B, W', ...)."""
+    index = parents.view(*parents.shape, *[1] * (values.dim() - 2))
+    return values.gather(1, index.expand(-1, -1, *values.shape[2:]))

@@ -12,7 +12,9 @@ of lists.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +53,22 @@ class SetIndex:
     def num_items(self) -> int:
         """N."""
         return len(self.codes)
+
+
+_known: weakref.WeakKeyDictionary[Any, tuple[Tensor, int, SetIndex]] = weakref.WeakKeyDictionary()
+
+
+def index_of(items: Any) -> SetIndex:
+    """The items of each code of a table with ``codes`` (N+1, M), row 0 for padding, and ``sizes``.
+
+    It is made once per table, and again when the table got other codes or moved.
+    """
+    codes: Tensor = items.codes
+    version = 0 if codes.is_inference() else codes._version
+    known = _known.get(items)
+    if known is None or known[0] is not codes or known[1] != version:
+        _known[items] = known = codes, version, SetIndex(codes[1:], items.sizes)
+    return known[2]
 
 
 class Reach:
@@ -179,12 +197,13 @@ class Lists:
 
 
 def found_items(lists: Lists, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The items of whole sets: rows (B, k') and scores (B, k') of the k best, k' the most that a history has.
+    """The items of whole sets: rows (B, k) and scores (B, k) of the k best.
 
     Best first, equal scores by item row; 0 and -inf behind the end. ``scores`` (B, W) are those of the beams.
     """
     histories, width = scores.shape
-    owners, items = [], []
+    none = torch.zeros(0, dtype=torch.int64, device=scores.device)
+    owners, items = [none], [none]
     for owner, item in lists.blocks(torch.arange(histories * width, device=scores.device)):
         owners.append(owner)
         items.append(item)
@@ -198,9 +217,8 @@ def found_items(lists: Lists, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     counts = torch.bincount(history, minlength=histories)
     place = torch.arange(len(history), device=scores.device) - (counts.cumsum(0) - counts)[history]
     kept = place < k
-    wide = min(k, int(counts.max())) if histories else 0
-    rows = torch.zeros(histories, wide, dtype=torch.int64, device=scores.device)
-    values = scores.new_full((histories, wide), -torch.inf)
+    rows = torch.zeros(histories, k, dtype=torch.int64, device=scores.device)
+    values = scores.new_full((histories, k), -torch.inf)
     rows[history[kept], place[kept]] = item[kept] + 1
     values[history[kept], place[kept]] = value[kept]
     return rows, values

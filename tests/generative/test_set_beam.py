@@ -107,7 +107,9 @@ def test_reg4rec_13_5_exclusions_act_inside_the_search(case: str) -> None:
     for order in ("fixed", "confidence"):
         expected = hidden(brute(decoder, items, encoded, order), shown)
         check_lists(*SetBeam(50, order)(decoder, encoded, items, shown, 50), expected, 50)
-        rows, values = SetBeam(2, order)(decoder, encoded, items, shown, 8)  # raised to 8, which then must fill the list
+        rows, values = SetBeam(2, order)(
+            decoder, encoded, items, shown, 8
+        )  # raised to 8, which then must fill the list
         for own, value, scores in zip(rows.numpy(), values.numpy(), expected, strict=True):
             left = min(8, int(np.isfinite(scores).sum()))
             assert (own[:left] > 0).all() and (own[left:] == 0).all()
@@ -122,7 +124,9 @@ def test_reg4rec_13_5_lists_are_as_long_as_what_is_left(data: st.DataObject) -> 
     items, decoder, encoded = made(count, sizes, distinct=False, seed=data.draw(st.integers(0, 5)))
     some = st.one_of(st.none(), st.lists(st.integers(0, count - 1), max_size=count))
     deny, allow = (data.draw(st.lists(some, min_size=4, max_size=4)) for _ in range(2))
-    lists = {name: None if all(one is None for one in given) else given for name, given in (("deny", deny), ("allow", allow))}
+    lists = {
+        name: None if all(one is None for one in given) else given for name, given in (("deny", deny), ("allow", allow))
+    }
     shown = Shown.of(lambda ids: np.asarray(ids, np.int64), [[]] * 4, "none", **lists)
     k, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 10))
     prune = data.draw(st.sampled_from([None, "prediction"]))
@@ -175,7 +179,7 @@ def test_histories_do_not_change_each_other() -> None:
 def test_random_orders_differ_between_histories_and_score_exactly() -> None:
     items, decoder, encoded = made()
     search = SetBeam(50, "random")
-    drawn = search._drawn(encoded, 3)
+    drawn = search.drawn(encoded, 3)
     assert torch.equal(drawn.sort(1).values, torch.arange(3).expand(4, -1)) and len(drawn.unique(dim=0)) > 1
     rows, values = search(decoder, encoded, items, None, 50)
     torch.testing.assert_close(search.log_probs(decoder, encoded, items, rows), values, rtol=1e-4, atol=1e-4)
@@ -189,25 +193,30 @@ def test_reg4rec_13_5_orders_of_one_item_are_merged_to_the_best() -> None:
     best = np.full((4, 20), -np.inf)
     for order in permutations(range(3)):
         total = decoder.path_log_probs(
-            encoded, items, torch.tensor(order).expand(4, 20, 3), items.token_table[1:].gather(1, torch.tensor(order).expand(20, -1)).expand(4, -1, -1)
+            encoded,
+            items,
+            torch.tensor(order).expand(4, 20, 3),
+            items.token_table[1:].gather(1, torch.tensor(order).expand(20, -1)).expand(4, -1, -1),
         )
         best = np.maximum(best, total.sum(2).numpy())
     search = SetBeam(200, branches=3)
     rows, values = search(decoder, encoded, items, None, 20)
     check_lists(rows, values, best, 20)
-    assert search.widened == 0
+    assert search.tally.widened == 0 and search.tally.histories == 4
     narrow = SetBeam(2, branches=3)
     rows, values = narrow(decoder, encoded, items, None, 12)  # several orders of an item fill the beams
     for own in rows.numpy():
         assert len(set(own)) == 12 and (own > 0).all()
+    assert narrow.tally.raised == 4 and narrow.tally.short == narrow.tally.missing == 0
 
 
-class Given:
+class Given(torch.nn.Module):
     """Log-probabilities by hand: of each set of chosen columns those of all columns."""
 
     ordered = False
 
     def __init__(self, table: dict[tuple[int, ...], list[float]]) -> None:
+        super().__init__()
         self.table = table
 
     def begin(self, encoded: Encoded, items: CodeItems) -> list[list[tuple[int, ...]]]:
@@ -273,7 +282,7 @@ def test_reg4rec_13_9_survivors_are_the_most_consistent_and_never_too_few(most: 
 
 @torch.no_grad()
 def test_reg4rec_13_9_pruning_drops_paths_and_leaves_k() -> None:
-    items, decoder, encoded = made()
+    items, _, encoded = made()
     for prune in ("prediction", "head"):
         judge = set_decoder(3, reflection=1.0)
         plain = SetBeam(20)(judge, encoded, items, None, 20)[0]
@@ -293,6 +302,17 @@ def test_items_of_equal_codes_are_listed_by_row() -> None:
         assert own[at : at + 3] == [1, 3, 4] and value[at] == value[at + 1] == value[at + 2]
     short = SetBeam(1)(decoder, encoded, items, None, 2)[0]
     assert torch.equal(short, rows[:, :2])
+    assert SetBeam(1)(decoder, encoded, items, None, 99)[0].shape == (2, 5)
+
+
+def test_a_model_that_has_diverged_is_told() -> None:
+    items, decoder, encoded = made()
+    with torch.no_grad():
+        decoder.codebook.fill_(torch.nan)
+    with pytest.raises(ValueError, match="NaN"):
+        SetBeam(3)(decoder, encoded, items, None, 3)
+    with pytest.raises(ValueError, match="k must be"):
+        SetBeam(3)(decoder, encoded, items, None, 0)
 
 
 @torch.no_grad()

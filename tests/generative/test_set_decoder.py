@@ -110,7 +110,9 @@ def reference(
     return losses
 
 
-def orders_of(batch: Batch, decoder: SetDecoder, encoded: Encoded, items: CodeItems) -> dict[tuple[int, int], list[int]]:
+def orders_of(
+    batch: Batch, decoder: SetDecoder, encoded: Encoded, items: CodeItems
+) -> dict[tuple[int, int], list[int]]:
     """The orders that the decoder draws for the targets of a batch with generator 3."""
     places = (batch.targets > 0).nonzero()
     tokens = items.token_table[batch.targets[batch.targets > 0]]
@@ -157,7 +159,9 @@ def test_reg4rec_13_6_without_others_and_choice_it_is_plain_autoregressive(form:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_reg4rec_13_4_preferred_order_takes_the_likeliest_code_next_and_each_codebook_once(form: dict[str, object]) -> None:
+def test_reg4rec_13_4_preferred_order_takes_the_likeliest_code_next_and_each_codebook_once(
+    form: dict[str, object],
+) -> None:
     items, decoder = made(**form)
     batch, encoded = taught(items)
     places = (batch.targets > 0).nonzero()
@@ -210,7 +214,9 @@ def test_batches_do_not_change_the_loss_of_a_target() -> None:
     assert total == pytest.approx(sum(parts), rel=1e-4)
     wide = batch.select(torch.arange(4).repeat(16))  # many rows are read in groups of like length
     wide = wide.select(wide.lengths.argsort(stable=True))
-    assert float(decoder(encoded_histories(items, wide), wide, items, torch.Generator())) == pytest.approx(16 * total, rel=1e-4)
+    assert float(decoder(encoded_histories(items, wide), wide, items, torch.Generator())) == pytest.approx(
+        16 * total, rel=1e-4
+    )
 
 
 def test_paths_that_are_known_have_the_probabilities_of_steps() -> None:
