@@ -3,6 +3,7 @@
     python benchmarks/speed/generate.py --part trie     building tries, and what a search does at a level
     python benchmarks/speed/generate.py --part beam --threads 2     a constrained beam, against transformers
     python benchmarks/speed/generate.py --part train --threads 2    training in one pass, against a row per prefix
+    python benchmarks/speed/generate.py --part rpg --threads 2      ranking by codes, against ranking by item vectors
     python benchmarks/speed/generate.py --part trie --smoke
 
 Part "trie": 10,000, 100,000 and 1,000,000 items of four codes. Under "random", codes are drawn evenly from 256 a level,
@@ -13,7 +14,7 @@ are left out, and the best 50 are taken; at the first one it also finds the node
 one it makes a list of 50 items. Log-probabilities lie ready, so no decoder is in it. Seconds and milliseconds on a CPU
 are processor time.
 
-Parts "beam" and "train" are told of in ``tiger.py``.
+Parts "beam" and "train" are told of in ``tiger.py``, part "rpg" in ``rpg.py``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import rpg
 import tiger
 from contest import HERE, ROOT, machine, save, stamp_command
 from scan import peak_mib, reset_peak
@@ -43,7 +45,7 @@ HISTORIES, BEAMS, SEEN = 64, 50, 20
 def main() -> None:
     """Measure the chosen part, print its tables and write them."""
     parts: dict[str, Callable[[argparse.Namespace], tuple[str, dict[str, Any]]]] = {
-        "trie": trie, "beam": tiger.beam, "train": tiger.train,
+        "trie": trie, "beam": tiger.beam, "train": tiger.train, "rpg": rpg.rpg,
     }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=list(parts), required=True)

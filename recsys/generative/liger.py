@@ -119,9 +119,8 @@ class Liger(Generator):
         hidden = rows == PAD
         hidden[:, : near.shape[1]] |= torch.isin(near, cold)  # once among the candidates
         if len(cold):
-            columns = cold.cpu().numpy() - 1
             kept = torch.zeros(len(near), len(cold), device=scores.device)
-            shown.among(columns).hide(kept)
+            shown.among(cold.cpu().numpy() - 1).hide(kept)
             hidden[:, near.shape[1] :] |= kept == -torch.inf
         scores = scores.masked_fill(hidden, -torch.inf)
         rows, order = rows.sort(dim=1, stable=True)  # equal scores by item row

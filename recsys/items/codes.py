@@ -144,6 +144,7 @@ class CodeItems(LocalItems):
         Raises:
             ValueError: an item has other codes than when the model was trained.
         """
+        assert change.context.vocabulary is not None
         now, former, sizes = self._saved().aligned(change.context.vocabulary), before["codes"], before["code_sizes"]
         old = change.items > 0
         if former.shape[1] != now.shape[1] or not np.array_equal(former[change.items[old]].numpy(), now[old]):
