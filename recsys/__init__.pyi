@@ -67,6 +67,7 @@ from .recommenders.top import TopK as TopK
 from .runs.read import load_run as load_run
 from .semantic_ids.make import make_semantic_ids as make_semantic_ids
 from .semantic_ids.product import ProductQuantiser as ProductQuantiser
+from .semantic_ids.r3vae import R3VAE as R3VAE
 from .semantic_ids.random_codes import RandomCodes as RandomCodes
 from .semantic_ids.residual import ResidualKMeans as ResidualKMeans
 from .semantic_ids.rqvae import RQVAE as RQVAE

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def semantic_ids(
     name: str,
     /,
-    method: Literal["residual", "product", "opq", "rqvae", "mpq", "random", "given"] = "residual",
+    method: Literal["residual", "product", "opq", "rqvae", "r3vae", "mpq", "random", "given"] = "residual",
     levels: int | None = None,
     size: int | None = None,
     vectors: tuple[Path, ...] = (),
@@ -40,8 +40,8 @@ def semantic_ids(
 
     Args:
         name: a data set that has a card, the folder of a saved split, or a file of interactions.
-        method: residual k-means; product quantisation, opq: with a learned rotation; rqvae, an autoencoder; mpq,
-            parallel experts; random codes, a control; given, those of a table.
+        method: residual k-means; product quantisation, opq: with a learned rotation; rqvae, an autoencoder; r3vae,
+            codes by angle; mpq, parallel experts; random codes, a control; given, those of a table.
         levels: codes per item (default: 3; of product, opq 32, of mpq 4).
         size: different codes per level (default: 256).
         vectors: folders of vectors, runs or bundles, whose item vectors are put side by side (default: those of texts).
@@ -97,6 +97,7 @@ def _vectors(split: Split, folders: tuple[Path, ...], text: str | None) -> list[
 
 def _tokenizer(method: str, levels: int | None, size: int | None, normalise: bool) -> Any:
     from recsys.semantic_ids.product import ProductQuantiser
+    from recsys.semantic_ids.r3vae import R3VAE
     from recsys.semantic_ids.random_codes import RandomCodes
     from recsys.semantic_ids.residual import ResidualKMeans
     from recsys.semantic_ids.rqvae import RQVAE
@@ -113,7 +114,7 @@ def _tokenizer(method: str, levels: int | None, size: int | None, normalise: boo
     levels = 3 if levels is None else levels
     if method == "residual":
         return ResidualKMeans(levels, size, normalise=normalise)
-    return RQVAE(levels, size) if method == "rqvae" else RandomCodes(levels, size)
+    return {"rqvae": RQVAE, "r3vae": R3VAE, "random": RandomCodes}[method](levels, size)
 
 
 def _given(table: Path | None, split: Split, out: Path | None) -> SemanticIds:

@@ -20,6 +20,8 @@ from recsys.ids.saved_vectors import saved_vectors
 from recsys.ids.vectors import Vectors, check_finite
 from recsys.ids.vocabulary import Vocabulary
 
+_CHUNK = 1 << 14  # rows copied at a time
+
 
 class Inputs(NamedTuple):
     """What a tokenizer gets."""
@@ -68,12 +70,11 @@ def inputs(sources: Sequence[Vectors], items: Vocabulary, learnable: np.ndarray,
         _tell_missing(items, known, missing)
     parts = []
     for matrix, there in found:
-        mean = matrix[fit].mean(0, dtype=np.float64).astype(np.float32)
+        mean, variance = _moments(matrix, fit)
         matrix[~there] = mean
         if len(found) > 1:
             matrix -= mean
-            spread = float((matrix[fit].astype(np.float64) ** 2).sum() / fit.sum()) ** 0.5
-            matrix /= np.float32(spread if spread > 0 else 1)
+            matrix /= np.float32(variance**0.5 if variance > 0 else 1)
         parts.append(matrix)
     return Inputs(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1), known, fit)
 
@@ -81,8 +82,23 @@ def inputs(sources: Sequence[Vectors], items: Vocabulary, learnable: np.ndarray,
 def _aligned(source: Vectors, items: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
     matrix, there = source.aligned(items)
     matrix, there = matrix[items.first :], there[items.first :]
-    check_finite(items.ids[there], matrix[there])
+    for rows in _chunks(there):
+        check_finite(items.ids[rows], matrix[rows])
     return matrix, there
+
+
+def _moments(matrix: np.ndarray, fit: np.ndarray) -> tuple[np.ndarray, float]:
+    """The mean (F,) float32 of the rows of ``matrix`` (N, F) that are ``fit`` (N,), and their total variance."""
+    count = int(fit.sum())
+    mean = sum((matrix[rows].sum(0, dtype=np.float64) for rows in _chunks(fit)), np.zeros(matrix.shape[1])) / count
+    squares = sum(float(((matrix[rows] - mean) ** 2).sum()) for rows in _chunks(fit))
+    return mean.astype(np.float32), squares / count
+
+
+def _chunks(chosen: np.ndarray) -> list[np.ndarray]:
+    """The rows that are ``chosen`` (N,) bool, in pieces of which a copy is small."""
+    rows = np.flatnonzero(chosen)
+    return [rows[first : first + _CHUNK] for first in range(0, len(rows), _CHUNK)]
 
 
 def _tell_missing(items: Vocabulary, known: np.ndarray, missing: str) -> None:

@@ -15,9 +15,7 @@ Legend: n vectors, F width, B batch, M levels, K codes per level, d width of the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +26,7 @@ from torch import Tensor, nn
 from recsys.index.clusters import MOST_POINTS, kmeans, nearest_centroid
 from recsys.progress import Progress
 from recsys.randomness import derive_seed, torch_generator
+from recsys.semantic_ids.layers import layers
 from recsys.semantic_ids.tokenizer import check_distinct, check_shape, sampled
 
 RESET_EPOCHS = 10  # between two moves of codes that nobody uses
@@ -178,12 +177,8 @@ class RQVAE:
     def _made(self, width: int, seed: int) -> nn.ModuleDict:
         """The encoder, the codebooks and the decoder, with weights drawn by ``seed``."""
         widths = [width, *self.hidden, self.dim]
-        parts = {"encoder": _layers(widths), "decoder": _layers(widths[::-1])}
         generator = torch_generator(seed, "rq-vae")
-        for layer in [one for part in parts.values() for one in part if isinstance(one, nn.Linear)]:
-            bound = 1 / math.sqrt(layer.in_features)
-            for weight in layer.parameters():
-                nn.init.uniform_(weight, -bound, bound, generator=generator)
+        parts = {"encoder": layers(widths, generator), "decoder": layers(widths[::-1], generator)}
         books = ResidualCodebooks(self.levels, self.size, self.dim, self.commitment)
         return nn.ModuleDict({**parts, "books": books}).to(self.device)
 
@@ -219,10 +214,3 @@ def _books(net: nn.ModuleDict) -> ResidualCodebooks:
     books = net["books"]
     assert isinstance(books, ResidualCodebooks)
     return books
-
-
-def _layers(widths: Sequence[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.utils.skip_init(nn.Linear, before, after), nn.ReLU()]  # drawn by their caller
-    return nn.Sequential(*layers[:-1])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from recsys.errors import DataError
 from recsys.semantic_ids.product import ProductQuantiser
 from recsys.semantic_ids.quality import level_quality, reconstruction_error
+from recsys.semantic_ids.r3vae import R3VAE, AngleCodebooks, angle_step, spread
 from recsys.semantic_ids.random_codes import RandomCodes
 from recsys.semantic_ids.residual import ResidualKMeans
 from recsys.semantic_ids.rqvae import RQVAE, ResidualCodebooks
@@ -39,6 +40,7 @@ TOKENIZERS = [
     ProductQuantiser(levels=4, size=16),
     ProductQuantiser(levels=4, size=16, rotate=True, rounds=3),
     RQVAE(levels=2, size=16, dim=8, hidden=(16,), epochs=40, batch_size=128, learning_rate=5e-3),
+    R3VAE(levels=3, size=16, epochs=3, batch_size=128),
     RandomCodes(levels=3, size=16),
 ]
 
@@ -226,7 +228,7 @@ def test_wrong_arguments_are_refused() -> None:
     for wrong in (
         lambda: ResidualKMeans(0), lambda: ResidualKMeans(size=1), lambda: ResidualKMeans(restarts=0),
         lambda: ProductQuantiser(4, width=10), lambda: ProductQuantiser(rounds=0), lambda: RQVAE(epochs=0),
-        lambda: RQVAE(hidden=(0,)), lambda: RandomCodes(size=1),
+        lambda: RQVAE(hidden=(0,)), lambda: RandomCodes(size=1), lambda: R3VAE(epochs=0),
     ):  # fmt: skip
         with pytest.raises(ValueError, match="found"):
             wrong()
@@ -239,3 +241,58 @@ def test_the_loss_of_a_level_is_what_torch_computes() -> None:
     found = books(latents)
     words = books.words[0][found.codes[:, 0]]
     torch.testing.assert_close(found.loss, 1.5 * F.mse_loss(words, latents))
+
+
+def test_rpg_14_18_angles_equal_brute_force_and_the_residual_follows_its_formula() -> None:
+    books = AngleCodebooks(levels=3, size=7, width=5)
+    generator = torch.Generator().manual_seed(0)
+    for weight in books.parameters():
+        torch.nn.init.normal_(weight, generator=generator)
+    vectors = F.normalize(torch.randn(50, 5, generator=generator), dim=-1)
+    codes, sums, last = books(vectors)
+    unit = books.reference / books.reference.norm()
+    for row, vector in enumerate(vectors):
+        along = (vector @ unit) * unit
+        left = vector - along
+        for level, book in enumerate(books.words):
+            cosines = torch.stack([left @ word / (left.norm() * word.norm()) for word in book])
+            found = int(cosines.argmax())
+            assert codes[row, level] == found
+            after = left - cosines[found] * book[found] / book[found].norm()
+            torch.testing.assert_close(
+                after.norm() ** 2, left.norm() ** 2 + cosines[found] ** 2 * (1 - 2 * left.norm())
+            )
+            left = after
+            torch.testing.assert_close(sums[level][row] + left, vector)
+        torch.testing.assert_close(last[row], left)
+
+
+def test_rpg_14_18_residuals_grow_below_one_half() -> None:
+    book = torch.eye(3)
+    short, long = torch.tensor([[0.3, 0.1, 0]]), torch.tensor([[0.8, 0.1, 0]])
+    for left, grows in ((short, True), (long, False)):
+        _, part = angle_step(left, book)
+        assert bool((left - part).norm() > left.norm()) is grows
+
+
+def test_rpg_14_18_spread_of_orthogonal_and_identical_codewords() -> None:
+    torch.testing.assert_close(spread(torch.eye(6) * 3), torch.tensor(-2.0))
+    torch.testing.assert_close(spread(torch.ones(4, 3)), torch.tensor(0.0), atol=1e-6, rtol=0)
+
+
+def test_r3vae_learns_from_its_loss_by_hand_and_spreads_codes() -> None:
+    vectors = points(600)
+    first, last = (R3VAE(levels=2, size=16, epochs=epochs, batch_size=128) for epochs in (1, 20))
+    for one in (first, last):
+        one.fit(vectors, 0)
+    assert last.report["loss"] < first.report["loss"]
+    assert all(level_quality(last.encode(vectors)[:, level], 16)["perplexity"] > 5 for level in range(2))
+    books, batch = last._books, last._unit(vectors[:9])
+    decoder = torch.nn.Identity()
+    found = last.loss(books, decoder, batch)
+    _, sums, _ = books(batch)
+    reference = books.split(batch)[1]
+    near = [1 - F.cosine_similarity(reference, one, dim=-1).mean() for one in sums]
+    expected = 1 - F.cosine_similarity(sums[1], batch, dim=-1).mean() + 0.05 * sum(near)
+    expected = expected + 0.05 * (spread(books.words[0]) + spread(books.words[1])) / 2
+    torch.testing.assert_close(found, expected)
