@@ -35,7 +35,7 @@ from recsys.recommenders.modes import evaluating
 from recsys.recommenders.parts import Composed
 from recsys.recommenders.top import TopK, top_of, warn_of
 
-SEARCHED = 256  # histories of one search, at most
+SEARCHED, BEAMS = 256, 12_800  # histories and beams of one search, at most
 
 
 class Generator(Composed):
@@ -205,14 +205,15 @@ class Generator(Composed):
         found: tuple[Tensor, Tensor] = self.search(self.decoder, encoded, self.items, shown, width)
         return found
 
-    def _batches(self, histories: Sequence[Any]) -> Any:
+    def _batches(self, histories: Sequence[Any], beams: int = 1) -> Any:
         histories = self._ready(histories)
         assert self.vocabulary is not None
         lengths = np.asarray([len(one.items) for one in histories], np.int64)
         lengths = lengths if self.max_length is None else np.minimum(lengths, self.max_length)
         for block in padded_blocks(lengths, 2**26, 0, 64):
-            for start in range(block.start, min(block.stop, len(lengths)), SEARCHED):
-                chosen = slice(start, min(start + SEARCHED, block.stop, len(lengths)))
+            some = max(1, min(SEARCHED, BEAMS // beams))
+            for start in range(block.start, min(block.stop, len(lengths)), some):
+                chosen = slice(start, min(start + some, block.stop, len(lengths)))
                 yield collate(histories[chosen], self.vocabulary, self.max_length, self.needs, self.popularity.device)
 
 
