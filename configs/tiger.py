@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from _codes import Codes, folder_of
+from _codes import Codes, Cold, folder_of
 from _knobs import Generative
 
 import recsys as rs
@@ -54,6 +54,7 @@ def run(
     beam: int = 50,
     valid_users: int | None = 2000,
     codes: Codes = Codes(),
+    cold: Cold = Cold(),
     knobs: Generative = Generative(),
 ) -> rs.Run:
     """A decoder of code tokens behind an encoder of histories.
@@ -72,7 +73,7 @@ def run(
     """
     values = KNOBS[knobs.data]
     knobs = knobs.filled(values)
-    split = rs.load(knobs.data).split(rs.LeaveLast())
+    split = cold.split(knobs.data)
     folder = folder_of(split, codes, CODES[knobs.data])
     model = rs.Generator(
         items=rs.CodeItems(knobs.dim, folder, tied=True, std=1.0),
@@ -83,7 +84,7 @@ def run(
     )
     windows = values["windows"] if rows == "windows" else "last"
     training = knobs.training(windows=windows, valid_users=valid_users)
-    return rs.Run(model, split, training, evaluate=knobs.evaluation(), name="TIGER")
+    return rs.Run(model, split, training, evaluate=cold.evaluation(knobs), name="TIGER")
 
 
 def encoder(reads: str, rows: str, layers: int, heads: int, head_dim: int, ff: int, knobs: Generative) -> Any:

@@ -31,6 +31,12 @@ def cold(name: str, *flags: str, seeds: int = 3, reference: str | None = "ids") 
     return Row(name, "text_items", ("--cold", *flags), data=DATA, seeds=dict.fromkeys(DATA, seeds), reference=reference)
 
 
+def by_codes(name: str, recipe: str, *flags: str) -> Row:
+    """A row of items by semantic ids."""
+    seeds = {"ml-100k": 3, "amazon-beauty": 1}
+    return Row(name, recipe, ("--cold", *flags), data=DATA, seeds=seeds, reference="text")
+
+
 # On one core an epoch of pre-training takes 6 minutes on amazon-beauty and one of fine-tuning 2.
 SHORT = ("--pretrain-epochs", "1", "--epochs", "8", "--second-epochs", "4")
 
@@ -46,6 +52,10 @@ COLD = Plan(
             "recformer", "recformer", ("--cold",), more={"amazon-beauty": SHORT}, data=DATA,
             seeds={"ml-100k": 3, "amazon-beauty": 1}, reference="ids",
         ),
+        by_codes("codes", "rpg", "--loss", "items"),  # vectors of codes, fitted without the cold items
+        by_codes("tiger", "tiger"),
+        by_codes("liger", "liger"),
+        by_codes("liger-dense", "liger", "--rank-by", "dense"),
     ),
 )  # fmt: skip
 
