@@ -31,6 +31,9 @@ SMALL: dict[str, Any] = {
     "rank": 2,
 }  # fmt: skip
 
+CODED = {"rpg": {"levels": 3, "size": 4}, "tiger": {"levels": 2, "size": 3}, "liger": {"levels": 2, "size": 3}}
+TINY = {"text": "tfidf", "layers": 1, "heads": 2, "head_dim": 4, "ff": 8, "beam": 8}  # of recipes over semantic ids
+
 # Recipe -> variants, each the flags that change what the model is made of.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "bert4rec": [{}, {"head": False, "last": 1.0}],
@@ -42,6 +45,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {}, {"augmenter": "off"}, {"editor_encoder": "bidirectional", "rec_layers": 1, "keep_learning": 0.1},
         {"decision": "gumbel", "dedup": "none", "train": "last"},
     ],
+    "liger": [{}, {"rank_by": "dense"}, {"rank_by": "generative", "control": "permuted"}, {"cold": True, "share": 0.2}],
     "mamba4rec": [{}, {"train": "last", "ssm_init": "mamba"}],
     "rearec": [
         {}, {"method": "prl"}, {"encoder": "gru4rec", "method": "prl"}, {"encoder": "sigma"}, {"data": "amazon-beauty"},
@@ -49,6 +53,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "own": [{}, {"split": "leave-last", "loss": "sampled", "min_user": 3}],
     "recformer": [{}, {"train": "last", "pooling": "first", "pretrain_epochs": 0}, {"cold": True, "share": 0.2}],
     "relmf": [{}, {"loss": "logistic", "steps": 5}],
+    "rpg": [
+        {"heads": "none"}, {"heads": "residual"}, {"heads": "none", "loss": "items", "ids": True},
+        {"heads": "none", "tokens": "random", "tied": True},
+        {"heads": "none", "loss": "items", "cold": True, "share": 0.2, "tokens": "product"},
+    ],
     "sasrec": [{}, {"train": "last", "data": "amazon-beauty"}],
     "sasrec_beauty": [{}],
     "sasrec_ips": [{}],
@@ -61,6 +70,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "text_items": [
         {}, {"table": "ids+text", "encoder": "gru4rec"}, {"table": "ids", "encoder": "mamba4rec"},
         {"project": "mlp", "trainable": True, "cold": True, "share": 0.2},
+    ],
+    "tiger": [
+        {}, {"memory": "newest", "tokens": "random"}, {"reads": "tokens", "softmax": "vocabulary"},
+        {"reads": "tokens", "rows": "prefixes", "memory": "past"}, {"rows": "prefixes"}, {"tokens": "rqvae"},
     ],
     "unirec": [{}, {"loss": "bce"}, {"enhanced": False, "share_norms": False}],
 }  # fmt: skip
@@ -122,7 +135,9 @@ def made(name: str, flags: dict[str, Any], world: Path, sasrec: Path, teacher: P
     if name == "slmrec":
         small |= {"sasrec": str(sasrec), "layers": 4}
         small |= {"teacher": str(teacher)} if flags["role"] == "student" else {}
-    if flags.get("cold"):
+    if name in CODED:
+        small |= {knob: value for knob, value in TINY.items() if knob in known and knob not in flags} | CODED[name]
+    if flags.get("cold") and "users" in known:
         small["users"] = 1.0
     return function(**{**small, **flags})
 
