@@ -42,7 +42,7 @@ def semantic_ids(
         name: a data set that has a card, the folder of a saved split, or a file of interactions.
         method: residual k-means; product quantisation, opq: with a learned rotation; rqvae, an autoencoder; r3vae,
             codes by angle; mpq, parallel experts; random codes, a control; given, those of a table.
-        levels: codes per item (default: 3; of product, opq 32, of mpq 4).
+        levels: codes per item (default: 3; of product, opq 32, of mpq 8).
         size: different codes per level (default: 256).
         vectors: folders of vectors, runs or bundles, whose item vectors are put side by side (default: those of texts).
         text: model of text vectors, as of recsys embed: the packaged MiniLM, tfidf, a folder, a name on the hub; with
@@ -110,7 +110,7 @@ def _tokenizer(method: str, levels: int | None, size: int | None, normalise: boo
     if method == "mpq":
         from recsys.semantic_ids.mpq import MPQ
 
-        return MPQ(4 if levels is None else levels, size)
+        return MPQ(8 if levels is None else levels, size)
     levels = 3 if levels is None else levels
     if method == "residual":
         return ResidualKMeans(levels, size, normalise=normalise)

@@ -150,7 +150,7 @@ def _made(
         "without_vector": int((~given.known).sum()),
         "fitted": int(given.fit.sum()),
         "combined": "each centred and scaled to total variance 1" if len(sources) > 1 else None,
-        "report": getattr(tokenizer, "report", {}),
+        "tokenizer_facts": getattr(tokenizer, "facts", {}),
     }
     return _Made(codes, sizes, manifest)
 

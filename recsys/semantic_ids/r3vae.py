@@ -105,7 +105,7 @@ class R3VAE:
             raise ValueError(f"epochs and batch_size must be at least 1, found {epochs} and {batch_size}")
         self.levels, self.size, self.epochs, self.batch_size = levels, size, epochs, batch_size
         self.learning_rate, self.from_z = learning_rate, from_z
-        self.report: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}
         self._mean = np.zeros(0, np.float32)
         self._books: AngleCodebooks | None = None
 
@@ -143,7 +143,7 @@ class R3VAE:
                     loss.backward()
                     optimizer.step()
                 shown.advance(1, loss=float(loss.detach()))
-        self.report = {"loss": float(loss.detach())}
+        self.facts = {"loss": float(loss.detach())}
 
     def loss(self, books: AngleCodebooks, decoder: nn.Module, batch: Tensor) -> Tensor:
         """The loss of unit vectors ``batch`` (B, F); see the top of this file."""

@@ -126,7 +126,7 @@ class RQVAE:
         self.levels, self.size, self.dim, self.hidden, self.commitment = levels, size, dim, tuple(hidden), commitment
         self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
         self.weight_decay, self.device = weight_decay, device
-        self.report: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}
         self._net: nn.ModuleDict | None = None
 
     @property
@@ -202,7 +202,7 @@ class RQVAE:
                     with torch.no_grad():
                         moved += books.move_unused(net["encoder"](inputs), draw)
                 shown.advance(1, loss=float(loss.detach()))
-        self.report = {"loss": float(loss.detach()), "codes_moved": moved}
+        self.facts = {"loss": float(loss.detach()), "codes_moved": moved}
 
 
 def nearest(points: Tensor, words: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Legend: n vectors to fit on, N vectors to encode, F their width, M levels, K_m codes of level m, d width of a codeword.
 A tokenizer is a plain object that keeps its constructor arguments as attributes of the same names (that is how the
 manifest of :class:`~recsys.semantic_ids.table.SemanticIds` names it). Three things are optional: ``decode(codes (N, M))
--> (N, F)`` float32, the vectors that codes stand for, from which the reconstruction error is told; ``report``, a dict
+-> (N, F)`` float32, the vectors that codes stand for, from which the reconstruction error is told; ``facts``, a dict
 of plain values, which the manifest keeps; and ``reads_vectors = False``, of one that only wants to know how many there
 are.
 """

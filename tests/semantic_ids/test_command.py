@@ -47,11 +47,11 @@ def test_from_texts_to_a_folder_that_a_model_reads(capsys: pytest.CaptureFixture
     assert "reused" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("method", ["product", "opq", "rqvae", "r3vae", "random"])
+@pytest.mark.parametrize("method", ["product", "opq", "rqvae", "r3vae", "mpq", "random"])
 def test_every_method_makes_codes(method: str) -> None:
     assert main(["semantic-ids", *LOG, *SMALL, "--method", method, "--out", "ids"]) == 0
     ids = rs.SemanticIds.load("ids")
-    assert ids.sizes[:2] == (6, 6) and ids.ordered is (method not in ("product", "opq"))
+    assert ids.sizes[:2] == (6, 6) and ids.ordered is (method not in ("product", "opq", "mpq"))
 
 
 def test_vectors_beside_texts(capsys: pytest.CaptureFixture[str]) -> None:

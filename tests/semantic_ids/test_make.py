@@ -22,6 +22,7 @@ from recsys.semantic_ids.product import ProductQuantiser
 from recsys.semantic_ids.quality import agreement, alarms, level_quality, reconstruction_error, tuple_quality
 from recsys.semantic_ids.random_codes import RandomCodes
 from recsys.semantic_ids.residual import ResidualKMeans
+from recsys.semantic_ids.rqvae import RQVAE
 from recsys.semantic_ids.table import SemanticIds
 from recsys.testing import toy_split
 
@@ -162,6 +163,11 @@ def test_a_collapse_is_an_alarm(tmp_path: Path) -> None:
     assert str(ids).count("ALARM") == 2
     with pytest.raises(DataError, match="level 1 has collapsed"):  # also of codes that are there already
         make_semantic_ids(toy_split(), None, tokenizer, folder=tmp_path / "ids", strict=True)
+
+
+def test_what_a_tokenizer_says_of_its_training_is_kept() -> None:
+    ids = make_semantic_ids(toy_split(), vectors(), RQVAE(2, 4, dim=4, hidden=(8,), epochs=2))
+    assert set(ids.manifest["tokenizer_facts"]) == {"loss", "codes_moved"}
 
 
 def test_the_same_is_not_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

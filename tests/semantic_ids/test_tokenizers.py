@@ -285,7 +285,7 @@ def test_r3vae_learns_from_its_loss_by_hand_and_spreads_codes() -> None:
     first, last = (R3VAE(levels=2, size=16, epochs=epochs, batch_size=128) for epochs in (1, 20))
     for one in (first, last):
         one.fit(vectors, 0)
-    assert last.report["loss"] < first.report["loss"]
+    assert last.facts["loss"] < first.facts["loss"]
     assert all(level_quality(last.encode(vectors)[:, level], 16)["perplexity"] > 5 for level in range(2))
     books, batch = last._books, last._unit(vectors[:9])
     decoder = torch.nn.Identity()
