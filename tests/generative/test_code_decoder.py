@@ -37,6 +37,7 @@ ENCODERS: dict[str, Any] = {
 DECODERS: dict[str, Any] = {
     "past": lambda: CodeDecoder(DIM, **SMALL),
     "newest": lambda: CodeDecoder(DIM, **SMALL, memory="newest"),
+    "both": lambda: CodeDecoder(DIM, **SMALL, memory="both"),
     "vocabulary": lambda: CodeDecoder(DIM, **SMALL, softmax="vocabulary", end=True),
 }
 PAIRS = [(one, other) for one in ENCODERS for other in DECODERS]
@@ -68,6 +69,7 @@ def prefixes(batch: Batch) -> list[Batch]:
 def test_is_a_decoder_that_says_what_it_reads() -> None:
     assert isinstance(CodeDecoder(DIM, **SMALL), Decoder)
     assert CodeDecoder(DIM, **SMALL).whole
+    assert CodeDecoder(DIM, **SMALL, memory="both").whole
     assert not CodeDecoder(DIM, **SMALL, memory="newest").whole
 
 

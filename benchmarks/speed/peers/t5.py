@@ -24,7 +24,8 @@ def transformers_t5(encoder: Any, decoder: Any, items: Any) -> Any:
     theirs = transformers.T5ForConditionalGeneration(config)
     with torch.no_grad():
         theirs.shared.weight.copy_(items.tokens)
-        theirs.lm_head.weight.copy_(items.prototypes)
+        if not items.tied:  # since 5.0 transformers ties whatever it is told, and leaves the scale out
+            theirs.lm_head.weight = torch.nn.Parameter(items.prototypes.clone())
         copy_stack(encoder.stack, theirs.encoder)
         copy_stack(decoder.stack, theirs.decoder)
     return theirs.eval()
