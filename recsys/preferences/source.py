@@ -72,10 +72,11 @@ class PreferenceBatches:
     def _refuse_held_out(self, split: Any) -> None:
         some = self.stop > self.start
         user = np.searchsorted(split.prepared.offsets, self.start[some], side="right") - 1
-        late = self.stop[some] > split.train_stop[user]
+        late = self.stop[some] >= split.train_stop[user]  # what followed a history in training is a training event
         if late.any():
             raise ValueError(
-                f"{int(late.sum()):,} samples have histories with held-out events: take samples of the training part"
+                f"{int(late.sum()):,} samples are of histories that held-out events follow, or hold such: take samples "
+                "of the training part"
             )
 
     def bind(self, context: Context) -> None:

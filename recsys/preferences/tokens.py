@@ -128,7 +128,7 @@ class PreferenceTokens(nn.Module):
         distinct = list(dict.fromkeys(". ".join(text.rstrip(". ") for text in texts) for texts in said))
         tokens = dict(zip(distinct, self._tokens(distinct), strict=True))
         rows = [tokens[". ".join(text.rstrip(". ") for text in texts)] for texts in said]
-        most = self.max_tokens - len(self.frame)
+        most = self.max_tokens - sum(map(len, self._tokens([LEAD, MIDDLE]))) - 1
         cut = sum(len(row) > most for row in rows)
         if cut:
             note = f"{cut:,} of {len(said):,} preferences are longer than {most} tokens and are cut there"
@@ -206,6 +206,8 @@ class PreferenceTokens(nn.Module):
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         if self._parsed is None and len(self.tokenizer):
             self._parsed = _plain(bytes(self.tokenizer.cpu().numpy()).decode())
+        elif self._parsed is None and isinstance(self.backbone.model, str):  # not bound yet
+            self._parsed = _plain(self.backbone.vocabulary()[0].to_str())
         if self._parsed is None:
             return [list(text.encode("utf-8", "replace")) for text in texts]
         whole = [text.encode("utf-8", "replace").decode() for text in texts]

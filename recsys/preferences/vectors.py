@@ -15,6 +15,7 @@ Legend: B histories, L longest, T items of all, R preferences of a request, H wi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -24,10 +25,11 @@ from torch import Tensor, nn
 from recsys.data.batch import PAD, Batch
 from recsys.encoders.tokens import TokenMemory
 from recsys.ids.vectors import Vectors
-from recsys.llm.embed import PACKAGED, TextEncoder, text_encoder
+from recsys.llm.embed import HASHED, PACKAGED, TextEncoder, text_encoder
 from recsys.llm.tfidf import unit
 from recsys.preferences.requests import FIELD, PREFERENCE, RequestTexts
 from recsys.protocols import Context, Encoded
+from recsys.storage.reading import outside
 
 USE = ("both", "items", "preference")
 KNOWN = 100_000  # texts whose vectors are remembered
@@ -42,7 +44,8 @@ class PreferenceVectors(nn.Module):
     Args:
         dim: width D, the same as the item table's and the decoder's.
         vectors: folder of :class:`recsys.ids.vectors.Vectors` by raw item id, such as ``str(embed(split).path)``.
-        text: the model that made them, which makes those of preferences: a name, a folder, or a part with ``encode``.
+        text: the model that made them, which makes those of preferences: a name as :func:`recsys.llm.embed.embed` takes
+            it ("hashed" needs no model), or a folder.
         max_length: items read, the newest.
         mask: rows without anything are not looked at.
         use: "both", or only the "items" or the "preference" (ablations).
@@ -50,6 +53,7 @@ class PreferenceVectors(nn.Module):
 
     Raises:
         ValueError: an argument is out of range, or the vectors are those of another model than ``text``.
+        PermissionError: a saved model is being loaded, and nobody said to trust the text model that it names.
         FileNotFoundError: there is no such folder.
     """
 
@@ -62,7 +66,7 @@ class PreferenceVectors(nn.Module):
         self,
         dim: int = 128,
         vectors: str = "",
-        text: str | TextEncoder = PACKAGED,
+        text: str = PACKAGED,
         max_length: int = 20,
         mask: bool = True,
         use: Literal["both", "items", "preference"] = "both",
@@ -74,11 +78,13 @@ class PreferenceVectors(nn.Module):
         if text_dim is None:
             found = Vectors.load(vectors)
             text_dim, made_by = found.width, found.manifest.get("model")
-            if isinstance(text, str) and made_by not in (None, text):
+            if made_by not in (None, text, Path(text).name):
                 raise ValueError(
                     f"the vectors in {vectors} are by {made_by!r} and preferences would be read by {text!r}: give both "
                     f"the same, text={made_by!r}"
                 )
+        if text not in (PACKAGED, HASHED):
+            outside(text, "text model")
         if min(dim, max_length, text_dim) < 1 or use not in USE:
             raise ValueError(
                 f"dim, max_length and text_dim must be at least 1 and use one of {', '.join(USE)}; found {dim}, "
@@ -122,7 +128,7 @@ class PreferenceVectors(nn.Module):
         """(n, R, H) float32 vectors of n lists of texts, zero behind the end of each; R is at least 1."""
         missing = list(dict.fromkeys(text for texts in said for text in texts if text not in self._known))
         if missing:
-            self._encoder = self._encoder or text_encoder(self.text)  # type: ignore[arg-type]
+            self._encoder = self._encoder or text_encoder(self.text)
             found = unit(np.asarray(self._encoder.encode(missing), np.float32))
             if found.shape != (len(missing), self.text_dim):
                 raise ValueError(f"text gave vectors of shape {found.shape}, the items' are {self.text_dim} wide")

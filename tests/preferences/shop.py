@@ -25,12 +25,12 @@ def text_of(row: int) -> str:
 
 
 def shop(users: int = 30, length: int = 7, seed: int = 0) -> Split:
-    """Users who buy items of two kinds in turn; titles, and paths of categories."""
+    """Users who buy items of three kinds; titles, and paths of categories."""
     rng = np.random.default_rng(seed)
     events = []
     for user in range(users):
-        kinds = rng.choice(len(KINDS), 2, replace=False)
-        rows = [kinds[at % 2] * PER_KIND + rng.integers(PER_KIND) + 1 for at in range(length + user % 3)]
+        kinds = rng.choice(len(KINDS), 3, replace=False)
+        rows = [rng.choice(kinds) * PER_KIND + rng.integers(PER_KIND) + 1 for _ in range(length + user % 3)]
         events.append(np.array(rows))
     offsets = np.cumsum([0, *map(len, events)])
     prepared = Prepared(offsets=offsets, items=np.concatenate(events).astype(np.int32), num_items=ITEMS)
