@@ -53,7 +53,7 @@ class PathRewards(nn.Module):
         discount: of each further item.
         token, item, category, reflect: weights of the parts of the reward; that of categories counts where
             ``category_column`` names one, that of verdicts where the decoder has a head for them.
-        category_column: a column of the items: typed categories, or texts that are compared as they are.
+        category_column: a column of the items, whose values are compared as they are written.
         kl: weight of the divergence.
         clip: how far the ratio of a choice goes on counting.
         order: how the codebook of each step is chosen, see ``SetBeam``.
@@ -242,18 +242,11 @@ def _categories(context: Context, column: str) -> np.ndarray:
     """(N+1,) int64 a number for the category of each item row; that of items without one is their own."""
     features: Mapping[str, Any] = context.item_features or {}
     texts = context.item_text or {}
-    if column in features:
-        typed = features[column]
-        if typed.kind != "category":
-            raise DataError(f"the column {column!r} is of the kind {typed.kind}: name one of the kind category")
-        found = typed.dense(np.arange(context.num_items + 1)).astype(np.int64) - 1  # 0 is a missing one
-    elif column in texts:
-        names = np.array([str(one) for one in texts[column]])
-        _, found = np.unique(names, return_inverse=True)
-        found = np.where(names == "", -1, found.reshape(-1))
-    else:
+    if column not in features and column not in texts:
         known = sorted({*features, *texts})
-        raise DataError(
-            f"items have no column {column!r}; {closest(column, known)}" if known else "items have no columns"
-        )
+        raise DataError(f"items have no column {column!r}: {closest(column, known) if known else 'they have none'}")
+    values = features[column].strings() if column in features else texts[column]
+    names = np.array([str(one) for one in values])
+    _, found = np.unique(names, return_inverse=True)
+    found = np.where(names == "", -1, found.reshape(-1))
     return np.where(found < 0, found.max(initial=0) + 1 + np.arange(len(found)), found)

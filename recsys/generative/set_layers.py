@@ -23,9 +23,7 @@ from recsys.nn.t5 import grouped
 from recsys.protocols import Encoded
 
 Held = list[tuple[Tensor, Tensor]]  # keys and values (R, H, S, d) of each group of histories
-Look = Callable[
-    [int, Tensor], Tensor
-]  # layer, queries (m, Q, H, d) -> what they read of their histories, the same shape
+Look = Callable[[int, Tensor], Tensor]  # layer, queries (m, Q, H, d) -> what they read of their histories
 
 
 class Reading:

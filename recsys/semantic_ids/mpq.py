@@ -46,8 +46,8 @@ class MPQ:
 
     After :meth:`fit`, ``facts`` tells what it has come to: the ``perplexity`` of each codebook on what it was fitted
     on, ``gate_entropy`` (1 is even, 0 is one expert alone), ``gate`` (the mean weight of each expert),
-    ``orthogonality`` and ``reconstruction`` (the mean squared error by the variance), and how many unused codes were moved. It decodes
-    no codes, as the gate reads the vector.
+    ``orthogonality``, ``reconstruction`` (the mean squared error by the variance), and how many unused codes were
+    moved. It decodes no codes, as the gate reads the vector.
 
     Args:
         levels: M.
