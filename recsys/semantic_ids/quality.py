@@ -16,6 +16,7 @@ import numpy as np
 from recsys.semantic_ids.collisions import buckets
 
 PERPLEXITY, USED = 1 / 16, 1 / 10  # of the codes of a level, below which it has collapsed
+_LISTED = 8  # levels that are printed one by one
 
 
 def level_quality(codes: np.ndarray, size: int) -> dict[str, Any]:
@@ -67,11 +68,7 @@ def agreement(codes: np.ndarray, pairs: np.ndarray) -> float:
 
 def quality_lines(quality: dict[str, Any]) -> list[str]:
     """The lines that :class:`~recsys.semantic_ids.table.SemanticIds` prints of its manifest's ``quality``."""
-    lines = [
-        f"  level {number}    {level['used']:,} of {level['size']:,} codes used, perplexity {level['perplexity']:.1f}, "
-        f"entropy {level['entropy']:.2f} nats" + (" (appended)" if level.get("appended") else "")
-        for number, level in enumerate(quality.get("levels", []), 1)
-    ]
+    lines = _level_lines(quality.get("levels", []))
     for when in ("before", "after"):
         if told := quality.get(when):
             lines.append(
@@ -81,3 +78,21 @@ def quality_lines(quality: dict[str, Any]) -> list[str]:
     if quality.get("reconstruction_error") is not None:
         lines.append(f"  error      {quality['reconstruction_error']:.3f} of the variance is lost")
     return lines + [f"  ALARM      {alarm}" for alarm in quality.get("alarms", [])]
+
+
+def _level_lines(levels: Sequence[dict[str, Any]]) -> list[str]:
+    """A line per level, or one for all of more than eight that the tokenizer made."""
+    told = [
+        f"  level {number:<4} {level['used']:,} of {level['size']:,} codes used, perplexity {level['perplexity']:.1f}, "
+        f"entropy {level['entropy']:.2f} nats" + (" (appended)" if level.get("appended") else "")
+        for number, level in enumerate(levels, 1)
+    ]
+    made = [level for level in levels if not level.get("appended")]
+    if len(made) <= _LISTED:
+        return told
+    used, perplexity = [level["used"] for level in made], [level["perplexity"] for level in made]
+    together = (
+        f"  levels     {len(made)}, codes used {min(used):,} to {max(used):,}, perplexity {min(perplexity):.1f} to "
+        f"{max(perplexity):.1f}, mean {sum(perplexity) / len(made):.1f} (each is in the manifest)"
+    )
+    return [together, *told[len(made) :]]

@@ -199,7 +199,8 @@ class SemanticIds:
         return "\n".join([*lines, *quality_lines(told.get("quality", {})), f"  folder     {self.path or 'not saved'}"])
 
     def __repr__(self) -> str:
-        return f"SemanticIds({len(self):,} items, sizes {list(self.sizes)}, {'' if self.ordered else 'un'}ordered)"
+        sizes = f"{list(self.sizes)}" if len(set(self.sizes)) > 1 else f"{self.levels} x {self.sizes[0]}"
+        return f"SemanticIds({len(self):,} items, sizes {sizes}, {'' if self.ordered else 'un'}ordered)"
 
 
 def _named(tokenizer: dict[str, Any]) -> str:

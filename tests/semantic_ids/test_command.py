@@ -67,6 +67,9 @@ def test_vectors_beside_texts(capsys: pytest.CaptureFixture[str]) -> None:
     assert widths[:2] == [[5], [5, 8]] and widths[2][1:] == [5, 8] and len(widths[2]) == 3
     run = rs.SemanticIds.load("b").manifest["facts"]["vectors"][1]
     assert run["cut"] == split.cut.digest
+    rs.export(model, "bundle", split=split)
+    ids = rs.make_semantic_ids(rs.Dataset.scan("log.csv", time="time"), "bundle", rs.ResidualKMeans(2, 6))
+    assert ids.manifest["facts"]["vectors"][0]["cut"] == split.cut.digest and len(ids) == 30
 
 
 def test_controls_by_flag(capsys: pytest.CaptureFixture[str]) -> None:

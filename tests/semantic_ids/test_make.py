@@ -258,6 +258,12 @@ def test_semantic_ids_12_3_what_counts_as_collapsed(counts: list[int], size: int
     assert bool(alarms([level_quality(codes, size)], len(codes))) is few
 
 
+def test_many_levels_are_told_together() -> None:
+    wide = Vectors.of(vectors().ids, np.random.default_rng(0).standard_normal((30, 20)))
+    shown = str(make_semantic_ids(toy_split(), wide, ProductQuantiser(10, 4), collisions="append"))
+    assert "levels     10, codes used 4 to 4" in shown and "level 11" in shown and "level 9" not in shown
+
+
 def test_controls_keep_what_they_say() -> None:
     ids = make_semantic_ids(toy_split(), vectors(repeats=4), SMALL)
     moved = permuted(ids, seed=1)
