@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -80,9 +80,7 @@ def make_semantic_ids(
     items, split = _items(data)
     fit_on = fit_on or ("train" if split is not None and split.protocol.get("name") == "cold-items" else "all")
     learnable = _learnable(items, split, fit_on)
-    sources = opened(vectors) if getattr(tokenizer, "reads_vectors", True) else []
-    if not sources and getattr(tokenizer, "reads_vectors", True):
-        raise ValueError("vectors are needed, such as rs.embed(split), or the folder of a run with item vectors")
+    sources = _sources(vectors, tokenizer)
     told = sources_facts(sources)
     _warn_other_cut(told, split)
     collisions = collisions or ("append" if tokenizer.ordered else "keep")
@@ -115,11 +113,12 @@ def raise_alarms(ids: SemanticIds, strict: bool = False) -> None:
         warnings.warn(f"semantic ids: {alarm}", DataWarning, stacklevel=3)
 
 
-class _Made:
-    """Codes, their sizes, and what the manifest says of them."""
+class _Made(NamedTuple):
+    """What the artifact gets."""
 
-    def __init__(self, codes: np.ndarray, sizes: tuple[int, ...], manifest: dict[str, Any]) -> None:
-        self.codes, self.sizes, self.manifest = codes, sizes, manifest
+    codes: np.ndarray  # (N, M) int32
+    sizes: tuple[int, ...]
+    manifest: dict[str, Any]
 
 
 def _made(
@@ -180,6 +179,15 @@ def _check(collisions: Any, fit_on: Any, missing: Any, largest_bucket: int, toke
         raise ValueError(f"largest_bucket must be at least 1, found {largest_bucket}")
     if not isinstance(tokenizer, Tokenizer):
         raise TypeError(f"tokenizer must have fit, encode, sizes, codewords and ordered, found {tokenizer!r}")
+
+
+def _sources(vectors: Any, tokenizer: Tokenizer) -> list[Vectors]:
+    """The vectors, none for a tokenizer that does not read them."""
+    if not getattr(tokenizer, "reads_vectors", True):
+        return []
+    if sources := opened(vectors):
+        return sources
+    raise ValueError("vectors are needed, such as rs.embed(split), or the folder of a run with item vectors")
 
 
 def _items(data: Any) -> tuple[Vocabulary, Split | None]:

@@ -321,12 +321,15 @@ MIRROR = os.environ.get("RECSYS_MIRROR", "")
 
 @pytest.mark.slow
 @pytest.mark.skipif(not MIRROR, reason="RECSYS_MIRROR is not set")
-def test_rpg_14_2_amazon_beauty_by_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_semantic_ids_12_3_and_rpg_14_2_amazon_beauty_by_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import recsys as rs
 
     monkeypatch.setenv("RECSYS_MIRROR", MIRROR)
     split = rs.load("amazon-beauty").split(rs.LeaveLast())
-    ids = rs.make_semantic_ids(split, rs.embed(split, model="tfidf"), ProductQuantiser(16))
+    texts = rs.embed(split, model="tfidf")
+    levels = rs.make_semantic_ids(split, texts).manifest["quality"]["levels"]
+    assert all(level["used"] >= 0.8 * 256 and level["perplexity"] > 100 for level in levels[:3])
+    ids = rs.make_semantic_ids(split, texts, ProductQuantiser(16))
     quality = ids.manifest["quality"]
     assert quality["after"]["tuples"] >= 11_500
     assert np.mean([level["perplexity"] for level in quality["levels"]]) >= 200
