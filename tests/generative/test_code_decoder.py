@@ -264,6 +264,32 @@ def test_an_empty_history_gets_finite_answers() -> None:
         assert bool(found.isfinite().all())
 
 
+@pytest.mark.parametrize(("encoder", "decoder"), PAIRS)
+def test_batches_without_rows_or_targets_cost_nothing(encoder: str, decoder: str) -> None:
+    encode, decode, items = parts(encoder, decoder)
+    none = torch.zeros(0, dtype=torch.int64)
+    bare = Batch(none, none, none.view(0, 4), none, targets=none.view(0, 4))
+    idle = histories((3, 2), NUM_ITEMS)
+    for batch in (bare, idle.replace(targets=torch.zeros_like(idle.ids))):
+        found = loss(encode, decode, items, batch)
+        found.backward()
+        assert found.item() == 0
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), PAIRS)
+def test_bf16_is_near_fp32(encoder: str, decoder: str) -> None:
+    encode, decode, items = parts(encoder, decoder)
+    query = histories((5, 1, 3), NUM_ITEMS)
+    batch = trained(query, LastItem() if encoder == "tokens" else NextItem())
+    with torch.no_grad():
+        whole = loss(encode, decode, items, batch), exact(decode, encode(query.ask_all(), items), items)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = loss(encode, decode, items, batch), exact(decode, encode(query.ask_all(), items), items)
+    assert all(one.dtype == torch.float32 for one in half)
+    torch.testing.assert_close(half[0], whole[0], rtol=0.02, atol=0.05)
+    torch.testing.assert_close(half[1], whole[1], rtol=0.05, atol=0.3)
+
+
 def test_bad_input_is_refused() -> None:
     for wrong in ({"softmax": "codes"}, {"memory": "all"}, {"end": True}, {"num_heads": 0}):
         with pytest.raises(ValueError):
