@@ -153,7 +153,7 @@ class T5Block(nn.Module):
         if self.look is not None and self.look_norm is not None:
             seen = look(self.look.split(self.look.enter(self.look_norm(x)))[:, 0])
             x = x + self.drop(self.look.leave(seen.flatten(1)))
-        return x + self.drop(self.outer(self.drop(F.relu(self.inner(self.feed_norm(x))))))
+        return x + self.drop(self.outer(self.drop(F.relu(self.inner(self.feed_norm(x)), inplace=True))))
 
 
 class T5Stack(nn.Module):
