@@ -18,7 +18,8 @@ log-probabilities of different orders are not calibrated against each other.
 
 A token is the vector of its code and one for its codebook; there is no position. With ``order_free`` all tokens of a
 set see each other and a fresh query token, so that what comes next depends on the set alone; without, each sees those
-chosen before it.
+chosen before it. The query token also gets the state at the target's position (``newest``), without which a causal
+encoder's states do not tell which of them is the newest.
 
 Legend: B histories, T targets, M codebooks, K codes of one, C codes of all, V tokens, W beams, G paths, s chosen
 tokens, D width.
@@ -59,6 +60,8 @@ class SetDecoder(nn.Module):
         others: eta, the weight of the codebooks that are left.
         own: rho, the share of targets in the model's own order, reached after ``ramp`` epochs.
         order_free: whether the order in which a set was chosen is forgotten.
+        newest: whether the state at the position itself is projected and added to the query token, beside what the
+            layers read of all states: without, which of them is the newest has to be learned.
         reflection: weight of the head that judges whether a set is part of the target's codes; it learns from sets half
             of which hold codes of another target. 0: no such head.
 
@@ -84,6 +87,7 @@ class SetDecoder(nn.Module):
         own: float = 0.5,
         ramp: int = 10,
         order_free: bool = True,
+        newest: bool = True,
         reflection: float = 0.0,
     ) -> None:
         super().__init__()
@@ -101,7 +105,8 @@ class SetDecoder(nn.Module):
             raise ValueError(f"own is a share of the targets, from 0 to 1; found {own}")
         self.dim, self.levels, self.num_layers, self.num_heads, self.hidden = dim, levels, num_layers, num_heads, hidden
         self.dropout, self.head, self.temperature, self.order = dropout, head, temperature, order
-        self.others, self.own, self.ramp, self.order_free, self.reflection = others, own, ramp, order_free, reflection
+        self.others, self.own, self.ramp, self.order_free = others, own, ramp, order_free
+        self.newest, self.reflection = newest, reflection
         self.share = 0.0  # of targets in the model's own order, in this epoch
         self.codebook = nn.Parameter(torch.empty(1 + levels, dim))  # what token it is: the query, or of a codebook
         self.layers = nn.ModuleList(
@@ -113,6 +118,7 @@ class SetDecoder(nn.Module):
         )
         self.inner_bias = nn.Parameter(torch.zeros(levels, 2 * dim))
         self.outer_bias = nn.Parameter(torch.zeros(levels, dim))
+        self.project = nn.Linear(dim, dim, bias=False) if newest else None
         self.verdict = nn.Linear(dim, 1) if reflection else None
 
     def bind(self, context: Context) -> None:
@@ -120,6 +126,8 @@ class SetDecoder(nn.Module):
         initialise(self, "normal")
         for weight in (self.inner, self.outer):
             nn.init.normal_(weight, std=weight.shape[1] ** -0.5)  # what comes behind a norm keeps its size
+        if self.project is not None:
+            nn.init.normal_(self.project.weight, std=self.dim**-0.5)
         with torch.no_grad():
             self.inner_bias.zero_()
             self.outer_bias.zero_()
@@ -139,24 +147,31 @@ class SetDecoder(nn.Module):
             ValueError: the item table has another width or other levels, or the batch has no targets.
         """
         self._check(items)
-        _, targets, weights = encoded.at_targets(batch)
+        now, targets, weights = encoded.at_targets(batch)
         assert batch.targets is not None
         chosen = (batch.flatten(batch.targets) > PAD).nonzero().squeeze(1)
         rows, positions = (batch.flat // batch.ids.shape[1])[chosen], batch.positions[chosen]
         tokens = items.token_table[targets]
-        order = self._order(encoded, rows, positions, items, tokens, generator)
+        order = self._order(encoded, rows, positions, now, items, tokens, generator)
         reading = Reading(encoded, rows, positions)
-        states = self._states(reading, self._enter(items, tokens.gather(1, order)[:, :-1]))
+        states = self._states(reading, self._enter(items, tokens.gather(1, order)[:, :-1], now))
         shares = self._shares(order)
         if weights is not None:
             shares = shares * weights[:, None, None]
         total = self._entropy(states, items, targets, shares)
         if self.verdict is not None:
-            total = total + self.reflection * self._reflected(reading, items, tokens, order, weights, generator)
+            total = total + self.reflection * self._reflected(reading, now, items, tokens, order, weights, generator)
         return total
 
     def _order(
-        self, encoded: Encoded, rows: Tensor, positions: Tensor, items: Any, tokens: Tensor, generator: torch.Generator
+        self,
+        encoded: Encoded,
+        rows: Tensor,
+        positions: Tensor,
+        now: Tensor,
+        items: Any,
+        tokens: Tensor,
+        generator: torch.Generator,
     ) -> Tensor:
         """(T, M) the codebooks in the order in which the codes of each target are learned."""
         if self.order == "fixed":
@@ -165,18 +180,18 @@ class SetDecoder(nn.Module):
         order = draws[:, 1:].argsort(1)
         own = (draws[:, 0] < self.share).nonzero().squeeze(1)
         if len(own):
-            order[own] = self.preferred(Reading(encoded, rows[own], positions[own]), items, tokens[own])
+            order[own] = self.preferred(Reading(encoded, rows[own], positions[own]), now[own], items, tokens[own])
         return order
 
     @torch.no_grad()
-    def preferred(self, reading: Reading, items: Any, tokens: Tensor) -> Tensor:
+    def preferred(self, reading: Reading, now: Tensor, items: Any, tokens: Tensor) -> Tensor:
         """(T, M) the order in which the model itself would choose the ``tokens`` (T, M) of each target: at each step
         the codebook whose head gives its code the most probability, of equal ones the first."""
         found, codes = tokens.new_empty(tokens.shape), tokens - self._firsts(items)
         left = torch.ones(tokens.shape, dtype=torch.bool, device=tokens.device)
         for step in range(self.levels):
             chosen = tokens.gather(1, found[:, :step])
-            state = self._newest(reading, self._enter(items, chosen))
+            state = self._newest(reading, self._enter(items, chosen, now))
             likely = torch.stack([self._likely(state, items, r, codes[:, r]) for r in range(self.levels)], 1)
             found[:, step] = likely.masked_fill(~left, -torch.inf).argmax(1)
             left = left.scatter(1, found[:, step : step + 1], False)
@@ -207,6 +222,7 @@ class SetDecoder(nn.Module):
     def _reflected(
         self,
         reading: Reading,
+        now: Tensor,
         items: Any,
         tokens: Tensor,
         order: Tensor,
@@ -223,7 +239,7 @@ class SetDecoder(nn.Module):
         begun = torch.where(wrong, foreign, own)
         inside = torch.arange(self.levels, device=device) < length[:, None]
         right = ((begun == own) | ~inside).all(1).float()
-        state = self._newest(reading, self._enter(items, begun), length)
+        state = self._newest(reading, self._enter(items, begun, now), length)
         losses = F.binary_cross_entropy_with_logits(self._judged(state), right, reduction="none")
         return weighted_sum(losses, weights)
 
@@ -242,7 +258,7 @@ class SetDecoder(nn.Module):
         self._check(items)
         batch, (paths, steps) = encoded.batch, order.shape[1:]
         reading = Reading(encoded, torch.arange(len(batch), device=order.device), (batch.lengths - 1).clamp(min=0))
-        entered = self._enter(items, tokens[:, :, :-1].flatten(0, 1))
+        entered = self._enter(items, tokens[:, :, :-1].flatten(0, 1), encoded.user.repeat_interleave(paths, 0))
         states = self._states(reading, entered).flatten(0, 1)
         levels, codes = order.flatten(), (tokens - self._firsts(items)[order]).flatten()
         found = states.new_zeros(len(states))
@@ -263,7 +279,7 @@ class SetDecoder(nn.Module):
         batch = encoded.batch
         rows = torch.arange(len(batch), device=batch.ids.device)
         reading = Reading(encoded, rows, (batch.lengths - 1).clamp(min=0))
-        return Beams(reading, self._held(reading), rows.new_empty(len(rows), 1, 0), [])
+        return Beams(reading, self._held(reading), encoded.user, rows.new_empty(len(rows), 1, 0), [])
 
     def step(self, memory: Beams, items: Any, tokens: Tensor | None, parents: Tensor | None) -> tuple[Tensor, Beams]:
         """Log-probabilities (B, W, C) of the codes of all codebooks, and the memory with ``tokens`` (B, W) in it.
@@ -276,7 +292,8 @@ class SetDecoder(nn.Module):
         if tokens is not None and parents is not None:
             chosen = torch.cat([of_parents(parents, chosen), tokens[:, :, None]], 2)
             past = [of_parents(parents, pairs) for pairs in past]
-        beams, entered = chosen.shape[:2], self._enter(items, chosen.flatten(0, 1))
+        beams = chosen.shape[:2]
+        entered = self._enter(items, chosen.flatten(0, 1), memory.now.repeat_interleave(beams[1], 0))
         if self.order_free:
             state = self._newest(memory.reading, entered, held=memory.held)
         else:
@@ -328,11 +345,18 @@ class SetDecoder(nn.Module):
         sizes = torch.tensor(items.sizes, device=items.tokens.device)
         return 1 + sizes.cumsum(0) - sizes
 
-    def _enter(self, items: Any, tokens: Tensor) -> Tensor:
-        """(T, 1 + s, D) the query token and the tokens (T, s) of a set, as the first layer reads them."""
+    def _enter(self, items: Any, tokens: Tensor, now: Tensor) -> Tensor:
+        """(T, 1 + s, D) the query token and the tokens (T, s) of a set, as the first layer reads them.
+
+        Args:
+            now: (T, D) the encoder's states at the positions.
+        """
         levels = torch.bucketize(tokens.contiguous(), self._firsts(items), right=True)
         numbers = F.pad(tokens, (1, 0), value=PAD)
-        return self.drop(F.embedding(numbers, items.tokens) + self.codebook[F.pad(levels, (1, 0))])
+        x = F.embedding(numbers, items.tokens) + self.codebook[F.pad(levels, (1, 0))]
+        if self.project is not None:
+            x = torch.cat([x[:, :1] + self.project(now)[:, None], x[:, 1:]], 1)
+        return self.drop(x)
 
     def _held(self, reading: Reading) -> list[Any]:
         return [reading.held(layer.memories(reading.states)) for layer in self.layers]  # type: ignore[operator]

@@ -127,6 +127,7 @@ class Beams:
 
     reading: Reading
     held: list[Held]  # of each layer
+    now: Tensor  # (B, D) the newest states
     chosen: Tensor  # (B, W, s) the tokens of each beam, in the order in which they were chosen
     past: list[Tensor]  # of each layer keys and values (B, W, s, 2, H, d) of earlier tokens, if their order counts
     state: Tensor | None = None  # (B, W, D) of what was asked last

@@ -18,7 +18,8 @@ Legend: N vectors, n of a batch, F width of a vector, M experts (levels), K code
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,8 @@ from recsys.semantic_ids.tokenizer import check_distinct, check_shape, sampled
 ORTHOGONAL = ("latents", "codebooks")
 CHUNK = 2048  # vectors encoded at a time
 MOST = 1 << 18  # vectors fitted on, drawn where there are more
-QUIET = 0.7  # share of the epochs behind which no unused code is moved
+RESETS = 10  # moves of unused codes in a training
+QUIET = 0.7  # share of the training behind which there are none
 
 
 class MPQ:
@@ -44,7 +46,7 @@ class MPQ:
     Use for generators that choose which code comes next (``SetDecoder``), or as parallel codes (RPG). Prefer
     ``ProductQuantiser`` for the same without training.
 
-    After :meth:`fit`, ``facts`` tells what it has come to: the ``perplexity`` of each codebook on what it was fitted
+    After :meth:`fit`, ``report`` tells what it has come to: the ``perplexity`` of each codebook on what it was fitted
     on, ``gate_entropy`` (1 is even, 0 is one expert alone), ``gate`` (the mean weight of each expert),
     ``orthogonality``, ``reconstruction`` (the mean squared error by the variance), and how many unused codes were
     moved. It decodes no codes, as the gate reads the vector.
@@ -53,12 +55,14 @@ class MPQ:
         levels: M.
         size: K.
         dim: H.
-        hidden: widths of the two inner layers of an expert; of the decoder in reverse.
-        epochs, batch_size, learning_rate: of AdamW.
+        hidden: widths of the inner layers of an expert; of the decoder in reverse.
+        steps, batch_size, learning_rate: of AdamW.
         commitment: how much the latents are drawn to their codewords.
         orthogonality: weight of L_orth.
         orthogonal: what is to be orthogonal: "latents" of an item, or "codebooks".
-        reset_every: epochs between moves of unused codes to latents drawn at random; in the last 30% none is moved.
+
+    Ten times in a training, but not in its last 30%, codes that were not used since the time before are moved to
+    latents drawn at random.
 
     Raises:
         ValueError: a number out of range.
@@ -71,20 +75,19 @@ class MPQ:
         levels: int = 8,
         size: int = 256,
         dim: int = 64,
-        hidden: tuple[int, int] = (512, 256),
-        epochs: int = 50,
-        batch_size: int = 2048,
+        hidden: Sequence[int] = (256, 128),
+        steps: int = 2000,
+        batch_size: int = 512,
         learning_rate: float = 1e-3,
         commitment: float = 0.25,
         orthogonality: float = 0.1,
         orthogonal: str = "latents",
-        reset_every: int = 10,
     ) -> None:
         check_shape(levels, size)
-        if min(dim, *hidden, epochs, batch_size, reset_every) < 1:
+        if min(dim, *hidden, steps, batch_size) < 1:
             raise ValueError(
-                "dim, hidden, epochs, batch_size and reset_every must be at least 1, found "
-                f"{dim}, {list(hidden)}, {epochs}, {batch_size} and {reset_every}"
+                "dim, hidden, steps and batch_size must be at least 1, found "
+                f"{dim}, {list(hidden)}, {steps} and {batch_size}"
             )
         if min(commitment, orthogonality) < 0 or learning_rate <= 0:
             raise ValueError(
@@ -94,10 +97,9 @@ class MPQ:
         if orthogonal not in ORTHOGONAL:
             raise ValueError(f"orthogonal must be one of {', '.join(ORTHOGONAL)}, found {orthogonal!r}")
         self.levels, self.size, self.dim, self.hidden = levels, size, dim, tuple(hidden)
-        self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
+        self.steps, self.batch_size, self.learning_rate = steps, batch_size, learning_rate
         self.commitment, self.orthogonality, self.orthogonal = commitment, orthogonality, orthogonal
-        self.reset_every = reset_every
-        self.facts: dict[str, Any] = {}
+        self.report: dict[str, Any] = {}
         self._moved = 0
         self._net: Experts | None = None
         self._mean = self._scale = np.zeros(0, np.float32)
@@ -160,25 +162,23 @@ class MPQ:
     def _train(self, inputs: Tensor, random: torch.Generator) -> None:
         net = self._fitted()
         optimizer = torch.optim.AdamW(net.parameters(), self.learning_rate)
-        self._moved = 0
-        with Progress(self.epochs, "mpq", "epochs") as bar:
-            for epoch in range(1, self.epochs + 1):
-                used = torch.zeros(self.levels, self.size, dtype=torch.bool)
-                total = 0.0
-                for rows in torch.randperm(len(inputs), generator=random).split(self.batch_size):
-                    loss, codes = net.loss(inputs[rows], self.commitment, self.orthogonality, self.orthogonal)
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    optimizer.step()
-                    used.scatter_(1, codes.T, True)
-                    total += float(loss.detach()) * len(rows) / len(inputs)
-                if epoch % self.reset_every == 0 and epoch <= QUIET * self.epochs:
+        used = torch.zeros(self.levels, self.size, dtype=torch.bool)
+        interval, self._moved = max(self.steps // RESETS, 1), 0
+        with Progress(self.steps, "mpq", "updates") as bar:
+            for step, rows in enumerate(islice(_drawn(len(inputs), self.batch_size, random), self.steps), 1):
+                loss, codes = net.loss(inputs[rows], self.commitment, self.orthogonality, self.orthogonal)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                used.scatter_(1, codes.T, True)
+                if step % interval == 0 and step <= QUIET * self.steps:
                     self._reset(inputs, used, random)
-                bar.advance(1, loss=total)
+                    used.zero_()
+                bar.advance(1, loss=float(loss.detach()))
 
     @torch.no_grad()
     def _reset(self, inputs: Tensor, used: Tensor, random: torch.Generator) -> None:
-        """Move the codes that no vector had in this epoch (M, K) to latents drawn at random."""
+        """Move the codes that are not ``used`` (M, K) to latents drawn at random."""
         net = self._fitted()
         drawn = torch.randint(len(inputs), (self.size,), generator=random)
         latents = net.latents(inputs[drawn])
@@ -187,7 +187,7 @@ class MPQ:
 
     @torch.no_grad()
     def _judge(self, inputs: Tensor) -> None:
-        """Fill ``facts``."""
+        """Fill ``report``."""
         net = self._fitted()
         counts = torch.zeros(self.levels, self.size, dtype=torch.float64)
         gates, error, orthogonal, entropy = torch.zeros(self.levels), 0.0, 0.0, 0.0
@@ -202,7 +202,7 @@ class MPQ:
             orthogonal += float(between_latents(latents)) * len(part)
         total = len(inputs)
         share = counts / total
-        self.facts = {
+        self.report = {
             "perplexity": torch.special.entr(share).sum(1).exp().tolist(),
             "gate_entropy": entropy / total / max(float(np.log(self.levels)), 1e-12) if self.levels > 1 else 1.0,
             "gate": (gates / total).tolist(),
@@ -210,6 +210,12 @@ class MPQ:
             "reconstruction": error / max(float(inputs.square().sum()), 1e-12),
             "codes_moved": self._moved,
         }
+
+
+def _drawn(count: int, size: int, random: torch.Generator) -> Iterator[Tensor]:
+    """Rows of batches without end, each row once before any comes again."""
+    while True:
+        yield from torch.randperm(count, generator=random).split(size)
 
 
 class Experts(nn.Module):

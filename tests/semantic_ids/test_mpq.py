@@ -17,7 +17,7 @@ def clustered(count: int = 600, width: int = 12, seed: int = 0) -> np.ndarray:
 
 
 def fitted(**changed: object) -> tuple[MPQ, np.ndarray]:
-    knobs = {"levels": 3, "size": 16, "dim": 8, "hidden": (32, 16), "epochs": 40, "batch_size": 100} | changed
+    knobs = {"levels": 3, "size": 16, "dim": 8, "hidden": (32, 16), "steps": 400, "batch_size": 100} | changed
     made, vectors = MPQ(**knobs), clustered()  # type: ignore[arg-type]
     made.fit(vectors, seed=1)
     return made, vectors
@@ -83,7 +83,7 @@ def test_reg4rec_13_1_mean_over_pairs_by_hand() -> None:
 
 
 def test_reg4rec_13_1_permuting_experts_permutes_columns_only() -> None:
-    made, vectors = fitted(epochs=2)
+    made, vectors = fitted(steps=12)
     codes, order = made.encode(vectors), [2, 0, 1]
     experts = made._net
     assert experts is not None
@@ -101,19 +101,19 @@ def test_reg4rec_13_2_codebooks_are_used_and_reported(orthogonal: str) -> None:
     for level in range(3):
         share = np.bincount(codes[:, level], minlength=16) / len(codes)
         expected = np.exp(-(share[share > 0] * np.log(share[share > 0])).sum())
-        assert made.facts["perplexity"][level] == pytest.approx(expected)
+        assert made.report["perplexity"][level] == pytest.approx(expected)
         assert expected > 8
-    assert 0 < made.facts["gate_entropy"] <= 1
-    assert sum(made.facts["gate"]) == pytest.approx(1, abs=1e-4)
-    assert made.facts["reconstruction"] < 0.6  # the mean of all would give 1
+    assert 0 < made.report["gate_entropy"] <= 1
+    assert sum(made.report["gate"]) == pytest.approx(1, abs=1e-4)
+    assert made.report["reconstruction"] < 0.6  # the mean of all would give 1
 
 
 def test_codes_are_a_function_of_vectors_and_seed() -> None:
-    (first, vectors), (second, _) = fitted(epochs=3), fitted(epochs=3)
+    (first, vectors), (second, _) = fitted(steps=18), fitted(steps=18)
     codes = first.encode(vectors)
     assert np.array_equal(codes, second.encode(vectors))
     assert np.array_equal(codes[::-1], first.encode(vectors[::-1]))
-    other = MPQ(levels=3, size=16, dim=8, hidden=(32, 16), epochs=3, batch_size=100)
+    other = MPQ(levels=3, size=16, dim=8, hidden=(32, 16), steps=18, batch_size=100)
     other.fit(vectors, seed=2)
     assert not np.array_equal(codes, other.encode(vectors))
     moved = first.encode(vectors)
@@ -124,15 +124,15 @@ def test_codes_are_a_function_of_vectors_and_seed() -> None:
 
 def test_standardised_so_that_units_do_not_matter() -> None:
     vectors = clustered()
-    made = MPQ(levels=2, size=8, dim=4, hidden=(8, 8), epochs=2)
+    made = MPQ(levels=2, size=8, dim=4, hidden=(8, 8), steps=12)
     made.fit(vectors, seed=0)
-    other = MPQ(levels=2, size=8, dim=4, hidden=(8, 8), epochs=2)
+    other = MPQ(levels=2, size=8, dim=4, hidden=(8, 8), steps=12)
     other.fit(vectors * 1024 + 512, seed=0)
     assert (made.encode(vectors) == other.encode(vectors * 1024 + 512)).mean() > 0.99
 
 
 def test_unused_codes_are_moved_to_latents() -> None:
-    made, vectors = fitted(epochs=1)
+    made, vectors = fitted(steps=6)
     experts, inputs = made._net, made._standard(vectors)
     assert experts is not None
     with torch.no_grad():
