@@ -29,12 +29,16 @@ class Group:
     index: Tensor  # (t,) int64 into size * width
 
     def pad(self, tokens: Tensor) -> Tensor:
-        """(t, ...) tokens of the group to (size, width, ...), zeros at padding."""
+        """(t, ...) tokens of the group to (size, width, ...), zeros at padding; a view of them where all are full."""
+        if len(self.index) == self.size * self.width:
+            return tokens.reshape(self.size, self.width, *tokens.shape[1:])
         padded = tokens.new_zeros((self.size * self.width, *tokens.shape[1:])).index_copy(0, self.index, tokens)
         return padded.view(self.size, self.width, *tokens.shape[1:])
 
     def flatten(self, padded: Tensor) -> Tensor:
-        """(size, width, ...) back to the real tokens (t, ...)."""
+        """(size, width, ...) back to the real tokens (t, ...); a view where all are full."""
+        if len(self.index) == self.size * self.width:
+            return padded.flatten(0, 1)
         return padded.flatten(0, 1)[self.index]
 
 
