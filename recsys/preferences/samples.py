@@ -51,6 +51,10 @@ class Samples:
         """The same with other preferences (n, R)."""
         return replace(self, said=said)
 
+    def unwanted(self) -> Samples:
+        """The same, their targets not wanted."""
+        return replace(self, negative=np.ones(len(self), bool))
+
     def silent(self) -> Samples:
         """The same without preferences."""
         return self.saying(np.full_like(self.said, -1))

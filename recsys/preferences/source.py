@@ -37,6 +37,7 @@ class PreferenceBatches:
         encoder: ``PreferenceVectors`` or ``PreferenceTokens`` of the model that is trained.
         batch_size: rows of a batch, over all processes.
         negative_weight: of samples whose target is not wanted.
+        rows: samples of an epoch, at most, drawn anew for each; None: all of them.
 
     Raises:
         ValueError: a number out of range, or samples whose histories or targets are held out.
@@ -50,18 +51,20 @@ class PreferenceBatches:
         encoder: Any,
         batch_size: int = 256,
         negative_weight: float = 1.0,
+        rows: int | None = None,
         seed: int = 0,
     ) -> None:
-        if batch_size < 1 or negative_weight < 0 or not samples or not sum(map(len, samples)):
+        if min(batch_size, 1 if rows is None else rows, sum(map(len, samples))) < 1 or negative_weight < 0:
             raise ValueError(
-                "batch_size must be at least 1, negative_weight at least 0 and there must be samples; found "
-                f"{batch_size}, {negative_weight} and {sum(map(len, samples))}"
+                "batch_size and rows must be at least 1, negative_weight at least 0 and there must be samples; found "
+                f"{batch_size}, {rows}, {negative_weight} and {sum(map(len, samples))}"
             )
         self.samples, self.encoder, self.batch_size = list(samples), encoder, batch_size
-        self.negative_weight, self.seed = negative_weight, seed
+        self.negative_weight, self.rows, self.seed = negative_weight, rows, seed
         self.max_length = encoder.max_length
-        for name in ("start", "stop", "target"):
-            setattr(self, name, np.concatenate([getattr(one, name) for one in samples]))
+        self.start = np.concatenate([one.start for one in samples])
+        self.stop = np.concatenate([one.stop for one in samples])
+        self.target = np.concatenate([one.target for one in samples])
         self._items = samples[0].split.prepared.items
         self._refuse_held_out(samples[0].split)
         flags = [np.zeros(len(one), bool) if one.negative is None else one.negative for one in samples]
@@ -80,19 +83,18 @@ class PreferenceBatches:
             )
 
     def bind(self, context: Context) -> None:
-        """Read what is said."""
+        """Take the seed of the run."""
         self.seed = context.seed
-        self._said = torch.from_numpy(self.encoder.read(self._lists))
 
     @property
     def num_rows(self) -> int:
-        """As many as there are samples."""
-        return len(self.target)
+        """Samples of an epoch."""
+        return len(self.target) if self.rows is None else min(self.rows, len(self.target))
 
     @property
     def num_targets(self) -> int:
-        """As many as there are samples."""
-        return len(self.target)
+        """One of each."""
+        return self.num_rows
 
     def identity(self) -> dict[str, Any]:
         """A hash of the samples and of what is said with them, and how they are cut into batches."""
@@ -101,18 +103,19 @@ class PreferenceBatches:
             digest.update(np.ascontiguousarray(values).tobytes())
         for texts in self._lists:
             digest.update("\0".join([*texts, "\n"]).encode("utf-8", "surrogatepass"))
-        told = {"batch_size": self.batch_size, "max_length": self.max_length, "seed": self.seed}
+        told = {name: getattr(self, name) for name in ("batch_size", "max_length", "rows", "seed")}
         return {"samples": digest.hexdigest(), **told}
 
     def num_batches(self, epoch: int = 0) -> int:
         """Batches of an epoch."""
-        return -(-len(self.target) // self.batch_size)
+        return -(-self.num_rows // self.batch_size)
 
     def epoch(self, epoch: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """The batches of an epoch behind the first ``start``, in an order drawn by seed and epoch."""
         if self._said is None:
             self._said = torch.from_numpy(self.encoder.read(self._lists))
         order = numpy_generator(self.seed, "preference batches", epoch).permutation(len(self.target))
+        order = order[: self.num_rows]
         for first in range(start * self.batch_size, len(order), self.batch_size):
             rows = order[first : first + self.batch_size][rank::world_size]
             yield self._batch(rows[np.argsort(self.stop[rows] - self.start[rows], kind="stable")])

@@ -136,7 +136,7 @@ class Preferences:
             raise DataError(
                 f"these preferences are of other events than the split's ({', '.join(differs) or 'their number'} "
                 f"differ; they are of {self.manifest.get('data') or 'unnamed data'}, {len(self.codes):,} events, and "
-                f"the split has {split.prepared.num_events:,}): make them of this split, rs.preferences(split)"
+                f"the split has {split.prepared.num_events:,}): make them of this split, rs.write_preferences(split)"
             )
 
     def with_sentiment(self, split: Split, sentiment: Callable[[Sequence[str]], np.ndarray]) -> Preferences:

@@ -155,16 +155,15 @@ class PreferenceVectors(nn.Module):
         said = batch.user_features.get(PREFERENCE)
         if said is None or self.use == "items":
             said = titles.new_zeros(len(batch), 1, self.text_dim)
-        said = said.to(titles.dtype)
         place = torch.arange(batch.ids.shape[1], device=batch.ids.device).expand(batch.ids.shape)
         real = batch.mask & (batch.ids > PAD) & (self.use != "preference")
         item = torch.cat([said.any(-1).long() - 1, place.masked_fill(~real, -1)], 1)  # (B, R + L)
-        rows = torch.cat([said, titles * real[..., None]], 1)
+        mapped, nothing = self.map(titles), self.map.bias  # what a row of zeros is mapped to
+        rows = torch.cat([self.map(said.to(titles.dtype)), torch.where(real[..., None], mapped, nothing)], 1)
         order = (item < 0).long().argsort(dim=1, stable=True)  # what is there first
         item, rows = item.gather(1, order), rows.gather(1, order[..., None].expand(rows.shape))
         if not self.mask:
-            rows = nn.functional.pad(rows, (0, 0, 0, self.max_length + said.shape[1] - rows.shape[1]))
-            item = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device).masked_fill(
-                (batch.lengths == 0)[:, None], -1
-            )
-        return Encoded(batch, batch.flatten(self.map(titles)), (TokenMemory(self.map(rows), item),))
+            more = self.max_length + said.shape[1] - rows.shape[1]
+            rows = torch.cat([rows, nothing.expand(len(rows), more, -1)], 1)
+            item = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
+        return Encoded(batch, batch.flatten(mapped), (TokenMemory(rows, item),))

@@ -97,7 +97,7 @@ def split_bytes(split: Split) -> int:
     prepared = split.prepared
     arrays = (prepared.items, prepared.offsets, prepared.times, prepared.weights, split.train_stop, split.valid_stop)
     texts = sum(len(str(text)) for column in _own_texts(split).values() for text in column)
-    texts += sum(one.num_bytes for one in _features(split) if one is not None)
+    texts += sum(one.num_bytes for one in (*_features(split), *(split.requests or {}).values()) if one is not None)
     ids = 24 * (split.num_users + split.num_items)
     return sum(array.nbytes for array in arrays if array is not None) + ids + texts
 
@@ -108,6 +108,8 @@ def _name(split: Split) -> str:
     digest = hashlib.sha256(json.dumps(facts, default=str).encode())
     for features in _features(split):
         digest.update(b"" if features is None else features.digest.encode())
+    for part, requests in (split.requests or {}).items():
+        digest.update(f"{part} {requests.digest}".encode())
     for column, texts in _own_texts(split).items():
         digest.update(json.dumps([column, [None if text is None else str(text) for text in texts]]).encode())
     plain = re.sub(r"[^\w.-]+", "-", split.name, flags=re.ASCII).lstrip(".")[:60] or "data"

@@ -11,6 +11,7 @@ NAMES = {
     "recsys.run": "a run folder", "recsys.bundle": "a bundle", "recsys.split": "a split", "recsys.index": "an index",
     "recsys.vectors": "a folder of vectors", "recsys.profiles": "a folder of profiles",
     "recsys.neighbours": "a table of neighbours", "recsys.teacher-states": "a folder of teacher states",
+    "recsys.preferences": "a folder of preferences",
     "recsys.dataset": "a prepared data set", "recsys.prepared": "a folder of prepared events",
     "recsys.semantic-ids": "a folder of semantic ids",
 }  # fmt: skip
@@ -22,6 +23,7 @@ _WRITERS = {
     "recsys.semantic-ids": "pass a folder that recsys semantic-ids, rs.make_semantic_ids or SemanticIds.save wrote",
     "recsys.index": "pass a folder that Index.save wrote",
     "recsys.profiles": "pass a folder that recsys profiles or rs.profiles wrote",
+    "recsys.preferences": "pass a folder that rs.write_preferences wrote",
 }
 # (found, expected): what else leads from the one to the other.
 _WAYS = {

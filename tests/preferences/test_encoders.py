@@ -25,7 +25,7 @@ from recsys.preferences.matching import Matching
 from recsys.preferences.source import PreferenceBatches
 from recsys.preferences.tokens import PreferenceTokens
 from recsys.preferences.vectors import PreferenceVectors
-from recsys.preferences.write import preferences
+from recsys.preferences.write import write_preferences
 from recsys.semantic_ids.table import SemanticIds
 from tests.preferences.shop import ITEMS, KINDS, PER_KIND, shop, text_of
 
@@ -148,7 +148,11 @@ def test_mender_13_3_frozen_stays_and_of_adapters_alone_the_base_changes_nothing
         before = {name: value.clone() for name, value in model.named_parameters()}
         assert any("lora_" in name for name in before) == (rank > 0)
         source = PreferenceBatches(
-            [recommendation(Matching.of(split, preferences(split, progress=False), "hashed", progress=False), "train")],
+            [
+                recommendation(
+                    Matching.of(split, write_preferences(split, progress=False), "hashed", progress=False), "train"
+                )
+            ],
             model.encoder,
             64,
         )
@@ -305,7 +309,7 @@ def test_the_memory_holds_what_is_there_first(split: Any, folders: Any) -> None:
 def trained(
     split: Any, folders: Any, kind: str, epochs: int, folder: Path | None = None, **more: Any
 ) -> tuple[rs.Generator, Matching]:
-    one = Matching.of(split, preferences(split, progress=False), "hashed", progress=False)
+    one = Matching.of(split, write_preferences(split, progress=False), "hashed", progress=False)
     model = generator(folders, kind, **more)
     positive, _ = sentiment(one, "train")
     source = PreferenceBatches([recommendation(one, "train"), positive], model.encoder, 64)

@@ -15,14 +15,14 @@ from recsys.preferences.axes import PARTS, consolidation, recommendation, sentim
 from recsys.preferences.evaluate import CONTROLS, MODEL, NEAREST, SILENT, evaluate_axes, following
 from recsys.preferences.matching import Matching
 from recsys.preferences.table import MATCHED, Preferences
-from recsys.preferences.write import preferences
+from recsys.preferences.write import write_preferences
 from recsys.recommenders.top import TopK
 from tests.preferences.shop import ITEMS, shop
 
 
 def matching(split: Any, made: Preferences | None = None, seed: int = 0, width: int = 8) -> Matching:
     """Random vectors: nothing can be right by chance."""
-    made = preferences(split, progress=False) if made is None else made
+    made = write_preferences(split, progress=False) if made is None else made
     rng = np.random.default_rng(seed)
     texts = rng.standard_normal((len(made), width)).astype(np.float32)
     titles = rng.standard_normal((ITEMS + 1, width)).astype(np.float32)
@@ -64,7 +64,7 @@ def test_without_positive_or_turned_round_all_are_taken() -> None:
 
 def test_vectors_of_another_model_or_data_are_refused(tmp_path: Path) -> None:
     split = shop()
-    made = preferences(split, progress=False)
+    made = write_preferences(split, progress=False)
     titles = Vectors.of(split.items.ids, np.ones((ITEMS, 3)))
     with pytest.raises(DataError, match="of one model"):
         Matching.given(split, made, Vectors.of(np.arange(len(made)), np.ones((len(made), 2))), titles)

@@ -12,7 +12,7 @@ import pytest
 from recsys.errors import DataError, DataWarning
 from recsys.preferences.rules import by_rule
 from recsys.preferences.table import BY_RULE, Preferences
-from recsys.preferences.write import preferences
+from recsys.preferences.write import write_preferences
 from tests.preferences.shop import GROUPS, KINDS, PER_KIND, Says, shop, text_of
 
 GOOD = '{"preferences": ["Find something shiny", "Avoid plain things"]}'
@@ -58,7 +58,7 @@ def test_by_rule_reads_nothing_behind_the_event() -> None:
 
 def test_preferences_are_saved_and_loaded(tmp_path: Path) -> None:
     split = shop()
-    made = preferences(split, folder=tmp_path / "p", progress=False)
+    made = write_preferences(split, folder=tmp_path / "p", progress=False)
     loaded = Preferences.load(tmp_path / "p")
     assert loaded.texts == made.texts and loaded.manifest == made.manifest and loaded.label == BY_RULE
     for name in ("codes", "negative", "inverse", "written"):
@@ -75,7 +75,7 @@ def test_preferences_are_saved_and_loaded(tmp_path: Path) -> None:
 
 def test_another_sentiment_may_class_them() -> None:
     split = shop()
-    made = preferences(split, progress=False)
+    made = write_preferences(split, progress=False)
     turned = made.with_sentiment(split, lambda texts: np.array(["brush" in text for text in texts]))
     assert {text for text, bad in zip(turned.texts, turned.negative, strict=True) if bad} == {
         text for text in made.texts if "brush" in text and made.given[made.texts.index(text)]
@@ -84,7 +84,7 @@ def test_another_sentiment_may_class_them() -> None:
 
 def test_a_writer_sees_the_last_five_items_as_records(tmp_path: Path) -> None:
     split, writer = shop(users=3), Says(lambda user: GOOD)
-    made = preferences(split, writer, folder=tmp_path / "p", progress=False)
+    made = write_preferences(split, writer, folder=tmp_path / "p", progress=False)
     assert made.written.sum() == (made.codes >= 0).any(1).sum() == split.prepared.num_events - 3
     test, valid = (part.target_start - 1 for part in (split.test, split.valid))
     seen = {prompt.user for prompt in writer.prompts}
@@ -108,8 +108,8 @@ def test_what_cannot_be_read_is_counted_and_replaced(tmp_path: Path) -> None:
         return next(answer for kind, answer in answers.items() if kind in newest)
 
     with pytest.warns(DataWarning, match="cannot be used"):
-        made = preferences(split, Says(says), folder=tmp_path / "p", progress=False)
-    rule = preferences(split, progress=False)
+        made = write_preferences(split, Says(says), folder=tmp_path / "p", progress=False)
+    rule = write_preferences(split, progress=False)
     for event in np.flatnonzero((made.codes >= 0).any(1)):
         found = [made.texts[code] for code in made.codes[event] if code >= 0]
         newest = text_of(int(split.prepared.items[event]))
@@ -124,10 +124,10 @@ def test_what_cannot_be_read_is_counted_and_replaced(tmp_path: Path) -> None:
 def test_nothing_but_nonsense_is_an_error(tmp_path: Path) -> None:
     writer = Says(lambda user: "Lorem ipsum.")
     with pytest.raises(ValueError, match="can be used"):
-        preferences(shop(), writer, folder=tmp_path / "p", progress=False)
+        write_preferences(shop(), writer, folder=tmp_path / "p", progress=False)
     assert not (tmp_path / "p").exists()
     with pytest.raises(ValueError, match="refuses every prompt"):
-        preferences(shop(), Says(lambda user: "REFUSE"), folder=tmp_path / "p", progress=False)
+        write_preferences(shop(), Says(lambda user: "REFUSE"), folder=tmp_path / "p", progress=False)
 
 
 def test_an_interrupted_writer_goes_on(tmp_path: Path) -> None:
@@ -139,15 +139,15 @@ def test_an_interrupted_writer_goes_on(tmp_path: Path) -> None:
             raise ConnectionError("down")
 
     with pytest.raises(ConnectionError, match="9 of"):
-        preferences(split, Breaks(lambda user: GOOD), folder=tmp_path / "p", progress=False)
+        write_preferences(split, Breaks(lambda user: GOOD), folder=tmp_path / "p", progress=False)
     writer = Says(lambda user: GOOD)
-    made = preferences(split, writer, folder=tmp_path / "p", progress=False)
+    made = write_preferences(split, writer, folder=tmp_path / "p", progress=False)
     assert made.manifest["kept"] == 9 and len(writer.prompts) == made.manifest["asked"]
 
 
 def test_a_limit_takes_the_events_before_test_targets_first(tmp_path: Path) -> None:
     split = shop(users=10)
-    made = preferences(split, Says(lambda user: GOOD), folder=tmp_path / "p", limit=10, progress=False)
+    made = write_preferences(split, Says(lambda user: GOOD), folder=tmp_path / "p", limit=10, progress=False)
     assert set(np.flatnonzero(made.written)) == set(split.test.target_start - 1)
     assert made.manifest["over_limit"] == (made.codes >= 0).any(1).sum() - 10
 
@@ -157,16 +157,16 @@ def test_bad_arguments_are_told(tmp_path: Path) -> None:
 
     split = shop(users=3)
     with pytest.raises(ValueError, match="folder="):
-        preferences(split, Says(lambda user: GOOD))
+        write_preferences(split, Says(lambda user: GOOD))
     with pytest.raises(TypeError, match="writer"):
-        preferences(split, "gpt", folder=tmp_path / "p")  # type: ignore[arg-type]
+        write_preferences(split, "gpt", folder=tmp_path / "p")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="item table"):
-        preferences(replace(split, item_text=None))
+        write_preferences(replace(split, item_text=None))
     with pytest.raises(ValueError, match="at least 1"):
-        preferences(split, count=0)
+        write_preferences(split, count=0)
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "mine").write_text("x")
     with pytest.raises(FileExistsError):
-        preferences(split, folder=tmp_path / "p")
+        write_preferences(split, folder=tmp_path / "p")
     with pytest.raises(DataError, match="codes"):
         Preferences.of(split, ["Find a b"], np.ones((3, 1), int))
