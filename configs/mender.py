@@ -90,11 +90,9 @@ def run(
     dropout, max_length = knobs.dropout or 0.0, knobs.max_length or 20
     split = rs.load(knobs.data).split(rs.LeaveLast())
     folder = folder_of(split, codes, CODES[knobs.data])
-    told = told_of(split, preferences, writer, written)
-    model_name = TEXTS.get(text_model, text_model)
-    by = model_name if reads == "vectors" else TEXTS["all-minilm"]
-    matching = Matching.of(split, told, by, COLUMNS.get(knobs.data, ("title",)))
-    encoder = _encoder(reads, use, matching, knobs, model_name, rank, max_tokens, max_length)
+    by = text_model if reads == "vectors" else "all-minilm"
+    matching = matched(split, told_of(split, preferences, writer, written), by, knobs.data)
+    encoder = _encoder(reads, use, matching, knobs, TEXTS.get(text_model, text_model), rank, max_tokens, max_length)
     model = rs.Generator(
         items=rs.CodeItems(knobs.dim, folder, tied=True, std=1.0),
         encoder=encoder,
@@ -105,6 +103,11 @@ def run(
     source = rs.PreferenceBatches(_training(matching, mixture), encoder, knobs.batch_size or 256, negative_weight, rows)
     training = knobs.training(valid_users=valid_users, stages=[rs.Stage(knobs.epochs, data=source)])
     return rs.Run(model, matching.with_requests(), training, evaluate=knobs.evaluation(), name="Mender")
+
+
+def matched(split: rs.Split, told: rs.Preferences, text_model: str, data: str) -> Matching:
+    """Preferences and items of a data set in one space, which the axes are asked in too."""
+    return Matching.of(split, told, TEXTS.get(text_model, text_model), COLUMNS.get(data, ("title",)))
 
 
 def told_of(split: rs.Split, folder: str, writer: str, written: int) -> rs.Preferences:
