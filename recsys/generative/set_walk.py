@@ -35,7 +35,8 @@ class SetIndex:
 
     def __init__(self, codes: Tensor, sizes: list[int]) -> None:
         self.sizes = sizes
-        self.codes = codes.int()  # (N, M)
+        small = torch.int16 if max(sizes) < 2**15 else torch.int32
+        self.codes = codes.T.to(small).contiguous()  # (M, N): a codebook's column stays in the cache
         self.size = torch.tensor(sizes, device=codes.device)
         self.first = self.size.cumsum(0) - self.size
         total = sum(sizes)
@@ -52,7 +53,15 @@ class SetIndex:
     @property
     def num_items(self) -> int:
         """N."""
-        return len(self.codes)
+        return self.codes.shape[1]
+
+    def at(self, levels: Tensor, items: Tensor) -> Tensor:
+        """Codes (n,) int64 of a codebook each, ``levels`` (n,), of the item columns (n,)."""
+        return self.codes.flatten()[levels * self.num_items + items].long()
+
+    def columns(self, items: Tensor) -> Tensor:
+        """(n, M) columns among all C of the codes of item columns (n,)."""
+        return self.codes[:, items].T + self.first
 
 
 _known: weakref.WeakKeyDictionary[Any, tuple[Tensor, int, SetIndex]] = weakref.WeakKeyDictionary()
@@ -95,7 +104,9 @@ class Reach:
     def keeps(self, history: Tensor, item: Tensor) -> Tensor:
         """(n,) bool: whether each item column may be shown to the history."""
         keys = history * self.index.num_items + item
-        kept = self.open[item] & ~_among(keys, self.denied)
+        kept = ~_among(keys, self.denied)
+        if not self.everything:
+            kept &= self.open[item]
         return kept if self.allowed is None else kept & (self.free[history] | _among(keys, self.allowed))
 
     @property
@@ -104,12 +115,12 @@ class Reach:
         index, total = self.index, sum(self.index.sizes)
         found = index.ends - index.begins
         if not self.everything:
-            parts = zip(index.codes[self.open].long().unbind(1), index.sizes, strict=True)
+            parts = zip(index.codes[:, self.open].long(), index.sizes, strict=True)
             found = torch.cat([torch.bincount(codes, minlength=size) for codes, size in parts])
         counts = found.expand(self.histories, -1) * self.free[:, None]
         for keys, sign in self._changes():
             history, item = keys // index.num_items, keys % index.num_items
-            places = history[:, None] * total + index.first + index.codes[item]
+            places = history[:, None] * total + index.columns(item)
             ones = torch.full_like(places, sign).flatten()
             counts = counts.flatten().index_add(0, places.flatten(), ones).view(self.histories, total)
         return counts
@@ -148,8 +159,12 @@ class Lists:
         begins = index.begins[columns]
         return cls(index, reach, begins, torch.where(alive, index.ends[columns], begins), index.members, True)
 
-    def blocks(self, beams: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of ``beams`` (m,), numbers of 0..BW-1: which of the m and which item, (n,) each, some beams at a time."""
+    def blocks(self, beams: Tensor, shown: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of ``beams`` (m,), numbers of 0..BW-1: which of the m and which item, (n,) each, some beams at a time.
+
+        Args:
+            shown: leave out what may not be shown.
+        """
         begins, ends = self.begins.flatten()[beams], self.ends.flatten()[beams]
         lengths = ends - begins
         sums = lengths.cumsum(0).cpu().numpy()
@@ -159,9 +174,9 @@ class Lists:
             last = max(int(np.searchsorted(sums, done + BLOCK, side="right")), first + 1)
             own = lengths[first:last]
             owner = torch.arange(first, last, device=own.device).repeat_interleave(own)
-            shift = begins[first:last] - (own.cumsum(0) - own)
-            item = self.members[torch.arange(len(owner), device=own.device) + shift[owner - first]].long()
-            if self.whole:
+            shift = (begins[first:last] - (own.cumsum(0) - own)).repeat_interleave(own)
+            item = self.members[shift + torch.arange(len(owner), device=own.device)].long()
+            if self.whole and shown:
                 kept = self.reach.keeps(beams[owner] // self.begins.shape[1], item)
                 owner, item = owner[kept], item[kept]
             yield owner, item
@@ -169,27 +184,57 @@ class Lists:
 
     def allowed(self, levels: Tensor) -> Tensor:
         """(B, W, J, K) bool: codes of the codebooks ``levels`` (B, W, J) that the items of each beam have."""
-        shape = levels.shape
-        flat = levels.flatten(0, 1)
-        found = torch.zeros(*flat.shape, max(self.index.sizes), dtype=torch.bool, device=levels.device)
-        for owner, item in self.blocks(torch.arange(len(flat), device=levels.device)):
-            codes = self.index.codes[item].long().gather(1, flat[owner])  # (n, J)
-            branch = torch.arange(shape[2], device=levels.device).expand_as(codes)
-            found[owner[:, None].expand_as(codes), branch, codes] = True
-        return found.unflatten(0, shape[:2])
+        histories, width = levels.shape[:2]
+        size = max(self.index.sizes)
+        counts = torch.zeros(histories * width * size, dtype=torch.int64, device=levels.device)
+        found = []
+        quick = self.whole and self.reach.allowed is None  # what is denied to a history is little, and taken off
+        for level in levels.flatten(0, 1).unbind(1):
+            counts.zero_()
+            for owner, item in self.blocks(torch.arange(len(level), device=levels.device), shown=not quick):
+                if quick and not self.reach.everything:
+                    kept = self.reach.open[item]
+                    owner, item = owner[kept], item[kept]
+                counts += torch.bincount(owner * size + self.index.at(level[owner], item), minlength=len(counts))
+            if quick:
+                counts -= self._denied(level, size)
+            found.append(counts.view(histories, width, size) > 0)
+        return torch.stack(found, 2)
+
+    def _denied(self, level: Tensor, size: int) -> Tensor:
+        """(B W K) how many items of each code of the codebooks ``level`` (B W,) are denied to the history of a beam."""
+        count, width = self.index.num_items, self.begins.shape[1]
+        history, item = self.reach.denied // count, self.reach.denied % count
+        kept = self.reach.open[item]
+        history, item = history[kept], item[kept]
+        beam = history[:, None] * width + torch.arange(width, device=level.device)  # (n, W)
+        held = self._columns[history][:, :, None] == self.index.columns(item)[:, None]  # (n, W, M)
+        pair, at = held.any(2).nonzero(as_tuple=True)
+        own = beam[pair, at]
+        return torch.bincount(own * size + self.index.at(level[own], item[pair]), minlength=len(level) * size)
+
+    @property
+    def _columns(self) -> Tensor:
+        """(B, W) the one code of each beam among all C, -1 of a beam that is none."""
+        found = torch.searchsorted(self.index.begins, self.begins, right=True) - 1
+        return torch.where(self.ends > self.begins, found, -1)
 
     def filtered(self, parents: Tensor, levels: Tensor, codes: Tensor, alive: Tensor) -> Lists:
         """The lists of beams (B, W') that add a code to those of their ``parents``; of dead ones empty lists."""
         histories, width = parents.shape
         beams = parents + torch.arange(histories, device=parents.device)[:, None] * self.begins.shape[1]
         chosen = alive.flatten().nonzero().squeeze(1)
-        level, code = levels.flatten()[chosen], codes.flatten()[chosen]
+        level, code, beam = levels.flatten()[chosen], codes.flatten()[chosen], beams.flatten()[chosen]
         counts = torch.zeros(histories * width, dtype=torch.int64, device=parents.device)
         kept = []
-        for owner, item in self.blocks(beams.flatten()[chosen]):
-            has = self.index.codes[item, level[owner]] == code[owner]
-            counts += torch.bincount(chosen[owner[has]], minlength=len(counts))
-            kept.append(item[has].int())
+        for owner, item in self.blocks(beam, shown=False):
+            has = (self.index.at(level[owner], item) == code[owner]).nonzero().squeeze(1)
+            owner, item = owner[has], item[has]
+            if self.whole:
+                may = self.reach.keeps(beam[owner] // self.begins.shape[1], item)
+                owner, item = owner[may], item[may]
+            counts += torch.bincount(chosen[owner], minlength=len(counts))
+            kept.append(item.int())
         members = torch.cat(kept) if kept else self.members[:0]
         ends = counts.cumsum(0)
         shape = (histories, width)

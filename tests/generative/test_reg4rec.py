@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from cycles import cycles
 
 import recsys as rs
 from recsys.generative.rewards import PathRewards
+from recsys.generative.set_beam import SetBeam
+from recsys.generative.set_decoder import SetDecoder
 from recsys.runs.recipe import find_recipe, load_recipe
 
 SMALL: dict[str, Any] = {
@@ -61,3 +64,23 @@ def test_reg4rec_13_11_ablations_run_from_one_recipe(
         np.testing.assert_allclose(chances, top.scores[0][:18], rtol=1e-4, atol=1e-4)
     rs.export(loaded, tmp_path / "bundle")
     assert rs.Bundle.load(tmp_path / "bundle").recommend([[3, 8]], k=5).items == loaded.recommend([[3, 8]], k=5).items
+
+
+def test_learns_cycles_and_is_evaluated_by_its_lists(tmp_path: Path) -> None:
+    split = cycles()
+    number = np.random.default_rng(1).permutation(split.num_items)
+    rs.SemanticIds.of(split.items.ids, np.stack([number // 5, number % 5], 1), ordered=False).save(tmp_path / "ids")
+    model = rs.Generator(
+        rs.CodeItems(16, str(tmp_path / "ids"), std=0.36),
+        rs.SASRec(16, num_layers=1, dropout=0.0, max_length=8, layout="pre"),
+        SetDecoder(16, 2, dropout=0.0, ramp=10),
+        SetBeam(8),
+    )
+    rs.fit(model, split, epochs=30, learning_rate=0.01, batch_size=64, validate_every=0, progress=False)
+    report = rs.evaluate(model, split.test, metrics=["hr@1"], exclude="none", progress=False)
+    assert report.mean("hr@1") > 0.9 and "list only" in str(report)
+    raw = split.items.ids.tolist()
+    top = model.recommend([[raw[0], raw[1]]], k=split.num_items, exclude="none")
+    np.testing.assert_allclose(
+        model.log_probs([[raw[0], raw[1]]], top.items[0])[0], top.scores[0], rtol=1e-4, atol=1e-3
+    )
