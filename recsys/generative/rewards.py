@@ -97,8 +97,7 @@ class PathRewards(nn.Module):
         self.decoder, self.samples, self.horizon, self.discount = decoder, samples, horizon, discount
         self.token, self.item, self.category, self.reflect = token, item, category, reflect
         self.category_column, self.kl, self.clip, self.order, self.weight = category_column, kl, clip, order, weight
-        self._search = SetBeam(order=order)
-        self._former: list[nn.Module] = []  # in a list, so that it is no part of this module
+        self._search, self._former = [SetBeam(order=order)], list[nn.Module]()  # in lists, so that they are no parts
         self.register_buffer("reference", torch.zeros(0))
         self.register_buffer("categories", torch.zeros(0, dtype=torch.int64), persistent=False)
 
@@ -132,7 +131,7 @@ class PathRewards(nn.Module):
         wanted = items_to_come(step.batch, rows, positions, self.horizon)
         encoded = step.encode(histories_to(step.batch, rows, positions))
         with evaluating(self.decoder):  # without dropout the policy is the one that sampled, and begins as the former
-            paths = sample_paths(self.decoder, encoded, step.items, self.samples, random, self._search)
+            paths = sample_paths(self.decoder, encoded, step.items, self.samples, random, self._search[0])
             reward = self.rewards(paths, wanted, step.items, self._verdicts(encoded, step.items, paths))
             return self._terms(encoded, step.items, paths, reward)
 

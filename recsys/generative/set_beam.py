@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +27,9 @@ from recsys.ranking.filters import Shown
 
 ORDERS = ("confidence", "entropy", "fixed", "random")
 PRUNES = ("prediction", "head")
-SCORED = 256  # items scored at a time
+SCORED = 256  # items, or histories, at a time
+SHOWN = 1000  # test histories whose paths the report looks at
+SETTLED = 0.9  # share of histories with one order from which the order is a fixed one
 
 
 @dataclass(frozen=True)
@@ -205,15 +208,16 @@ class SetBeam(nn.Module):
 
     def log_probs(self, decoder: Any, encoded: Encoded, items: Any, rows: Tensor) -> Tensor:
         """(B, n) exact log-probabilities of the item ``rows`` (B, n), each on the path that a search takes to it."""
-        parts = [self._scored(decoder, encoded, items, part) for part in rows.split(SCORED, 1)]
+        parts = [self.paths(decoder, encoded, items, part)[0] for part in rows.split(SCORED, 1)]
         return torch.cat(parts, 1) if parts else torch.zeros(rows.shape, device=rows.device)
 
-    def _scored(self, decoder: Any, encoded: Encoded, items: Any, rows: Tensor) -> Tensor:
+    def paths(self, decoder: Any, encoded: Encoded, items: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (B, n) of the item ``rows`` (B, n), and the order (B, n, M) of their codebooks."""
         index, codes = index_of(items), items.codes[rows]
         expected, memory = decoder.step(decoder.begin(encoded, items), items, None, None)
         filled, fixed = torch.full_like(codes, -1), self.drawn(encoded, len(index.sizes))
         scores = torch.zeros(rows.shape, dtype=expected.dtype, device=rows.device)
-        own = torch.arange(rows.shape[1], device=rows.device).expand(rows.shape)
+        own, order = torch.arange(rows.shape[1], device=rows.device).expand(rows.shape), []
         for step in range(len(index.sizes)):
             expected = expected.expand(-1, rows.shape[1], -1)
             level = self.levels(expected, filled, fixed, index)[:, :, :1]
@@ -221,9 +225,30 @@ class SetBeam(nn.Module):
             column = index.first[level] + code
             scores = scores + expected.gather(2, column).squeeze(2)
             filled = filled.scatter(2, level, code)
+            order.append(level)
             if step + 1 < len(index.sizes):
                 expected, memory = decoder.step(memory, items, 1 + column.squeeze(2), own if step else own * 0)
-        return scores
+        return scores, torch.cat(order, 2)
+
+    def sections(self, model: Any, split: Any) -> dict[str, Any]:
+        """For the report: the order of the codebooks on the paths to the best item of some test histories."""
+        known = np.flatnonzero(split.test.history_lengths > 0)[:SHOWN]
+        if self.order in ("fixed", "random") or not len(known):
+            return {}
+        counts, count = np.zeros((model.items.levels,) * 2), 0
+        for index in np.array_split(known, -(-len(known) // SCORED)):
+            batch = split.test.batch(index, model.max_length, model.needs).to(model.items.codes.device)
+            encoded = model.encode(model.targets.query(batch))
+            rows, _ = self(model.decoder, encoded, model.items, None, 1)
+            order = self.paths(model.decoder, encoded, model.items, rows)[1][:, 0].cpu().numpy()
+            np.add.at(counts, (order, np.arange(order.shape[1])), 1)
+            count += len(order)
+        shares = [{f"step {step + 1}": f"{share:.1%}" for step, share in enumerate(row / count)} for row in counts]
+        found: list[dict[str, Any]] = [{"codebook": level + 1, **row} for level, row in enumerate(shares)]
+        heading = "Order of the codebooks on the paths to the best items"
+        if len(counts) > 1 and (counts.max(0) > SETTLED * count).all():
+            heading += f": the same for more than {SETTLED:.0%}, so that confidence chooses nothing"
+        return {heading: found}
 
 
 def kept(trust: Tensor, alive: Tensor, most: int, least: int) -> Tensor:

@@ -15,6 +15,7 @@ from recsys.generative.rewards import PathRewards
 from recsys.generative.set_beam import SetBeam
 from recsys.generative.set_decoder import SetDecoder
 from recsys.runs.recipe import find_recipe, load_recipe
+from recsys.train.results import sections
 
 SMALL: dict[str, Any] = {
     "dim": 8, "epochs": 1, "reward_epochs": 1, "batch_size": 16, "max_length": 6, "num_layers": 1, "num_heads": 1,
@@ -56,6 +57,15 @@ def test_reg4rec_13_11_ablations_run_from_one_recipe(
     assert [part.horizon for part in rewards] == {"off": [], "pars": [1], "msra": [3]}[flags["reward"]]
     run.fit(tmp_path / "run", progress=False)
     loaded = rs.load_run(tmp_path / "run")
+    made, failures = sections(loaded, run.split)
+    shown = [rows for heading, rows in made.items() if "Order" in heading]
+    assert not failures
+    assert len(shown) == (flags["order"] == "confidence")
+    for rows in shown:  # each codebook is somewhere, each step has one
+        shares = np.array(
+            [[float(value.rstrip("%")) for key, value in row.items() if key != "codebook"] for row in rows]
+        )
+        assert np.allclose(shares.sum(0), 100, atol=0.5) and np.allclose(shares.sum(1), 100, atol=0.5)
     top = loaded.recommend([[3, 8], [5]], k=19)
     assert [len(row) for row in top.items] == [18, 19]  # all that is not in the history
     assert loaded.recommend([[3, 8], [5]], k=19).items == run.model.recommend([[3, 8], [5]], k=19).items

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from set_models import code_items, encoded_histories, histories, random_codes, set_decoder
 
 from recsys.data.batch import Batch
+from recsys.encoders.tokens import TokenEncoder
 from recsys.generative.set_decoder import SetDecoder
 from recsys.generative.set_layers import Reading
 from recsys.items.codes import CodeItems
@@ -223,6 +224,28 @@ def test_batches_do_not_change_the_loss_of_a_target() -> None:
     assert float(decoder(encoded_histories(items, wide), wide, items, torch.Generator())) == pytest.approx(
         16 * total, rel=1e-4
     )
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_token_states_are_read_where_the_encoder_gives_them(causal: bool) -> None:
+    items, decoder = made(order="fixed", others=0.0)
+    encoder = TokenEncoder(16, 1, 2, 8, 32, 0.0, 10, causal)
+    torch.manual_seed(0)
+    encoder.bind(Context(30))
+    encoder.eval()
+    batch = (NextItem if causal else LastItem)().train(histories(30, (5, 3, 4)))
+    total = decoder(encoder(batch.ask_all(), items), batch, items, torch.Generator()).item()
+    expected = 0.0
+    for row, position in (batch.targets > 0).nonzero().tolist():
+        ids, length = batch.ids[row : row + 1, : position + 1], torch.tensor([position + 1])
+        encoded = encoder(Batch(torch.zeros(1), torch.zeros(1), ids, length), items)
+        tokens = items.token_table[batch.targets[row, position]][None, None]
+        order = torch.arange(3)[None, None]
+        expected -= decoder.path_log_probs(encoded, items, order, tokens).mean().item()
+        stepped_to = stepped(decoder, encoded, items, tokens[0, 0, :2].tolist())
+        again = decoder.path_log_probs(encoded, items, order, tokens)[0, 0, 2]
+        torch.testing.assert_close(stepped_to[0, tokens[0, 0, 2] - 1], again, rtol=1e-4, atol=1e-5)
+    assert total == pytest.approx(expected, rel=1e-4)
 
 
 def test_paths_that_are_known_have_the_probabilities_of_steps() -> None:
