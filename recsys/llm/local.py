@@ -39,6 +39,7 @@ class LocalWriter:
         revision: of the hub.
         batch_size: prompts generated for at once; prompts of similar length go together.
         max_tokens: longest answer.
+        begin: words that every answer is made to begin with, such as "1. Find", which helps small models into a list.
         device: "cpu", "cuda:1" ...; None: the first GPU, if there is one. A model that is there already stays put.
         dtype: of the weights, such as "bfloat16"; None: as the model was saved.
 
@@ -58,6 +59,7 @@ class LocalWriter:
         revision: str | None = None,
         batch_size: int = 8,
         max_tokens: int = 300,
+        begin: str = "",
         device: str | None = None,
         dtype: str | None = None,
     ) -> None:
@@ -74,6 +76,7 @@ class LocalWriter:
         held = self._folder or self._file
         self.name = name or (str(model) if held is None else held.resolve().name.removesuffix(GGUF))
         self.batch_size, self.max_tokens, self.device, self.dtype = batch_size, max_tokens, device, dtype
+        self.begin = begin
         self._loaded: tuple[Any, Any] | None = (model, tokenizer) if ready else None
 
     def __repr__(self) -> str:
@@ -85,7 +88,8 @@ class LocalWriter:
         answer; decoding is greedy.
         """
         revision = self._commit if self._folder is None and self._file is None else self._digest
-        return {"model": self.name, "revision": revision, "dtype": self.dtype, "max_tokens": self.max_tokens}
+        told = {"model": self.name, "revision": revision, "dtype": self.dtype, "max_tokens": self.max_tokens}
+        return told | ({"begin": self.begin} if self.begin else {})
 
     @cached_property
     def _digest(self) -> str:
@@ -145,7 +149,7 @@ class LocalWriter:
         answers = []
         for row, new in zip(rows, written, strict=True):
             end = next((at for at, token in enumerate(new) if token in stops), None)
-            text = tokenizer.decode(new[:end], skip_special_tokens=True)
+            text = self.begin + tokenizer.decode(new[:end], skip_special_tokens=True)
             begun = tokenizer.decode(row[-THINKING:]).rstrip().endswith("<think>")  # by the template, for the model
             text = without_thoughts(f"<think>{text}" if begun else text)
             answers.append(Answer(text, len(row), len(new) if end is None else end + 1, cut=end is None))
@@ -154,7 +158,8 @@ class LocalWriter:
     def _encode(self, tokenizer: Any, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, up to where the answer begins."""
         if not tokenizer.chat_template:
-            return tokenizer(f"{prompt.system}\n\n{prompt.user}\n\nAnswer:")["input_ids"]
+            begin = f" {self.begin}" if self.begin else ""
+            return tokenizer(f"{prompt.system}\n\n{prompt.user}\n\nAnswer:{begin}")["input_ids"]
         from jinja2 import TemplateError
 
         system, user = {"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}
@@ -164,7 +169,7 @@ class LocalWriter:
             text = tokenizer.apply_chat_template([system, user], **options)
         except TemplateError:  # the template has no system role
             text = tokenizer.apply_chat_template([both], **options)
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokenizer(text + self.begin, add_special_tokens=False)["input_ids"]
 
     def _load(self) -> tuple[Any, Any]:
         try:

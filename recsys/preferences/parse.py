@@ -29,9 +29,9 @@ class Parsed(NamedTuple):
     rejected: int
 
 
-def parse(answer: str, most: int = MOST) -> Parsed:
-    """Up to ``most`` distinct preferences, in the order of the answer; entries of one word, of markup or beyond
-    ``LONGEST`` characters are rejected.
+def parse(answer: str, most: int = MOST, asked: str = "") -> Parsed:
+    """Up to ``most`` distinct preferences, in the order of the answer; entries of one word, of markup, beyond
+    ``LONGEST`` characters, or copied from what was ``asked`` (its example) are rejected.
 
     >>> parse('Sure! {"preferences": ["Find a red lipstick", "Makeup", "Avoid strong scents"]}')
     Parsed(found=['Find a red lipstick', 'Avoid strong scents'], rejected=1)
@@ -41,13 +41,14 @@ def parse(answer: str, most: int = MOST) -> Parsed:
         entries = read(answer)
         if entries:
             break
-    found = list(dict.fromkeys(text for entry in entries if (text := _preference(entry))))
-    return Parsed(found[:most], sum(not _preference(entry) for entry in entries))
+    texts = [_preference(entry) for entry in entries]
+    own = [text for text in texts if text and text.lower() not in asked.lower()]
+    return Parsed(list(dict.fromkeys(own))[:most], len(texts) - len(own))
 
 
-def useless(answer: str) -> str:
+def useless(answer: str, asked: str = "") -> str:
     """Why an answer holds no preference, "" if it holds one."""
-    if parse(answer).found:
+    if parse(answer, asked=asked).found:
         return ""
     return f"no list of preferences of two words or more in {' '.join(answer.split())[:80]!r}"
 

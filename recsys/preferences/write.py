@@ -105,10 +105,12 @@ def write_preferences(
         events = _order(split, codes, seed)[:limit]
         prompts = _prompts(split, events, shown, recent, max_chars, system.format(count=count))
         with Journal(Path(folder).absolute()) as journal:
+            asked = system.format(count=count)
             told, counts = answers(
-                writer, prompts, journal, progress, "preferences", "those by rule stand in for them", useless
-            )
-        rejected = _take(texts, codes, written, events, told, count)
+                writer, prompts, journal, progress, "preferences", "those by rule stand in for them",
+                lambda text: useless(text, asked),
+            )  # fmt: skip
+        rejected = _take(texts, codes, written, events, told, count, asked)
         facts |= {"writer": writer.name, "settings": writer.settings, "system": system, **counts, "rejected": rejected}
         facts["over_limit"] = int((codes >= 0).any(1).sum()) - len(events)
     texts, codes = _without_unused(texts, codes)
@@ -160,12 +162,13 @@ def _take(
     events: np.ndarray,
     told: Sequence[Answer],
     count: int,
+    asked: str,
 ) -> int:
     """Put what the writer told in place of what stands there by rule, in place; how many entries were rejected."""
     number = {text: at for at, text in enumerate(texts)}
     rejected = 0
     for event, answer in zip(events.tolist(), told, strict=True):
-        found, odd = parse("" if answer.refused else answer.text or "", count)
+        found, odd = parse("" if answer.refused else answer.text or "", count, asked)
         rejected += odd
         if found:
             codes[event] = -1

@@ -474,6 +474,22 @@ def test_local_writer_names_what_a_gguf_file_needs(tmp_path: Any, monkeypatch: p
         ask(local.LocalWriter(str(tmp_path / "some.gguf")), "red hat")
 
 
+def test_local_writer_may_be_made_to_begin(tiny: tuple[Any, Any]) -> None:
+    from recsys.llm.local import LocalWriter
+
+    model, tokenizer = tiny
+    tokenizer.chat_template = TEMPLATE
+    begun = LocalWriter(model, tokenizer, name="tiny", max_tokens=4, begin="blue hat")
+    plain = LocalWriter(model, tokenizer, name="tiny", max_tokens=4)
+    answer = ask(begun, "red shoe")[0]
+    ids = tokenizer("<s> system Describe. <s> user red shoe <s> assistant blue hat", add_special_tokens=False)[
+        "input_ids"
+    ]
+    new = [token for token in greedy(model, ids, 4) if token != 3]
+    assert answer.text == "blue hat" + tokenizer.decode(new, skip_special_tokens=True)
+    assert begun.settings != plain.settings and "begin" not in plain.settings, "answers kept before stay valid"
+
+
 @pytest.mark.slow
 def test_local_writer_reads_the_packaged_gguf() -> None:
     pytest.importorskip("gguf")

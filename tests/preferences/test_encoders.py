@@ -319,7 +319,7 @@ def trained(
 
 
 @pytest.mark.parametrize("kind", ["vectors", pytest.param("tokens", marks=pytest.mark.slow)])
-def test_a_trained_model_does_as_it_is_told(split: Any, folders: Any, words: str, kind: str) -> None:
+def test_mender_13_2_a_trained_model_does_as_it_is_told(split: Any, folders: Any, words: str, kind: str) -> None:
     model, one = trained(
         split, folders, kind, EPOCHS[kind], **({} if kind == "vectors" else {"text": words, "rank": 16})
     )

@@ -36,6 +36,13 @@ def test_entries_that_are_no_preference_are_rejected_and_counted() -> None:
     assert found.found == ["Find a red lipstick"] and found.rejected == 5
 
 
+def test_what_is_copied_from_the_question_is_rejected() -> None:
+    asked = "Write lines such as\n1. Find a thin jacket"
+    found = parse("1. Find a thin jacket\n2. Find a red hat", asked=asked)
+    assert found.found == ["Find a red hat"] and found.rejected == 1
+    assert useless("1. find a thin jacket", asked) and not useless("1. find a thin jacket")
+
+
 def test_at_most_five_are_kept() -> None:
     assert len(parse("\n".join(f"{at}. Find thing {at}" for at in range(1, 9))).found) == MOST
 
