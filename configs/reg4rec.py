@@ -6,7 +6,8 @@ all that they leave open is ours (:mod:`recsys.semantic_ids.mpq`, :mod:`recsys.g
 
 Run: ``recsys fit reg4rec`` (others: ``--data amazon-beauty``, ``--data amazon-sports``, which need ``RECSYS_MIRROR``).
 Ablations, each a flag: ``--tokens mpq|residual|product``, ``--order confidence|random|fixed``, ``--reward
-msra|pars|off``, ``--prune prediction|head|off``. Ties between items of equal codes are in the order of the catalogue.
+msra|pars|off``, ``--prune off|prediction|head``. Paths are not pruned by default, as what we took for the paper's
+criterion drops good ones. Ties between items of equal codes are in the order of the catalogue, not by popularity.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ CODES: dict[str, dict[str, Any]] = {
     "amazon-sports": {"tokens": "mpq", "levels": 4, "size": 256},
 }
 AMAZON: dict[str, Any] = {
-    "dropout": 0.2, "max_length": 20, "batch_size": 256, "learning_rate": 1e-3, "windows": "last",
+    "dropout": 0.2, "max_length": 20, "batch_size": 256, "learning_rate": 2e-3, "windows": "last",
 }  # fmt: skip
 KNOBS: dict[str, dict[str, Any]] = {
     "ml-100k": {
-        "dropout": 0.2, "max_length": 50, "batch_size": 128, "learning_rate": 1e-3, "windows": "sliding",
+        "dropout": 0.2, "max_length": 50, "batch_size": 64, "learning_rate": 4e-3, "windows": "sliding",
     },
     "amazon-beauty": AMAZON,
     "amazon-sports": AMAZON,
@@ -42,7 +43,7 @@ KNOBS: dict[str, dict[str, Any]] = {
 def run(
     order: Literal["confidence", "random", "fixed"] = "confidence",
     reward: Literal["msra", "pars", "off"] = "msra",
-    prune: Literal["prediction", "head", "off"] = "prediction",
+    prune: Literal["prediction", "head", "off"] = "off",
     keep: float = 0.75,
     omega: float = 0.0,
     others: float = 0.5,
