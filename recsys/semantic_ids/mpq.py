@@ -36,6 +36,7 @@ from recsys.semantic_ids.tokenizer import check_distinct, check_shape, sampled
 ORTHOGONAL = ("latents", "codebooks")
 CHUNK = 2048  # vectors encoded at a time
 MOST = 1 << 18  # vectors fitted on, drawn where there are more
+OFTEN = 200  # times that a vector is learned from, at most
 RESETS = 10  # moves of unused codes in a training
 QUIET = 0.7  # share of the training behind which there are none
 
@@ -56,7 +57,7 @@ class MPQ:
         size: K.
         dim: H.
         hidden: widths of the inner layers of an expert; of the decoder in reverse.
-        steps, batch_size, learning_rate: of AdamW.
+        steps, batch_size, learning_rate: of AdamW; fewer steps where each vector would be seen more than 200 times.
         commitment: how much the latents are drawn to their codewords.
         orthogonality: weight of L_orth.
         orthogonal: what is to be orthogonal: "latents" of an item, or "codebooks".
@@ -163,15 +164,16 @@ class MPQ:
         net = self._fitted()
         optimizer = torch.optim.AdamW(net.parameters(), self.learning_rate)
         used = torch.zeros(self.levels, self.size, dtype=torch.bool)
-        interval, self._moved = max(self.steps // RESETS, 1), 0
-        with Progress(self.steps, "mpq", "updates") as bar:
-            for step, rows in enumerate(islice(_drawn(len(inputs), self.batch_size, random), self.steps), 1):
+        steps = min(self.steps, OFTEN * -(-len(inputs) // self.batch_size))
+        interval, self._moved = max(steps // RESETS, 1), 0
+        with Progress(steps, "mpq", "updates") as bar:
+            for step, rows in enumerate(islice(_drawn(len(inputs), self.batch_size, random), steps), 1):
                 loss, codes = net.loss(inputs[rows], self.commitment, self.orthogonality, self.orthogonal)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
                 used.scatter_(1, codes.T, True)
-                if step % interval == 0 and step <= QUIET * self.steps:
+                if step % interval == 0 and step <= QUIET * steps:
                     self._reset(inputs, used, random)
                     used.zero_()
                 bar.advance(1, loss=float(loss.detach()))
