@@ -32,7 +32,8 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 CODED = {"rpg": {"levels": 3, "size": 4}, "tiger": {"levels": 2, "size": 3}, "liger": {"levels": 2, "size": 3},
-         "mender": {"levels": 2, "size": 3, "text_model": "hashed", "rows": None}}  # fmt: skip
+         "mender": {"levels": 2, "size": 3, "text_model": "hashed", "rows": None},
+         "reg4rec": {"levels": 2, "size": 3, "samples": 3, "reward_epochs": 1}}  # fmt: skip
 TINY = {"text": "tfidf", "layers": 1, "heads": 2, "head_dim": 4, "ff": 8, "beam": 8}  # of recipes over semantic ids
 
 # Recipe -> variants, each the flags that change what the model is made of.
@@ -54,6 +55,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "mender": [{}, {"mixture": ("sentiment", "fine", "coarse"), "use": "preference", "rows": 30}],
     "own": [{}, {"split": "leave-last", "loss": "sampled", "min_user": 3}],
     "recformer": [{}, {"train": "last", "pooling": "first", "pretrain_epochs": 0}, {"cold": True, "share": 0.2}],
+    "reg4rec": [
+        {"category": "genre"}, {"tokens": "residual", "order": "fixed", "reward": "off", "prune": "prediction"},
+        {"tokens": "product", "order": "random", "reward": "pars", "prune": "head"},
+    ],
     "relmf": [{}, {"loss": "logistic", "steps": 5}],
     "rpg": [
         {"heads": "none"}, {"heads": "residual"}, {"heads": "none", "loss": "items", "ids": True},
