@@ -80,9 +80,11 @@ class Generative(Knobs):
 
     Args:
         data: data set; all but ml-100k are copied from RECSYS_MIRROR.
+        dim: embedding size: width of the vectors of codes and of hidden states (default: depends on the data set).
     """
 
     data: Literal["ml-100k", "amazon-beauty", "amazon-sports"] = "ml-100k"
+    dim: int | None = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, kw_only=True)

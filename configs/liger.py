@@ -33,7 +33,7 @@ def run(
     layers: int = 2,
     heads: int = 2,
     head_dim: int = 32,
-    ff: int = 256,
+    ff: int | None = None,
     beam: int = 50,
     valid_users: int | None = 2000,
     codes: Codes = Codes(),
@@ -49,20 +49,20 @@ def run(
         dense: weight of the loss of the dense head.
         temperature: divides the cosines of the dense head.
         layers: blocks of the decoder, and of the encoder.
-        heads: attention heads of either.
+        heads: attention heads of the decoder.
         head_dim: width of a head.
-        ff: width of the feed-forward parts.
+        ff: width of the feed-forward parts (default: depends on the data set).
         beam: beams of the search.
         valid_users: users ranked after each epoch, drawn once; all where there are fewer.
     """
     values = KNOBS[knobs.data]
-    knobs = knobs.filled(values)
+    knobs, ff = knobs.filled(values), ff or values["ff"]
     split = cold.split(knobs.data)
     folder, dim = folder_of(split, codes, CODES[knobs.data]), knobs.dim
     texts = str(rs.embed(split, model=TEXTS.get(codes.text, codes.text)).path)
     encoder: Any = reader("items", "windows", layers, heads, head_dim, ff, knobs)
     model = Liger(
-        items=rs.CodeItems(dim, folder, tied=True, std=1.0),
+        items=rs.CodeItems(dim, folder),
         encoder=AddedInputs(encoder, [rs.TextItems(dim, texts, "mlp")]),
         decoder=CodeDecoder(dim, layers, heads, head_dim, ff, knobs.dropout or 0.0, memory="both"),
         search=rs.Beam(beam),

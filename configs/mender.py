@@ -39,7 +39,7 @@ CODES: dict[str, dict[str, Any]] = {
     "amazon-beauty": {"tokens": "residual", "levels": 3, "size": 256},
     "amazon-sports": {"tokens": "residual", "levels": 3, "size": 256},
 }
-KNOBS: dict[str, Any] = {"dropout": 0.2, "max_length": 20, "batch_size": 256, "learning_rate": 1e-3}
+KNOBS: dict[str, Any] = {"dropout": 0.2, "max_length": 20, "batch_size": 256, "learning_rate": 1e-3, "dim": 64}
 COLUMNS: dict[str, tuple[str, ...] | None] = {"ml-100k": None}  # texts of items; titles where nothing is named
 Mixed = Literal["sentiment", "fine", "coarse"]
 

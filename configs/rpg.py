@@ -27,11 +27,11 @@ CODES: dict[str, dict[str, Any]] = {
     "amazon-sports": {"tokens": "opq", "levels": 32, "size": 256},
 }
 AMAZON: dict[str, Any] = {
-    "dropout": 0.2, "max_length": 20, "batch_size": 256, "learning_rate": 4e-3, "windows": "last",
+    "dropout": 0.2, "max_length": 20, "batch_size": 256, "learning_rate": 4e-3, "windows": "last", "dim": 64,
 }  # fmt: skip
 KNOBS: dict[str, dict[str, Any]] = {
     "ml-100k": {
-        "dropout": 0.3, "max_length": 50, "batch_size": 128, "learning_rate": 2e-3, "windows": "sliding",
+        "dropout": 0.3, "max_length": 50, "batch_size": 128, "learning_rate": 2e-3, "windows": "sliding", "dim": 64,
     },
     "amazon-beauty": AMAZON,
     "amazon-sports": AMAZON,

@@ -31,11 +31,13 @@ CODES: dict[str, dict[str, Any]] = {
     "amazon-sports": {"tokens": "residual", "levels": 3, "size": 256},
 }
 AMAZON: dict[str, Any] = {
-    "dropout": 0.2, "max_length": 20, "batch_size": 256, "learning_rate": 1e-3, "windows": "last",
+    "dropout": 0.1, "max_length": 20, "batch_size": 256, "learning_rate": 2e-3, "windows": "last",
+    "dim": 128, "ff": 512,
 }  # fmt: skip
 KNOBS: dict[str, dict[str, Any]] = {
     "ml-100k": {
-        "dropout": 0.2, "max_length": 50, "batch_size": 128, "learning_rate": 1e-3, "windows": "sliding",
+        "dropout": 0.1, "max_length": 50, "batch_size": 128, "learning_rate": 2e-3, "windows": "sliding",
+        "dim": 64, "ff": 256,
     },
     "amazon-beauty": AMAZON,
     "amazon-sports": AMAZON,
@@ -50,7 +52,7 @@ def run(
     layers: int = 2,
     heads: int = 2,
     head_dim: int = 32,
-    ff: int = 256,
+    ff: int | None = None,
     beam: int = 50,
     valid_users: int | None = 2000,
     codes: Codes = Codes(),
@@ -65,18 +67,18 @@ def run(
         memory: what the decoder is given: all past states to look at, the newest one to begin with, or both.
         softmax: over the codes of a level, or over all tokens.
         layers: blocks of the decoder, and of the encoder.
-        heads: attention heads of either.
+        heads: attention heads of the decoder, and of an encoder of tokens.
         head_dim: width of a head.
-        ff: width of the feed-forward parts.
+        ff: width of the feed-forward parts (default: depends on the data set).
         beam: beams of the search.
         valid_users: users ranked after each epoch, drawn once; all where there are fewer.
     """
     values = KNOBS[knobs.data]
-    knobs = knobs.filled(values)
+    knobs, ff = knobs.filled(values), ff or values["ff"]
     split = cold.split(knobs.data)
     folder = folder_of(split, codes, CODES[knobs.data])
     model = rs.Generator(
-        items=rs.CodeItems(knobs.dim, folder, tied=True, std=1.0),
+        items=rs.CodeItems(knobs.dim, folder),
         encoder=encoder(reads, rows, layers, heads, head_dim, ff, knobs),
         decoder=CodeDecoder(knobs.dim, layers, heads, head_dim, ff, knobs.dropout or 0.0, softmax, memory=memory),
         search=rs.Beam(beam),
@@ -93,4 +95,4 @@ def encoder(reads: str, rows: str, layers: int, heads: int, head_dim: int, ff: i
     if reads == "tokens":
         causal = rows == "windows"
         return TokenEncoder(knobs.dim, layers, heads, head_dim, ff, dropout, max_length, causal)
-    return rs.SASRec(knobs.dim, layers, heads, dropout, max_length, layout="pre")
+    return rs.SASRec(knobs.dim, layers, 1, dropout, max_length)
