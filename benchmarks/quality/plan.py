@@ -235,6 +235,27 @@ GENERATIVE = (
     generative("liger", "liger", against=("tiger",)),
 )
 
+
+def reasoned(name: str, *flags: str) -> Row:
+    """An ablation of REG4Rec (a reconstruction), against the model without the reward stage."""
+    base = "reg4rec"
+    return Row(
+        name, "reg4rec", flags, data=("ml-100k", "amazon-beauty"), seeds={"ml-100k": 3, "amazon-beauty": 1},
+        fewer={"amazon-beauty": "time"}, tuning=BY_HAND, reference=REFERENCE, base=None if name == base else base,
+    )  # fmt: skip
+
+
+# REG4Rec: without rewards; codes, order and pruning apart; then the reward stage.
+REG4REC = (
+    reasoned("reg4rec", "--reward", "off"),
+    reasoned("reg4rec-residual", "--reward", "off", "--tokens", "residual"),
+    reasoned("reg4rec-fixed-order", "--reward", "off", "--order", "fixed"),
+    reasoned("reg4rec-random-order", "--reward", "off", "--order", "random"),
+    reasoned("reg4rec-corp", "--reward", "off", "--prune", "prediction"),
+    reasoned("reg4rec-pars", "--reward", "pars"),
+    reasoned("reg4rec-msra", "--reward", "msra"),
+)
+
 ENCODERS = Plan("encoders", (*PLAN, *REAREC, *KEPT), outside=True)
 AUGMENT = Plan("augment", (*AUGMENTED, PRETRAINED))
-GENERATE = Plan("generative", GENERATIVE, data=GENERATIVE_DATA)
+GENERATE = Plan("generative", (*GENERATIVE, *REG4REC), data=GENERATIVE_DATA)

@@ -26,6 +26,7 @@ from plan import (
     PLAN,
     REAREC,
     REFERENCE,
+    REG4REC,
     Plan,
     Row,
     recbole,
@@ -179,6 +180,9 @@ def sections(results: Path = RESULTS) -> list[Section]:
     for data in GENERATIVE_DATA:
         title = f"Semantic ids and generation on {data}"
         found.append(Section(title, data, GENERATE, GENERATIVE, "reference", REFERENCE, "model", OF_ENCODERS, results))
+        if any(data in row.data for row in REG4REC):
+            title = f"REG4Rec (a reconstruction) on {data}"
+            found.append(Section(title, data, GENERATE, REG4REC, "base", "its base", "model", OF_ENCODERS, results))
     return found
 
 
