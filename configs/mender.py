@@ -39,7 +39,7 @@ CODES: dict[str, dict[str, Any]] = {
     "amazon-beauty": {"tokens": "residual", "levels": 3, "size": 256},
     "amazon-sports": {"tokens": "residual", "levels": 3, "size": 256},
 }
-KNOBS: dict[str, Any] = {"dropout": 0.2, "max_length": 20, "batch_size": 256, "learning_rate": 1e-3, "dim": 64}
+KNOBS: dict[str, Any] = {"dropout": 0.2, "max_length": 20, "batch_size": 128, "learning_rate": 3e-3, "dim": 64}
 COLUMNS: dict[str, tuple[str, ...] | None] = {"ml-100k": None}  # texts of items; titles where nothing is named
 Mixed = Literal["sentiment", "fine", "coarse"]
 
@@ -94,7 +94,7 @@ def run(
     matching = matched(split, told_of(split, preferences, writer, written), by, knobs.data)
     encoder = _encoder(reads, use, matching, knobs, TEXTS.get(text_model, text_model), rank, max_tokens, max_length)
     model = rs.Generator(
-        items=rs.CodeItems(knobs.dim, folder, tied=True, std=1.0),
+        items=rs.CodeItems(knobs.dim, folder, tied=True, std=0.1),  # at 1, as T5 has it, the loss falls later
         encoder=encoder,
         decoder=CodeDecoder(knobs.dim, layers, heads, head_dim, ff, dropout),
         search=rs.Beam(beam),
