@@ -177,8 +177,11 @@ def _check(collisions: Any, fit_on: Any, missing: Any, largest_bucket: int, toke
             raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, found {value!r}")
     if largest_bucket < 1:
         raise ValueError(f"largest_bucket must be at least 1, found {largest_bucket}")
-    if not isinstance(tokenizer, Tokenizer):
-        raise TypeError(f"tokenizer must have fit, encode, sizes, codewords and ordered, found {tokenizer!r}")
+    if isinstance(tokenizer, type) or not isinstance(tokenizer, Tokenizer):
+        raise TypeError(
+            "tokenizer must have fit, encode, sizes, codewords and ordered, "
+            f"as ResidualKMeans() has; found {tokenizer!r:.60}"
+        )
 
 
 def _sources(vectors: Any, tokenizer: Tokenizer) -> list[Vectors]:

@@ -19,7 +19,7 @@ from recsys.errors import DataError
 from recsys.index.clusters import MOST_POINTS, kmeans, nearest_centroid
 from recsys.progress import saying
 from recsys.randomness import derive_seed, numpy_generator
-from recsys.semantic_ids.tokenizer import check_distinct, check_shape, sampled
+from recsys.semantic_ids.tokenizer import check_distinct, check_fitted, check_shape, sampled
 
 COMPONENTS = 128  # that are kept by default, or a multiple of M near it
 _SMALLEST = 1e-6  # variance of a component, relative to the largest, that counts
@@ -96,6 +96,7 @@ class ProductQuantiser:
 
     def encode(self, vectors: np.ndarray) -> np.ndarray:
         """(N, M) int32 codes of ``vectors`` (N, F)."""
+        check_fitted(len(self._centroids) > 0)
         codes = np.empty((len(vectors), self.levels), np.int32)
         for first in range(0, len(vectors), _CHUNK):
             pieces = self._pieces(np.asarray(vectors[first : first + _CHUNK], np.float32))
@@ -114,6 +115,10 @@ class ProductQuantiser:
         values, basis = values[::-1], basis[:, ::-1]
         found = int((values > _SMALLEST * max(values[0], 1e-30)).sum())
         most = min(found, max(COMPONENTS, self.levels))
+        if not found:
+            raise DataError(
+                "all vectors are alike, so codes cannot tell the items apart: give items texts of their own"
+            )
         width = most // self.levels * self.levels if self.width is None else self.width
         if width < self.levels or width > found:
             raise DataError(

@@ -30,7 +30,7 @@ from recsys.index.clusters import kmeans
 from recsys.progress import Progress
 from recsys.randomness import derive_seed, torch_generator
 from recsys.semantic_ids.layers import layers
-from recsys.semantic_ids.tokenizer import check_distinct, check_shape, sampled
+from recsys.semantic_ids.tokenizer import check_distinct, check_fitted, check_shape, sampled
 
 FIT_ON = 1 << 18  # vectors
 _CHUNK = 1 << 14
@@ -157,6 +157,7 @@ class R3VAE:
     @torch.no_grad()
     def encode(self, vectors: np.ndarray) -> np.ndarray:
         """(N, M) int32 codes of ``vectors`` (N, F)."""
+        check_fitted(self._books is not None)
         assert self._books is not None
         parts = [self._books(self._unit(vectors[at : at + _CHUNK]))[0] for at in range(0, len(vectors), _CHUNK)]
         return torch.cat(parts).numpy().astype(np.int32)

@@ -14,7 +14,7 @@ import numpy as np
 
 from recsys.index.clusters import MOST_POINTS, kmeans, nearest_centroid
 from recsys.randomness import derive_seed
-from recsys.semantic_ids.tokenizer import check_distinct, check_shape, sampled
+from recsys.semantic_ids.tokenizer import check_distinct, check_fitted, check_shape, sampled
 
 _CHUNK = 1 << 14
 
@@ -78,6 +78,7 @@ class ResidualKMeans:
 
     def encode(self, vectors: np.ndarray) -> np.ndarray:
         """(N, M) int32 codes of ``vectors`` (N, F)."""
+        check_fitted(bool(self._centroids))
         codes = np.empty((len(vectors), self.levels), np.int32)
         for first in range(0, len(vectors), _CHUNK):
             left = np.asarray(vectors[first : first + _CHUNK], np.float32)
@@ -90,6 +91,7 @@ class ResidualKMeans:
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """(N, F) float32: the sum of the centroids (normalised: see the top of this file)."""
+        check_fitted(bool(self._centroids))
         found = np.zeros((len(codes), self._centroids[0].shape[1]), np.float32)
         for level in reversed(range(self.levels)):
             found = np.float32(self._lengths[level]) * (self._centroids[level][codes[:, level]] + found)

@@ -27,7 +27,7 @@ from recsys.index.clusters import MOST_POINTS, kmeans, nearest_centroid
 from recsys.progress import Progress
 from recsys.randomness import derive_seed, torch_generator
 from recsys.semantic_ids.layers import layers
-from recsys.semantic_ids.tokenizer import check_distinct, check_shape, sampled
+from recsys.semantic_ids.tokenizer import check_distinct, check_fitted, check_shape, sampled
 
 RESET_EPOCHS = 10  # between two moves of codes that nobody uses
 _RESETS_UNTIL = 2 / 3  # of the epochs
@@ -157,6 +157,7 @@ class RQVAE:
     @torch.no_grad()
     def encode(self, vectors: np.ndarray) -> np.ndarray:
         """(N, M) int32 codes of ``vectors`` (N, F)."""
+        check_fitted(self._net is not None)
         assert self._net is not None
         parts = []
         for first in range(0, len(vectors), _CHUNK):

@@ -65,6 +65,15 @@ def check_shape(levels: int, size: int) -> None:
         raise ValueError(f"levels must be at least 1 and size at least 2, found {levels} and {size}")
 
 
+def check_fitted(learned: bool) -> None:
+    """Raise ValueError unless a tokenizer has ``learned`` its codes."""
+    if not learned:
+        raise ValueError(
+            "this tokenizer has learned no codes yet: call fit(vectors, seed) first (make_semantic_ids does not where "
+            "it opens codes that it has made before)"
+        )
+
+
 def check_distinct(vectors: np.ndarray, size: int, what: str) -> None:
     """Raise DataError if ``vectors`` (n, F) are fewer different ones than ``size`` codes; ``what`` names them."""
     if len(np.unique(vectors[:_FIRST], axis=0)) >= size:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.errors import DataError
+from recsys.semantic_ids.mpq import MPQ
 from recsys.semantic_ids.product import ProductQuantiser
 from recsys.semantic_ids.quality import level_quality, reconstruction_error
 from recsys.semantic_ids.r3vae import R3VAE, AngleCodebooks, angle_step, spread
@@ -222,6 +223,17 @@ def test_fewer_different_vectors_than_codes_are_told_by_number() -> None:
     flat = np.concatenate([points(width=3), np.zeros((400, 13), np.float32)], axis=1)
     with pytest.raises(DataError, match="3 components that vary, 4 are asked for"):
         ProductQuantiser(4, 16).fit(flat, 0)
+    with pytest.raises(DataError, match="all vectors are alike"):
+        ProductQuantiser(2, 4).fit(np.ones((20, 8), np.float32), 0)
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [ResidualKMeans(2, 4), ProductQuantiser(2, 4), RQVAE(2, 4), R3VAE(2, 4), MPQ(2, 4)],
+    ids=lambda one: type(one).__name__,
+)  # fmt: skip
+def test_what_has_learned_no_codes_gives_none(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="learned no codes"):
+        tokenizer.encode(points(8))
 
 
 def test_wrong_arguments_are_refused() -> None:
