@@ -28,7 +28,7 @@ class Codes:
     """How items are named.
 
     Args:
-        codes: folder of ready semantic ids, instead of all that follows.
+        codes: folder of ready semantic ids, instead of tokens, levels, size and vectors.
         tokens: what makes codes of vectors: residual k-means, product quantisation (opq: with a learned rotation), an
             autoencoder (rqvae), parallel experts (mpq), or none (random).
         levels: codes per item (default: depends on the method).
@@ -79,18 +79,28 @@ class Cold:
 
 
 def folder_of(split: rs.Split, codes: Codes, defaults: Mapping[str, Any]) -> str:
-    """The folder of the semantic ids of ``split``; ``defaults`` fill what is not given: tokens, levels, size."""
+    """The folder of the semantic ids of ``split``; ``defaults`` fill what is not given: tokens, levels, size.
+
+    Raises:
+        ValueError: how codes are made is told beside a folder of ready ones.
+    """
     if codes.codes:
-        return codes.codes
+        making = ("tokens", "levels", "size", "vectors")
+        if told := [f"--{name}" for name in making if getattr(codes, name)]:
+            raise ValueError(f"--codes names codes that are made already, so leave out {', '.join(told)}")
+        return _controlled(rs.SemanticIds.load(codes.codes), codes) if codes.control != "none" else codes.codes
     method = codes.tokens or defaults["tokens"]
     levels, size = codes.levels or defaults["levels"], codes.size or defaults["size"]
     vectors = [] if codes.text == "none" else [rs.embed(split, model=TEXTS.get(codes.text, codes.text))]
     vectors += [saved_vectors(codes.vectors)] if codes.vectors else []
     tokenizer = _tokenizer(method, levels, size, ordered=defaults["tokens"] == "residual")
     made = make_semantic_ids(split, vectors, tokenizer, seed=codes.codes_seed)
-    if codes.control != "none":
-        made = make_control(made, codes.control, codes.codes_seed)
-    return str(made.path)
+    return _controlled(made, codes)
+
+
+def _controlled(ids: rs.SemanticIds, codes: Codes) -> str:
+    """The folder of ``ids``, or of the control that is asked for."""
+    return str((ids if codes.control == "none" else make_control(ids, codes.control, codes.codes_seed)).path)
 
 
 def _tokenizer(method: str, levels: int, size: int, ordered: bool) -> Any:

@@ -236,3 +236,16 @@ def test_b3_a_recipe_goes_through_every_door(
     expected, found = run.model.recommend(asked, k=5), bundle.recommend(asked, k=5)
     assert found.items == expected.items
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4, atol=1e-5)
+
+
+def test_ready_codes_are_read_as_they_are_or_as_a_control(toys: Path, tmp_path: Path) -> None:
+    split = rs.load("toys").split(rs.LeaveLast(), audit=False)
+    ids = rs.make_semantic_ids(split, toys / "vectors", rs.ResidualKMeans(2, 3), folder=tmp_path / "ids")
+    named = {"codes": str(ids.path)}
+    read = rs.SemanticIds.load(recipe("tiger")(**named).model.items.ids)
+    assert read.digest == ids.digest
+    control = rs.SemanticIds.load(recipe("tiger")(**named, control="permuted").model.items.ids)
+    assert sorted(control.codes.tolist()) == sorted(ids.codes.tolist()) and control.codes.tolist() != ids.codes.tolist()
+    for making in ({"tokens": "opq"}, {"levels": 2}, {"size": 4}, {"vectors": str(toys / "vectors")}):
+        with pytest.raises(ValueError, match="made already"):
+            recipe("tiger")(**named, **making)
