@@ -19,6 +19,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType({
     "needs": frozenset(), "gives": frozenset(), "reads": frozenset(), "newest_only": False, "longest": None,
     "as_ranked": False, "rows_behind": 0, "appends": 0, "keeps_events": True, "writes_mask": False,
     "scheme": "windows", "draw": None, "carried": (), "may_read": frozenset(), "whole": False,
+    "reads_behind": True,
 })  # fmt: skip
 
 

@@ -61,6 +61,7 @@ as_ranked     False        its histories are read as they are ranked, with what 
 appends       0            of targets: tokens that a query has behind its history
 rows_behind   0            input-only rows behind the items that it writes or reads (a mask, row N + 1; an end token,
                            row N + 2): the recommender has the item table make room for them
+reads_behind  True         of an encoder: it can read such rows
 keeps_events  True         of an augmentation: the event that is predicted stays the same
 writes_mask   False        of an augmentation: it writes the mask's row
 scheme        "windows"    of targets: the rows they get, see :class:`recsys.train.loader.TrainBatches`

@@ -14,7 +14,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from recsys.data.batch import Batch
+from recsys.data.batch import PAD, Batch
+from recsys.encoders.rearec import LATENT
+from recsys.encoders.tokens import TokenMemory
 from recsys.hooks import PartList, bind, member
 from recsys.protocols import Context, Encoded, Encoder, ItemTable
 
@@ -27,11 +29,16 @@ class AddedInputs(nn.Module):
         added: item tables as wide as the encoder.
 
     Raises:
-        ValueError: a table has another width.
+        ValueError: a table has another width, or the encoder reads code tokens, to which nothing would be added.
     """
 
     def __init__(self, encoder: Encoder, added: Sequence[ItemTable]) -> None:
         super().__init__()
+        if TokenMemory in member(encoder, "gives"):
+            raise ValueError(
+                f"{type(encoder).__name__} reads the code tokens of items and not their input vectors, so what is "
+                "added would never be read: use an encoder of items, such as SASRec"
+            )
         for table in added:
             if table.dim != encoder.dim:
                 raise ValueError(f"{type(table).__name__} has dim={table.dim}, the encoder dim={encoder.dim}")
@@ -41,6 +48,11 @@ class AddedInputs(nn.Module):
         self.newest_only: bool = member(encoder, "newest_only")
         self.needs: frozenset[str] = member(encoder, "needs")
         self.gives: frozenset[type] = member(encoder, "gives")
+
+    @property
+    def item_tables(self) -> list[ItemTable]:
+        """The further tables, which get rows for items that are added to the catalogue."""
+        return list(self.added)
 
     def bind(self, context: Context) -> None:
         """Initialise the wrapped encoder and the further tables (from torch's seeded generator)."""
@@ -62,7 +74,7 @@ class _Summed:
     def embed(self, ids: Tensor) -> Tensor:
         found: Tensor = self._items.embed(ids)
         for table in self._added:
-            found = found + table.embed(ids)
+            found = found + table.embed(ids.masked_fill(ids >= LATENT, PAD))  # thoughts (ReaRec) are no items
         return found
 
     def __getattr__(self, name: str) -> Any:

@@ -75,8 +75,9 @@ class ReaRec(nn.Module):
         inference_steps: thought steps in evaluation mode (default: ``steps``); may be set anew on a trained model.
 
     Raises:
-        ValueError: a choice or number out of range, an encoder that cannot read on under ``cache="always"``, or one
-            whose ``max_length`` leaves no room for the latents that it must read with the history.
+        ValueError: a choice or number out of range, an encoder that reads code tokens or has heads, one that cannot
+            read on under ``cache="always"``, or one whose ``max_length`` leaves no room for the latents that it must
+            read with the history.
     """
 
     def __init__(
@@ -99,6 +100,11 @@ class ReaRec(nn.Module):
             raise ValueError(
                 f"{type(encoder).__name__} has no cache (begin and extend), so cache='always' is not possible: use "
                 "cache='auto', which reads the history again at every thought step"
+            )
+        if steps and (not member(encoder, "reads_behind") or getattr(encoder, "width", encoder.dim) != encoder.dim):
+            raise ValueError(
+                f"{type(encoder).__name__} cannot read its own states as input: wrap an encoder of items, such as "
+                "SASRec (ParallelHeads goes outside)"
             )
         self.encoder, self.steps, self.combine, self.noise, self.warmup = encoder, steps, combine, noise, warmup
         self.cache, self.inference_steps = cache, inference_steps

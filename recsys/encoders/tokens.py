@@ -59,6 +59,7 @@ class TokenEncoder(nn.Module):
     """
 
     gives = frozenset({TokenMemory})
+    reads_behind = False  # a mask has no codes
 
     def __init__(
         self,

@@ -45,6 +45,11 @@ class DenseRetrieval(nn.Module):
         self.items, self.weight, self.temperature = items, weight, temperature
         self.register_buffer("warm", torch.zeros(1, dtype=torch.bool))
 
+    @property
+    def item_tables(self) -> list[ItemTable]:
+        """The table, which gets rows for items that are added to the catalogue."""
+        return [self.items]
+
     def bind(self, context: Context) -> None:
         """Learn which items have training events; the table is bound too."""
         bind(self.items, context)
@@ -69,5 +74,6 @@ class DenseRetrieval(nn.Module):
 
     @property
     def cold(self) -> Tensor:
-        """(C,) the item rows without training events."""
-        return (~self.warm[1:]).nonzero().squeeze(1) + 1
+        """(C,) the item rows without training events, those that came after training among them."""
+        added = torch.arange(len(self.warm), self.items.num_items + 1, device=self.warm.device)
+        return torch.cat([(~self.warm[1:]).nonzero().squeeze(1) + 1, added])

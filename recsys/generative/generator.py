@@ -52,7 +52,8 @@ class Generator(Composed):
 
     Raises:
         TypeError: the items have no codes, or the decoder does not generate.
-        ValueError: the search is for another kind of decoder; or as :class:`recsys.recommenders.parts.Composed`.
+        ValueError: the decoder has another width, the search is for another kind of decoder; or as
+            :class:`recsys.recommenders.parts.Composed`.
     """
 
     def __init__(
@@ -71,8 +72,17 @@ class Generator(Composed):
             raise ValueError(f"cold is a share of the list, 0 to 1, or None; found {cold}")
         if not hasattr(items, "token_table"):
             raise TypeError(f"a Generator needs items with codes, such as CodeItems; {type(items).__name__} has none")
+        if getattr(items, "width", items.dim) != items.dim:
+            raise TypeError(
+                f"a Generator decodes one code at a time, and {type(items).__name__} has a head per level of "
+                "its own for all codes at once (RPG): use CodeItems"
+            )
         if not isinstance(decoder, Decoder):
             raise TypeError(f"a decoder has begin and step, beside its loss; {type(decoder).__name__} lacks them")
+        if getattr(decoder, "dim", items.dim) != items.dim:
+            raise ValueError(
+                f"the item table has dim={items.dim}, {type(decoder).__name__} dim={decoder.dim}: give both the same"
+            )
         super().__init__(items, encoder, decoder, targets, auxiliaries, augmentations, weightings)
         self.search, self.cold = Beam() if search is None else search, cold
         if self.search.ordered != decoder.ordered:
@@ -162,7 +172,7 @@ class Generator(Composed):
         width, first = min(k, self.num_items), 0
         found: list[tuple[np.ndarray, ...]] = []
         with evaluating(self), torch.inference_mode():
-            for batch, skipped in self._batches(histories):
+            for batch, skipped in self._batches(histories, max(width, getattr(self.search, "width", 1))):
                 batch = self._alone(batch)
                 part, known = shown.part(first, first + len(batch)), (batch.lengths > 0).cpu().numpy()
                 rows, values = self._found(batch, part, known, width)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from recsys.protocols import Change, Context
 from recsys.storage.reading import outside
 
 if TYPE_CHECKING:
+    from recsys.ids.vocabulary import Vocabulary
     from recsys.semantic_ids.table import SemanticIds
 
 REFITTED = (
@@ -55,6 +57,7 @@ class CodeItems(LocalItems):
 
     Raises:
         ValueError: a number out of range, or no folder is named.
+        TypeError: ``ids`` is no name of a folder.
     """
 
     codes: Tensor  # (N+1, M) int64, row 0 zeros
@@ -67,6 +70,8 @@ class CodeItems(LocalItems):
 
     def __init__(self, dim: int = 64, ids: str = "", tied: bool = False, std: float = 0.02, extra: int = 0) -> None:
         super().__init__()
+        if not isinstance(ids, (str, Path)):
+            raise TypeError(f"ids names the folder of semantic ids, such as str(ids.path); found {type(ids).__name__}")
         if not ids:
             raise ValueError("ids must name a folder of semantic ids: recsys semantic-ids DATA --out FOLDER makes one")
         if dim < 1 or extra < 0 or std <= 0:
@@ -74,12 +79,13 @@ class CodeItems(LocalItems):
         self.dim, self.ids, self.tied, self.std, self.extra = dim, str(ids), tied, std, extra
         self.num_items, self.levels, self.width = 0, 1, dim
         self._kept: Kept | None = None
+        self._vocabulary: Vocabulary | None = None
         self.register_buffer("codes", torch.zeros(1, 1, dtype=torch.int64))
         self.register_buffer("code_sizes", torch.ones(1, dtype=torch.int64))
         self.register_buffer("token_table", torch.zeros(1, 1, dtype=torch.int64), persistent=False)
         self.tokens = nn.Parameter(torch.empty(3, dim))
         self.prototypes = self.tokens if tied else nn.Parameter(torch.empty(3, dim))
-        self.rows = nn.Parameter(torch.empty(extra, dim)) if extra else None
+        self.rows = nn.Parameter(torch.empty(extra, self.width)) if extra else None
 
     def bind(self, context: Context) -> None:
         """Take the codes of the catalogue (a loaded model: of the saved tensors) and initialise the vectors.
@@ -88,7 +94,7 @@ class CodeItems(LocalItems):
             FileNotFoundError: there is no such folder.
             DataError: an item of the data has no codes.
         """
-        self.num_items, self._kept = context.num_items, None
+        self.num_items, self._kept, self._vocabulary = context.num_items, None, context.vocabulary
         codes = torch.zeros(1 + self.num_items, self.levels, dtype=torch.int64)
         sizes = torch.ones(self.levels, dtype=torch.int64)
         if context.training is not None:
@@ -98,7 +104,7 @@ class CodeItems(LocalItems):
             codes = torch.from_numpy(found.aligned(context.vocabulary))
             sizes = torch.tensor(found.sizes)
         self._take(codes, sizes)
-        self.rows = nn.Parameter(torch.empty(self.extra, self.dim)) if self.extra else None
+        self.rows = nn.Parameter(torch.empty(self.extra, self.width)) if self.extra else None
         for table in (self.tokens, None if self.tied else self.prototypes, self.rows):
             if table is not None:
                 nn.init.normal_(table, std=self.std)
@@ -200,14 +206,14 @@ class CodeItems(LocalItems):
         return [(hidden, self.prototypes[self.span(level)]) for level in range(self.levels)]
 
     def add_items(self, ids: Sequence[Any], vectors: Any = None, features: Any = None) -> None:
-        """Rows for further items behind those there are: their codes are looked up in the folder, or in ``vectors``,
-        a ``SemanticIds`` made by the same tokenizer.
+        """Rows for further items behind those there are: their codes are looked up in ``vectors``, a ``SemanticIds``
+        made by the same tokenizer, or if it is something else (of another table) in the folder.
 
         Raises:
             DataError: an item has no codes there.
-            ValueError: the codes have other levels.
+            ValueError: the codes have other levels, or an item that the model knows has other codes there.
         """
-        found = self._saved() if vectors is None else vectors
+        found = vectors if hasattr(vectors, "codes") else self._saved()
         at = found.vocabulary.rows(list(ids)) - found.vocabulary.first
         if (at < 0).any():
             missing = [one for one, row in zip(ids, at, strict=True) if row < 0]
@@ -216,6 +222,14 @@ class CodeItems(LocalItems):
                 "vectors=SemanticIds.load(...) that have them, made by the same tokenizer"
             )
         codes = torch.from_numpy(found.codes[at].astype(np.int64)).to(self.codes.device)
+        if self._vocabulary is not None and found.vocabulary.kind == self._vocabulary.kind:
+            known = found.vocabulary.rows(self._vocabulary.ids) - found.vocabulary.first
+            there, own = known >= 0, self.codes[1 : 1 + len(known)].cpu().numpy()
+            if codes.shape[1] == self.levels and not np.array_equal(own[there], found.codes[known[there]]):
+                raise ValueError(
+                    f"items that the model knows have other codes in {found.path or 'these semantic ids'}, so those of "
+                    f"the new ones mean something else: {REFITTED}"
+                )
         if codes.shape[1] != self.levels or bool((codes >= self.code_sizes.to(codes.device)).any()):
             raise ValueError(
                 f"new items have codes of sizes {tuple(found.sizes)}, the model learned {tuple(self.sizes)}: {REFITTED}"
@@ -223,6 +237,8 @@ class CodeItems(LocalItems):
         self.codes = torch.cat([self.codes, codes])
         self.token_table = self._numbered(self.codes).to(self.tokens.device)
         self.num_items, self._kept = self.num_items + len(codes), None
+        if self._vocabulary is not None:
+            self._vocabulary = self._vocabulary.extended(ids)
 
     def _saved(self) -> SemanticIds:
         from recsys.semantic_ids.table import SemanticIds

@@ -100,14 +100,15 @@ class FrozenItems(LocalItems):
     def _vectors(self, rows: slice) -> Tensor:
         return self.weight[rows]
 
-    def add_items(self, ids: Sequence[Any], vectors: Vectors | None = None, features: Any = None) -> None:
-        """Rows for further items behind those there are, from ``vectors``, or from the own folder.
+    def add_items(self, ids: Sequence[Any], vectors: Any = None, features: Any = None) -> None:
+        """Rows for further items behind those there are, from ``vectors``, or if that is something else (of another
+        table) from the own folder.
 
         Raises:
             DataError: an item has no vector there.
             ValueError: the vectors are not ``dim`` wide.
         """
-        more = rows_for(ids, saved_vectors(self.run) if vectors is None else vectors, self.dim)
+        more = rows_for(ids, vectors if isinstance(vectors, Vectors) else saved_vectors(self.run), self.dim)
         self.weight = torch.cat([self.weight, torch.from_numpy(more).to(self.weight.device, self.weight.dtype)])
         self.num_items += len(more)
 

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from recsys.hooks import PartList, bind
-from recsys.ids.vectors import Vectors
 from recsys.items.local import LocalItems, check_table, vectors_of
 from recsys.protocols import Context, ItemTable
 
@@ -55,7 +54,7 @@ class SumItems(LocalItems):
         for table in self.tables:
             bind(table, context)
 
-    def add_items(self, ids: Sequence[Any], vectors: Vectors | None = None, features: Any = None) -> None:
+    def add_items(self, ids: Sequence[Any], vectors: Any = None, features: Any = None) -> None:
         """Further items in every table, from ``vectors`` or the folder that each table has, or from ``features``.
 
         Raises:

@@ -154,15 +154,15 @@ class TextItems(LocalItems):
         table = self._table()
         return self._block(rows) if table is None else table[rows]
 
-    def add_items(self, ids: Sequence[Any], vectors: Vectors | None = None, features: Any = None) -> None:
-        """Rows for further items behind those there are; their text vectors are in ``vectors``, or in the own folder.
+    def add_items(self, ids: Sequence[Any], vectors: Any = None, features: Any = None) -> None:
+        """Rows for further items behind those there are; their text vectors are in ``vectors``, or if that is something
+        else (of another table) in the own folder.
 
         Raises:
             DataError: an item has no text vector there, or the model was saved by a version that cannot.
             ValueError: the vectors are not ``text_dim`` wide.
         """
-        vectors = Vectors.load(self.vectors) if vectors is None else vectors
-        text = rows_for(ids, vectors, self.text_dim)
+        text = rows_for(ids, vectors if isinstance(vectors, Vectors) else Vectors.load(self.vectors), self.text_dim)
         if self.normalize:
             mean = self.text.detach()[0].float().cpu().numpy()
             if not mean.any():

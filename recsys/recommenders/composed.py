@@ -5,7 +5,7 @@ Legend: B histories, T targets, N items, D width, K cut-off.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,10 @@ from torch import Tensor
 
 from recsys.data.batch import PAD, Batch
 from recsys.errors import UnknownItemError
-from recsys.ids.vectors import Vectors
 from recsys.protocols import Augmentation, Auxiliary, Encoder, ItemTable, Objective, Targets, Weighting
 from recsys.ranking.products import check_metric, refuse_nonfinite
 from recsys.ranking.ties import best
 from recsys.recommenders.base import SCORE_BUDGET
-from recsys.recommenders.history import History
 from recsys.recommenders.modes import evaluating
 from recsys.recommenders.parts import Composed
 
@@ -118,54 +116,6 @@ class Recommender(Composed):
                 pairs = zip(raw, values.tolist(), kept, strict=True)
                 found += [list(zip(ids[:n], near[:n], strict=True)) for ids, near, n in pairs]
         return found
-
-    def add_items(self, ids: Sequence[Any], vectors: Any = None, features: Mapping[str, Any] | None = None) -> None:
-        """Take items into the catalogue that came after training, behind those it has, whose rows stay as they are.
-
-        Args:
-            ids: raw ids that are new.
-            vectors: what the item table makes of them (text vectors for ``TextItems``): a
-                :class:`recsys.ids.vectors.Vectors`, or an array (n, H) in the order of ``ids``; of ``CodeItems`` the
-                ``SemanticIds`` that have them. By default they are looked up in the folder that the table was made
-                from.
-            features: what ``FeatureItems`` makes of them: column -> values in the order of ``ids``, or ``Features``.
-
-        Raises:
-            DataError: an id is in the catalogue already, is of another type, or has no vector.
-            ValueError: the table or another part learned something for each item and has nothing for new ones.
-        """
-        self._check(1, "none")
-        assert self.vocabulary is not None
-        if not hasattr(self.items, "add_items"):
-            raise ValueError(
-                f"{type(self.items).__name__} has no vectors for items that training never saw: use TextItems or "
-                "FeatureItems, or train on data that hold them"
-            )
-        if not len(ids):
-            return
-        grown = self.vocabulary.extended(ids)
-        new = grown.raw(np.arange(self.num_items + 1, self.num_items + 1 + len(ids))).tolist()
-        if vectors is not None and not isinstance(vectors, Vectors) and not hasattr(vectors, "codes"):
-            vectors = Vectors.of(new, vectors)
-        kept = [(one, dict(vars(one)), dict(one._parameters), dict(one._buffers)) for one in self.modules()]
-        marked = getattr(self.targets, "num_items", None) == self.num_items  # where the mask is: behind the items
-        try:
-            self.items.add_items(new, vectors, **({} if features is None else {"features": features}))
-            self.vocabulary, self.num_items = grown, len(grown)
-            self.popularity = torch.cat([self.popularity, self.popularity.new_zeros(len(new))])
-            if marked:
-                self.targets.num_items = len(grown)  # type: ignore[attr-defined]
-            now = np.zeros(1, np.int64)
-            self._rank([History(new[-1:], now, query_time=0, time_unit="ms")], 1, "none")
-        except Exception as error:
-            for one, values, parameters, buffers in kept:
-                vars(one).update(values)
-                one._parameters, one._buffers = parameters, buffers
-            if marked:
-                self.targets.num_items = self.num_items  # type: ignore[attr-defined]
-            if isinstance(error, (ValueError, OSError)):
-                raise
-            raise ValueError(f"a part of this model cannot read items that training never saw ({error})") from error
 
     def _similarity(self, rows: Tensor, metric: str) -> Tensor:
         """(n, N) similarity of item rows (n,) and all items, -inf to themselves."""

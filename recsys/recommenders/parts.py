@@ -6,15 +6,17 @@ Legend: B histories, T targets, N items, D width.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from recsys.data.batch import Batch
 from recsys.hooks import PartList, bind, having, member, needs_of, parts_of, unread, unused
+from recsys.ids.vectors import Vectors
 from recsys.items.local import check_table
 from recsys.protocols import (
     Augmentation,
@@ -31,6 +33,7 @@ from recsys.protocols import (
 )
 from recsys.randomness import derive_seed
 from recsys.recommenders.base import Ranker
+from recsys.recommenders.history import History
 from recsys.targets.next_item import NextItem
 
 
@@ -122,16 +125,23 @@ class Composed(Ranker):
         self.objective = objective
 
     def _reserve(self, fresh: bool = False) -> None:
-        """Have the item table make room for the input-only rows that the parts write or read.
+        """Have the item table, and those in the encoder, make room for the input-only rows that parts write or read.
 
         Args:
             fresh: the parts are being put together, so the rows that the table holds are those of another model.
 
         Raises:
-            ValueError: it has none to give.
+            ValueError: one has none to give, or the encoder reads none.
         """
+        tables = [self.items, *(one for _, one in having(self.encoder, "reserve"))]
         for path, part in parts_of(self, used=True):
             asked = member(part, "rows_behind")
+            if asked and not member(self.encoder, "reads_behind"):
+                raise ValueError(
+                    f"{type(part).__name__} ({path}) writes a mask or an end token into histories, and "
+                    f"{type(self.encoder).__name__} reads the codes of items, which those do not have: use an encoder "
+                    "of items, or leave the part out"
+                )
             if fresh and self.items.num_items and asked > self.items.extra:
                 raise ValueError(
                     f"{type(part).__name__} ({path}) needs {asked} input-only rows behind the items (mask, end token), "
@@ -140,12 +150,69 @@ class Composed(Ranker):
                 )
             if asked:
                 try:
-                    self.items.reserve(asked)
+                    for table in tables:
+                        table.reserve(asked)
                 except ValueError as error:
                     raise ValueError(
                         f"{type(part).__name__} ({path}) needs {asked} input-only rows behind the items (mask, end "
                         f"token), and {error}"
                     ) from error
+
+    def add_items(self, ids: Sequence[Any], vectors: Any = None, features: Mapping[str, Any] | None = None) -> None:
+        """Take items into the catalogue that came after training, behind those it has, whose rows stay as they are.
+
+        Args:
+            ids: raw ids that are new.
+            vectors: what the item table makes of them (text vectors for ``TextItems``): a
+                :class:`recsys.ids.vectors.Vectors`, or an array (n, H) in the order of ``ids``; of ``CodeItems`` the
+                ``SemanticIds`` that have them. A table that reads something else, or all if this is None, looks them
+                up in the folder that it was made from.
+            features: what ``FeatureItems`` makes of them: column -> values in the order of ``ids``, or ``Features``.
+
+        Raises:
+            DataError: an id is in the catalogue already, is of another type, or has no vector.
+            ValueError: the table or another part learned something for each item and has nothing for new ones.
+        """
+        self._check(1, "none")
+        assert self.vocabulary is not None
+        tables = self._tables()
+        if unable := [table for table in tables if not hasattr(table, "add_items")]:
+            raise ValueError(
+                f"{type(unable[0]).__name__} has no vectors for items that training never saw: use TextItems or "
+                "FeatureItems, or train on data that hold them"
+            )
+        if not len(ids):
+            return
+        grown = self.vocabulary.extended(ids)
+        new = grown.raw(np.arange(self.num_items + 1, self.num_items + 1 + len(ids))).tolist()
+        if vectors is not None and not isinstance(vectors, Vectors) and not hasattr(vectors, "codes"):
+            vectors = Vectors.of(new, vectors)
+        kept = [(one, dict(vars(one)), dict(one._parameters), dict(one._buffers)) for one in self.modules()]
+        marked = getattr(self.targets, "num_items", None) == self.num_items  # where the mask is: behind the items
+        try:
+            for table in tables:
+                table.add_items(new, vectors, **({} if features is None else {"features": features}))
+            self.vocabulary, self.num_items = grown, len(grown)
+            self.popularity = torch.cat([self.popularity, self.popularity.new_zeros(len(new))])
+            if marked:
+                self.targets.num_items = len(grown)  # type: ignore[attr-defined]
+            now = np.zeros(1, np.int64)
+            self._rank([History(new[-1:], now, query_time=0, time_unit="ms")], 1, "none")
+        except Exception as error:
+            for one, values, parameters, buffers in kept:
+                vars(one).update(values)
+                one._parameters, one._buffers = parameters, buffers
+            if marked:
+                self.targets.num_items = self.num_items  # type: ignore[attr-defined]
+            if isinstance(error, (ValueError, OSError)):
+                raise
+            raise ValueError(f"a part of this model cannot read items that training never saw ({error})") from error
+
+    def _tables(self) -> list[Any]:
+        """The item tables: that of the items, and those that the encoder or an auxiliary holds; each once."""
+        parts = [part for one in (self.encoder, *self.auxiliaries) for _, part in parts_of(one)]
+        held = [table for part in parts for table in getattr(part, "item_tables", ())]
+        return list({id(table): table for table in (self.items, *held)}.values())
 
     @property
     def train_needs(self) -> frozenset[str]:

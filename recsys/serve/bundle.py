@@ -187,7 +187,8 @@ class Bundle:
     def __str__(self) -> str:
         text = f"bundle {self.folder}: {type(self.model).__name__}, {len(self.vocabulary):,} items"
         if self.index is None:
-            return f"{text}, no index (all items are scored)"
+            how = "all items are scored" if isinstance(self.model, Scores) else "it makes lists by itself"
+            return f"{text}, no index ({how})"
         text = f"{text}, {self.index.kind} index"
         measured = self.index.recall
         if not measured:

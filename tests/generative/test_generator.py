@@ -13,12 +13,14 @@ import recsys as rs
 from recsys.data.cold import cold_items
 from recsys.data.split import Split
 from recsys.encoders.added import AddedInputs
+from recsys.encoders.parallel import ParallelHeads
 from recsys.encoders.tokens import TokenEncoder
 from recsys.errors import DataWarning, UnknownItemError
 from recsys.generative.code_decoder import CodeDecoder
 from recsys.generative.dense import DenseRetrieval
 from recsys.generative.liger import Liger
 from recsys.ids.vectors import Vectors
+from recsys.items.parallel import ParallelItems
 from recsys.protocols import Context, Step
 from recsys.semantic_ids.table import SemanticIds
 from tests.cycles import cycles, outcome
@@ -166,6 +168,69 @@ def test_parts_that_do_not_fit_are_refused(split: Split, tmp_path: Path) -> None
         rs.Generator(rs.CodeItems(DIM, folder), encoder, rs.FullSoftmax())
     with pytest.raises(ValueError, match="past"):
         rs.Generator(rs.CodeItems(DIM, folder), TokenEncoder(DIM, 1, 2, 8, 32), decoder)
+    with pytest.raises(ValueError, match="dim=16, CodeDecoder dim=8"):
+        rs.Generator(rs.CodeItems(DIM, folder), encoder, CodeDecoder(8, 1, 2, 8, 32))
+    with pytest.raises(TypeError, match="CodeItems"):
+        heads = ParallelHeads(rs.SASRec(8, max_length=8), 2)
+        rs.Generator(ParallelItems(8, 2, folder), heads, decoder)
+    tokens: Any = TokenEncoder(DIM, 1, 2, 8, 32, causal=True)
+    for more in ({"targets": rs.MaskedItems()}, {"auxiliaries": [rs.CL4SRec()]}):
+        with pytest.raises(ValueError, match="mask"):
+            rs.Generator(rs.CodeItems(DIM, folder), tokens, decoder, **more)
+    for wrapped in (tokens, ParallelHeads(rs.SASRec(8, max_length=8), 2)):
+        with pytest.raises(ValueError, match="cannot read its own states"):
+            rs.ReaRec(wrapped, steps=1)
+
+
+def test_long_lists_are_searched_for_few_histories_at_a_time(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    class Counted(rs.Beam):
+        def forward(self, decoder: Any, encoded: Any, *more: Any) -> Any:
+            asked.append(len(encoded.batch))
+            return super().forward(decoder, encoded, *more)
+
+    model = generator(codes(tmp_path / "ids", split))
+    model.search = Counted(8)
+    model.bind(Context(split.num_items, split.items, split.train))
+    monkeypatch.setattr("recsys.generative.generator.BEAMS", 40)
+    histories = [[one] for one in split.items.ids.tolist()]
+    few, many = model.recommend(histories, k=5), model.recommend(histories, k=20)
+    assert asked == [5, 5, 5, 5] + [2] * 10
+    assert [one[:5] for one in many.items] == few.items
+
+
+def test_items_are_added_by_their_codes(split: Split, tmp_path: Path) -> None:
+    model = generator(codes(tmp_path / "ids", split))
+    model.bind(Context(split.num_items, split.items, split.train))
+    model.learned = True
+    raw = split.items.ids.tolist()
+    histories = [raw[:3], raw[7:8]]
+    before = model.recommend(histories, k=20, exclude="none")
+    bundle = rs.export(model, tmp_path / "bundle")
+    more = SemanticIds.of(["new"], [[3, 4]], sizes=[4, 5])
+    for one in (model, bundle):
+        one.add_items(["new"], more)
+        after = one.recommend([*histories, ["new"]], k=21, exclude="none")
+        for kept, items in zip(before.items, after.items[:2], strict=True):
+            assert [item for item in items if item != "new"] == kept
+            assert items.index("new") == items.index(raw[19]) + 1  # which has the same codes, and comes first
+        assert len(after.items[2]) == 21
+    bundle.save()
+    again = rs.Bundle.load(tmp_path / "bundle").recommend(histories, k=21, exclude="none")
+    assert again.items == after.items[:2]
+    other = np.random.default_rng(0).permutation(21)
+    for refused, told in (
+        (SemanticIds.of(["no", *raw], np.stack([other % 4, other % 5], 1), sizes=[4, 5]), "other codes"),
+        (SemanticIds.of(["no"], [[4, 0]]), "sizes"),
+        (SemanticIds.of(["yes"], [[0, 0]]), "no codes"),
+        (np.zeros((1, 4)), "no codes"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            model.add_items(["no"], refused)
+    assert model.num_items == 21 and model.recommend(histories, k=21, exclude="none").items == after.items[:2]
 
 
 @pytest.mark.parametrize(("share", "most"), [(0.0, 0), (0.1, 1), (0.2, 2), (None, 20)])
@@ -250,6 +315,30 @@ def test_liger_candidates_are_those_of_the_beam_and_the_cold_ones_once(liger: tu
         assert found.items[row] == [one for one in dense.items[row] if one in allowed][:5]
     denied = model.recommend(histories, k=5, deny=cold)
     assert not set(cold) & {one for items in denied.items for one in items}
+
+
+def test_liger_takes_in_items_by_codes_and_texts(liger: tuple[Liger, Split, list[Any]], tmp_path: Path) -> None:
+    model, split, _ = liger
+    bundle = rs.export(model, tmp_path / "bundle")
+    other, raw = bundle.model, split.items.ids.tolist()
+    twin = model.dense.vectors()[2].detach()  # the text of the new item is that of the third one
+    text = Vectors.load(model.dense.items.vectors)
+    Vectors.of(["new"], text.array[text.vocabulary.rows(raw[2:3])]).save(tmp_path / "more")
+    with pytest.raises(ValueError, match="new items"):
+        bundle.add_items(
+            ["new"], SemanticIds.of(["new"], [[0, 0]], sizes=[4, 5])
+        )  # texts are in the folder, not this one
+    assert other.num_items == other.items.num_items == other.dense.items.num_items == 20
+    both = SemanticIds.of([*raw, "new"], np.stack([np.arange(21) % 20 // 5, np.arange(21) % 20 % 5], 1))
+    both.save(tmp_path / "ids")
+    other.items.ids = str(tmp_path / "ids")
+    bundle.add_items(["new"], Vectors.load(tmp_path / "more"))
+    assert torch.allclose(other.dense.vectors()[20], twin, atol=1e-5)
+    assert other.dense.cold.tolist() == [*model.dense.cold.tolist(), 21]
+    found = bundle.recommend([raw[:2], ["new"]], k=5)
+    assert "new" in found.items[0]
+    bundle.save()
+    assert rs.Bundle.load(tmp_path / "bundle").recommend([raw[:2], ["new"]], k=5).items == found.items
 
 
 def test_liger_12_10_cold_items_get_no_gradient_and_weight_zero_is_no_part(

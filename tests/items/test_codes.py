@@ -15,6 +15,7 @@ import recsys as rs
 from recsys.data.split import Split
 from recsys.encoders.parallel import ParallelHeads
 from recsys.errors import DataError
+from recsys.ids.vectors import Vectors
 from recsys.items.codes import CodeItems
 from recsys.items.parallel import ParallelItems
 from recsys.objectives.code_softmax import CodeSoftmax
@@ -255,3 +256,38 @@ def test_rpg_with_heads_learns_and_is_exported(tmp_path: Path) -> None:
     rs.export(model, tmp_path / "bundle", index="exact")
     histories = [[raw] for raw in split.items.ids[:5].tolist()]
     assert rs.Bundle.load(tmp_path / "bundle").recommend(histories, 3).items == model.recommend(histories, 3).items
+
+
+def test_rpg_with_heads_reads_masks(tmp_path: Path) -> None:
+    split = cycles(users=20)
+    number = np.arange(split.num_items)
+    SemanticIds.of(split.items.ids, np.stack([number % 5, number // 5], 1), ordered=False).save(tmp_path / "ids")
+    encoder = ParallelHeads(rs.BERT4Rec(8, num_layers=1, max_length=6), 2)
+    model = rs.Recommender(ParallelItems(8, 2, str(tmp_path / "ids")), encoder, CodeSoftmax(), rs.MaskedItems())
+    rs.fit(model, split, epochs=1, validate_every=0, progress=False)
+    assert len(model.recommend([split.items.ids[:3].tolist()], 4).items[0]) == 4
+
+
+def test_a_sum_takes_in_items_by_the_codes_and_texts_that_each_table_reads(tmp_path: Path) -> None:
+    split = cycles(users=20)
+    raw, number = split.items.ids.tolist(), np.arange(split.num_items)
+    SemanticIds.of(raw, np.stack([number % 5, number // 5], 1)).save(tmp_path / "ids")
+    table = np.random.default_rng(0).normal(size=(22, 4)).astype(np.float32)
+    Vectors.of([*raw, "new", "newer"], table).save(tmp_path / "texts")
+    texts = rs.TextItems(DIM, str(tmp_path / "texts"))
+    model = rs.Recommender(
+        rs.SumItems([texts, CodeItems(DIM, str(tmp_path / "ids"))]), rs.SASRec(DIM), rs.FullSoftmax()
+    )
+    rs.fit(model, split, epochs=1, validate_every=0, progress=False)
+    model.add_items(["new"], SemanticIds.of(["new"], [[4, 3]]))
+    codes = model.items.tables[1]
+    assert codes.codes[21].tolist() == [4, 3] and model.recommend([["new"]], k=3).items
+    with pytest.raises(ValueError, match="other codes"):  # of what the model took in
+        model.add_items(["newer"], SemanticIds.of(["new", "newer"], [[4, 2], [0, 0]]))
+    assert model.num_items == model.items.num_items == codes.num_items == 21
+
+
+def test_a_table_of_codes_is_named_by_its_folder(tmp_path: Path) -> None:
+    ids = SemanticIds.load(saved(tmp_path / "ids"))
+    with pytest.raises(TypeError, match="path"):
+        CodeItems(DIM, ids)  # type: ignore[arg-type]
