@@ -49,7 +49,6 @@ from .negatives.in_batch import InBatchNegatives as InBatchNegatives
 from .negatives.uniform import UniformNegatives as UniformNegatives
 from .nn.backbone import Backbone as Backbone
 from .nn.features import FeatureInputs as FeatureInputs
-from .nn.text_backbone import TextBackbone as TextBackbone
 from .objectives.bce import BCE as BCE
 from .objectives.bpr import BPR as BPR
 from .objectives.code_softmax import CodeSoftmax as CodeSoftmax
@@ -61,6 +60,7 @@ from .preferences.evaluate import evaluate_axes as evaluate_axes
 from .preferences.matching import Matching as Matching
 from .preferences.source import PreferenceBatches as PreferenceBatches
 from .preferences.table import Preferences as Preferences
+from .preferences.text_backbone import TextBackbone as TextBackbone
 from .preferences.tokens import PreferenceTokens as PreferenceTokens
 from .preferences.vectors import PreferenceVectors as PreferenceVectors
 from .preferences.write import write_preferences as write_preferences

@@ -26,8 +26,8 @@ from recsys.data.batch import PAD, Batch
 from recsys.encoders.tokens import TokenMemory
 from recsys.errors import DataError, DataWarning
 from recsys.llm.texts import clean_value
-from recsys.nn.text_backbone import TextBackbone
 from recsys.preferences.requests import FIELD, PREFERENCE, RequestTexts
+from recsys.preferences.text_backbone import TextBackbone
 from recsys.preferences.vectors import USE
 from recsys.protocols import Context, Encoded
 

@@ -18,11 +18,11 @@ from recsys.encoders.tokens import TokenMemory
 from recsys.errors import DataError, DataWarning
 from recsys.generative.code_decoder import CodeDecoder
 from recsys.llm.embed import embed
-from recsys.nn.text_backbone import T5, TextBackbone
 from recsys.preferences.axes import recommendation, sentiment
 from recsys.preferences.evaluate import evaluate_axes
 from recsys.preferences.matching import Matching
 from recsys.preferences.source import PreferenceBatches
+from recsys.preferences.text_backbone import T5, TextBackbone
 from recsys.preferences.tokens import PreferenceTokens
 from recsys.preferences.vectors import PreferenceVectors
 from recsys.preferences.write import write_preferences
