@@ -79,10 +79,9 @@ class Generator(Composed):
             )
         if not isinstance(decoder, Decoder):
             raise TypeError(f"a decoder has begin and step, beside its loss; {type(decoder).__name__} lacks them")
-        if getattr(decoder, "dim", items.dim) != items.dim:
-            raise ValueError(
-                f"the item table has dim={items.dim}, {type(decoder).__name__} dim={decoder.dim}: give both the same"
-            )
+        dim = getattr(decoder, "dim", items.dim)
+        if dim != items.dim:
+            raise ValueError(f"the item table has dim={items.dim}, {type(decoder).__name__} dim={dim}: give both one")
         super().__init__(items, encoder, decoder, targets, auxiliaries, augmentations, weightings)
         self.search, self.cold = Beam() if search is None else search, cold
         if self.search.ordered != decoder.ordered:
