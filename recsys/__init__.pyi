@@ -14,14 +14,17 @@ from .data.split import Split as Split
 from .data.splitters import Given as Given
 from .data.splitters import GlobalTime as GlobalTime
 from .data.splitters import LeaveLast as LeaveLast
+from .encoders.added import AddedInputs as AddedInputs
 from .encoders.bert4rec import BERT4Rec as BERT4Rec
 from .encoders.gru4rec import GRU4Rec as GRU4Rec
 from .encoders.mamba4rec import Mamba4Rec as Mamba4Rec
+from .encoders.parallel import ParallelHeads as ParallelHeads
 from .encoders.rearec import ReaRec as ReaRec
 from .encoders.recformer import Recformer as Recformer
 from .encoders.sasrec import SASRec as SASRec
 from .encoders.sigma import SIGMA as SIGMA
 from .encoders.slmrec import SLMRec as SLMRec
+from .encoders.tokens import TokenEncoder as TokenEncoder
 from .encoders.unirec import UniRec as UniRec
 from .errors import DataError as DataError
 from .errors import LeakageError as LeakageError
@@ -32,7 +35,13 @@ from .features.features import Features as Features
 from .features.tables import read_items as read_items
 from .features.tables import read_users as read_users
 from .generative.beam import Beam as Beam
+from .generative.code_decoder import CodeDecoder as CodeDecoder
+from .generative.dense import DenseRetrieval as DenseRetrieval
 from .generative.generator import Generator as Generator
+from .generative.liger import Liger as Liger
+from .generative.rewards import PathRewards as PathRewards
+from .generative.set_beam import SetBeam as SetBeam
+from .generative.set_decoder import SetDecoder as SetDecoder
 from .ids.vectors import Vectors as Vectors
 from .index.search import Index as Index
 from .items.codes import CodeItems as CodeItems
@@ -40,6 +49,7 @@ from .items.features import FeatureItems as FeatureItems
 from .items.frozen import FrozenItems as FrozenItems
 from .items.ids import IdItems as IdItems
 from .items.local import LocalItems as LocalItems
+from .items.parallel import ParallelItems as ParallelItems
 from .items.recformer import RecformerItems as RecformerItems
 from .items.sums import SumItems as SumItems
 from .items.text import TextItems as TextItems
@@ -74,6 +84,7 @@ from .recommenders.relmf import RelMF as RelMF
 from .recommenders.top import TopK as TopK
 from .runs.read import load_run as load_run
 from .semantic_ids.make import make_semantic_ids as make_semantic_ids
+from .semantic_ids.mpq import MPQ as MPQ
 from .semantic_ids.product import ProductQuantiser as ProductQuantiser
 from .semantic_ids.r3vae import R3VAE as R3VAE
 from .semantic_ids.random_codes import RandomCodes as RandomCodes
