@@ -84,6 +84,8 @@ class Generator(Composed):
             raise ValueError(f"the item table has dim={items.dim}, {type(decoder).__name__} dim={dim}: give both one")
         super().__init__(items, encoder, decoder, targets, auxiliaries, augmentations, weightings)
         self.search, self.cold = Beam() if search is None else search, cold
+        if not hasattr(self.search, "ordered"):
+            raise TypeError(f"search is a part that finds items by their codes, such as Beam(50); found {search!r:.60}")
         if self.search.ordered != decoder.ordered:
             kinds = {True: "codes level by level", False: "sets of codes"}
             raise ValueError(
@@ -199,11 +201,13 @@ class Generator(Composed):
 
     def _generated(self, encoded: Encoded, shown: Shown, width: int) -> tuple[Tensor, Tensor]:
         """Item rows (B, K) and their scores, best first; 0 and -inf behind the end."""
-        new = self.popularity[1:].cpu().numpy() == 0
-        if self.cold is None or not new.any():
+        if self.cold is None:
+            return self._searched(encoded, shown, width)
+        new = (self.popularity[1:] == 0).cpu().numpy()
+        if not new.any():
             return self._searched(encoded, shown, width)
         rows, scores = self._searched(encoded, _without(shown, new), width)
-        if few := int(self.cold * width):
+        if few := int(self.cold * width + 1e-9):
             more, values = self._searched(encoded, _without(shown, ~new), few)
             rows, order = torch.cat([rows, more], 1).sort(dim=1, stable=True)  # equal scores by item row
             scores, columns = best(torch.cat([scores, values], 1).gather(1, order), width)

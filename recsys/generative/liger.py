@@ -45,8 +45,8 @@ class Liger(Generator):
         candidates: K, beams that are re-ranked (more where a longer list is asked for).
 
     Raises:
-        ValueError: there is no dense head or several, ``rank_by`` is none of the three, or ``candidates`` is below 1;
-            or as a ``Generator``.
+        ValueError: there is no dense head or several, ``rank_by`` is none of the three or needs a dense head whose
+            weight is 0, or ``candidates`` is below 1; or as a ``Generator``.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Liger(Generator):
             )
         if candidates < 1:
             raise ValueError(f"candidates must be at least 1, found {candidates}")
-        self.rank_by, self.candidates = _checked(rank_by), candidates
+        self.rank_by, self.candidates = self._checked(rank_by), candidates
 
     @property
     def dense(self) -> DenseRetrieval:
@@ -82,15 +82,24 @@ class Liger(Generator):
     def by(self, rank_by: str) -> Liger:
         """The same model, weights shared, that ranks by another of the three scores."""
         other = copy.copy(self)
-        other.rank_by = _checked(rank_by)
+        other.rank_by = self._checked(rank_by)
         return other
+
+    def _checked(self, rank_by: str) -> str:
+        if rank_by not in RANK_BY:
+            raise ValueError(f"rank_by is one of {', '.join(RANK_BY)}, found {rank_by!r}")
+        if rank_by != "generative" and not self.dense.weight:
+            raise ValueError(
+                f'a dense head of weight 0 learns nothing that could rank: rank by "generative", found {rank_by!r}'
+            )
+        return rank_by
 
     def sections(self, model: Any, split: Any) -> dict[str, Any]:
         """Of the report: the three scores apart, for all targets and for warm and cold ones."""
         from recsys.eval.evaluate import evaluate
 
         rows = []
-        for rank_by in RANK_BY:
+        for rank_by in RANK_BY if self.dense.weight else ("generative",):
             report = evaluate(self.by(rank_by), split.test, k=[10], metrics=METRICS, progress=False, warn=False)
             cold = report.columns["cold_targets"] > 0
             groups = {"all": np.ones_like(cold), "warm": ~cold, "cold": cold}
@@ -126,9 +135,3 @@ class Liger(Generator):
         rows, order = rows.sort(dim=1, stable=True)  # equal scores by item row
         values, columns = best(scores.gather(1, order), width)
         return rows.gather(1, columns).masked_fill(values == -torch.inf, PAD), values
-
-
-def _checked(rank_by: str) -> str:
-    if rank_by not in RANK_BY:
-        raise ValueError(f"rank_by is one of {', '.join(RANK_BY)}, found {rank_by!r}")
-    return rank_by

@@ -164,6 +164,8 @@ def test_parts_that_do_not_fit_are_refused(split: Split, tmp_path: Path) -> None
     decoder, encoder = CodeDecoder(DIM, 1, 2, 8, 32), rs.SASRec(DIM, max_length=8)
     with pytest.raises(TypeError, match="CodeItems"):
         rs.Generator(rs.IdItems(DIM), encoder, decoder)
+    with pytest.raises(TypeError, match="Beam"):
+        rs.Generator(rs.CodeItems(DIM, folder), encoder, decoder, search=50)
     with pytest.raises(TypeError, match="begin and step"):
         rs.Generator(rs.CodeItems(DIM, folder), encoder, rs.FullSoftmax())
     with pytest.raises(ValueError, match="past"):
@@ -339,6 +341,24 @@ def test_liger_takes_in_items_by_codes_and_texts(liger: tuple[Liger, Split, list
     assert "new" in found.items[0]
     bundle.save()
     assert rs.Bundle.load(tmp_path / "bundle").recommend([raw[:2], ["new"]], k=5).items == found.items
+
+
+def test_liger_does_not_rank_by_a_head_that_learns_nothing(split: Split, tmp_path: Path) -> None:
+    folder = codes(tmp_path / "ids", split)
+    Vectors.of(split.items.ids, np.eye(split.num_items, 4, dtype=np.float32)).save(tmp_path / "texts")
+
+    def idle(rank_by: str) -> Liger:
+        head = DenseRetrieval(rs.TextItems(DIM, str(tmp_path / "texts")), weight=0.0)
+        return generator(folder, Liger, rank_by=rank_by, auxiliaries=[head])
+
+    for rank_by in ("hybrid", "dense"):
+        with pytest.raises(ValueError, match="weight 0"):
+            idle(rank_by)
+    model = trained(idle("generative"), split, epochs=1)
+    with pytest.raises(ValueError, match="weight 0"):
+        model.by("dense")
+    rows = model.sections(model, split)["Generative, dense and hybrid scores"]
+    assert [row["ranked by"] for row in rows] == ["generative"]
 
 
 def test_liger_12_10_cold_items_get_no_gradient_and_weight_zero_is_no_part(
