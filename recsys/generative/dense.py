@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from recsys.hooks import bind
 from recsys.nn.softmax import cross_entropy
-from recsys.objectives.weighted import weighted_sum
 from recsys.protocols import Context, ItemTable, Step
 
 
@@ -57,7 +56,7 @@ class DenseRetrieval(nn.Module):
         self.warm = torch.from_numpy(np.asarray(counts) > 0)
 
     def forward(self, step: Step) -> Tensor:
-        """The mean over the targets of the batch, weighted as in the objective."""
+        """The mean over the targets of the update, weighted as in the objective, whatever batches they come in."""
         hidden, targets, weights = step.encoded.at_targets(step.batch)
         if not len(targets):
             return hidden.sum() * 0.0
@@ -66,7 +65,7 @@ class DenseRetrieval(nn.Module):
         vectors = F.normalize(self.items.output(rows), dim=1)
         states = F.normalize(hidden, dim=1) / self.temperature
         total = cross_entropy(states, place[targets], weights, (vectors,))
-        return total / (weighted_sum(torch.ones_like(targets, dtype=total.dtype), weights).clamp(min=1e-12))
+        return total / step.total_weight / (step.share or 1.0)  # the recommender multiplies by the share
 
     def vectors(self) -> Tensor:
         """(N, D) vectors of length 1 of all items, for inference."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import recsys as rs
 from recsys.data.cold import cold_items
@@ -341,6 +342,29 @@ def test_liger_takes_in_items_by_codes_and_texts(liger: tuple[Liger, Split, list
     assert "new" in found.items[0]
     bundle.save()
     assert rs.Bundle.load(tmp_path / "bundle").recommend([raw[:2], ["new"]], k=5).items == found.items
+
+
+def test_the_dense_loss_is_a_mean_over_the_update_however_it_is_batched(
+    liger: tuple[Liger, Split, list[Any]],
+) -> None:
+    model, split, _ = liger
+    model.eval()
+    whole = split.train.gather(np.arange(7), 9)
+    parts = [split.train.gather(np.arange(*ends), 9) for ends in ((0, 2), (2, 7))]
+    count = float((model.prepare(whole, Step(whole, 0)).targets > 0).sum())
+
+    def term(batch: Any, share: float) -> float:
+        made = model.prepare(batch, Step(batch, 0))
+        with torch.no_grad():
+            found = model.loss(Step(made, 0, total_weight=count, share=share))["DenseRetrieval0"]
+        return float(found)
+
+    chosen = model.prepare(whole, Step(whole, 0))
+    hidden, targets, _ = model.encode(chosen).at_targets(chosen)
+    scores = (F.normalize(hidden, dim=1) / 0.2) @ model.dense.vectors().T
+    expected = float(F.cross_entropy(scores.masked_fill(~model.dense.warm[1:], -torch.inf), targets - 1))
+    assert term(whole, 1.0) == pytest.approx(expected, rel=1e-5)
+    assert sum(term(part, 0.5) for part in parts) == pytest.approx(expected, rel=1e-5)
 
 
 def test_liger_does_not_rank_by_a_head_that_learns_nothing(split: Split, tmp_path: Path) -> None:
