@@ -13,6 +13,9 @@ hook                  who calls it                 when, and what it is for     
 bind(context)         ``Recommender.bind``         once before training and before       ``PopularityPropensity``
                                                    saved tensors are loaded; a part
                                                    that has it binds what it holds
+reserve(rows)         ``Recommender``              of an item table, one in the encoder  ``TextItems``
+                                                   too, when the parts are put together:
+                                                   room for input-only rows
 make_room(tensors)    ``Ranker.load_tensors``      before saved tensors are loaded:      ``FeatureItems``
                                                    parameters of sizes only those know
 carry(before,         ``fit(init="keep")``         behind ``bind``, where a learned      ``TextItems``
