@@ -48,7 +48,8 @@ class Generator(Composed):
         search: how items are found by their codes (default ``Beam(50)``).
         targets, auxiliaries, augmentations, weightings: as of a ``Recommender``.
         cold: the largest share of a list that items without training events may have, as in TIGER's cold-start study
-            (0.1 there; 0 leaves them out); None: they compete by their codes like all others.
+            (0.1 there; 0 leaves them out); None: they compete by their codes like all others. It is a share of the
+            list that is asked for, so a list of 10 need not begin one of 20: evaluate to the cut-off that is served.
 
     Raises:
         TypeError: the items have no codes, or the decoder does not generate.

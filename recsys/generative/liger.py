@@ -42,7 +42,8 @@ class Liger(Generator):
         items, encoder, decoder, search, targets, augmentations, weightings: as of a ``Generator``.
         auxiliaries: further losses; one of them is a ``DenseRetrieval``, the dense head.
         rank_by: "hybrid", "dense" or "generative"; :meth:`by` gives a trained model another.
-        candidates: K, beams that are re-ranked (more where a longer list is asked for).
+        candidates: K, beams that are re-ranked. Where a longer list is asked for there are as many as it has items, so
+            a list of up to K items begins a longer one only up to its own candidates: set K to the longest list.
 
     Raises:
         ValueError: there is no dense head or several, ``rank_by`` is none of the three or needs a dense head whose
