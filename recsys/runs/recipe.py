@@ -135,12 +135,22 @@ def _import_from(homes: list[Path]) -> None:
     others = [home for home in _HOMES if home not in ours]
     _HOMES[:] = [*ours, *others]
     sys.path[:] = [entry for entry in sys.path if entry not in _HOMES] + _HOMES
-    for name, module in list(sys.modules.items()):
-        origin = _home_of(name, getattr(module, "__file__", None))
-        if origin in _HOMES:
-            home, _ = _first(name.partition(".")[0], homes)
-            if home is not None and str(home) != origin:
-                del sys.modules[name]
+    held = {name: Path(module.__file__ or "") for name, module in list(sys.modules.items()) if _is_held(name, module)}
+    gone: set[str] = set()
+    for name, file in held.items():
+        home, _ = _first(name.partition(".")[0], homes)
+        if home is not None and str(home) != _home_of(name, str(file)):
+            gone.add(name)
+    while gone:  # what has imported one that goes holds on to it
+        for name in gone:
+            del sys.modules[name], held[name]
+        tops = {name.partition(".")[0] for name in gone}
+        gone = {name for name, file in held.items() if tops & set(_imports(file))}
+
+
+def _is_held(name: str, module: Any) -> bool:
+    """Whether a module was imported from the folder of some recipe."""
+    return _home_of(name, getattr(module, "__file__", None)) in _HOMES
 
 
 def _home_of(name: str, file: str | None) -> str | None:

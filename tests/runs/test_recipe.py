@@ -120,6 +120,20 @@ def test_b12_what_a_recipe_of_ones_own_imports_is_kept_with_it(tmp_path: Path) -
     assert list(run.iterdir()) == []
 
 
+def test_what_holds_on_to_a_neighbour_that_goes_is_imported_again(tmp_path: Path) -> None:
+    knobs = "from dataclasses import dataclass\nfrom typing import Literal\n\n\n@dataclass\nclass Knobs:\n"
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        text = f'from __future__ import annotations\n{knobs}    """Args:\n        way: {name}.\n    """\n\n'
+        (tmp_path / name / "neighbour_knobs.py").write_text(f'{text}    way: Literal["{name}"] = "{name}"\n')
+    inner = "from neighbour_knobs import Knobs\n\n\nclass More(Knobs):\n    pass\n"
+    (tmp_path / "a" / "neighbour_more.py").write_text(inner)
+    read = "def run(knobs: {0} = {0}()):\n    return knobs.way\n"
+    (tmp_path / "a" / "mine_a.py").write_text("from neighbour_more import More\n" + read.format("More"))
+    (tmp_path / "b" / "mine_b.py").write_text("from neighbour_knobs import Knobs\n" + read.format("Knobs"))
+    assert [load_recipe(tmp_path / name / f"mine_{name}.py")() for name in "aba"] == ["a", "b", "a"]
+
+
 def test_b12_each_recipe_gets_the_neighbour_that_lies_beside_it(tmp_path: Path) -> None:
     for name, value in (("a", 1), ("b", 2)):
         (tmp_path / name).mkdir()
