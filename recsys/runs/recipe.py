@@ -187,7 +187,7 @@ def _imports(path: Path) -> Iterator[str]:
     """The top-level names that a Python file imports, within functions too."""
     try:
         tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError):
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
