@@ -17,7 +17,6 @@ Legend: B histories, W beams, M levels, N items, C candidates or codes of a leve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,22 +25,12 @@ from torch import Tensor, nn
 from recsys.generative.children import children
 from recsys.generative.reach import Reach
 from recsys.generative.trie import Trie, trie_of
+from recsys.generative.widening import Tally, until_full
 from recsys.protocols import Decoder, Encoded
 from recsys.ranking.filters import Shown
 from recsys.ranking.ties import best
 
 NUMBERS = 1 << 24  # log-probabilities that a decoder gives at a time, where all items or many candidates are scored
-
-
-@dataclass
-class Tally:
-    """How the histories that were searched fared."""
-
-    histories: int = 0
-    raised: int = 0  # searched with more beams than the search has, as their list is longer than that
-    widened: int = 0  # searched again with more beams, as the first ones ended in codes of probability zero
-    short: int = 0  # with a list that is shorter than what may be shown to them and asked for
-    missing: int = 0  # items that those lists lack in all
 
 
 class Beam(nn.Module):
@@ -89,22 +78,10 @@ class Beam(nn.Module):
         k, leaves = min(k, trie.num_items), trie.nodes[-2]
         if not search.reach.count:
             return trie.items.new_zeros(0, k, dtype=torch.int64), torch.zeros(0, k, device=trie.device)
-        width = min(max(self.width, k), leaves)
-        rows, scores, _ = search(width, k)
-        wanted, cut = search.reach.left.clamp(max=k), True
-        short = (rows > 0).sum(1) < wanted
-        self.tally.histories += len(rows)
-        self.tally.raised += len(rows) if width > self.width else 0
-        self.tally.widened += int(short.sum())
-        while bool(short.any()) and width < leaves and cut:
-            width = min(2 * width, leaves)
-            found, values, more = search(width, k, trim=True)
-            rows, scores = torch.where(short[:, None], found, rows), torch.where(short[:, None], values, scores)
-            cut = bool((more & short).any())
-            short = (rows > 0).sum(1) < wanted
-        self.tally.short += int(short.sum())
-        self.tally.missing += int((wanted - (rows > 0).sum(1)).sum())
-        return rows, scores
+        width, wanted = min(max(self.width, k), leaves), search.reach.left.clamp(max=k)
+        return until_full(
+            lambda beams, again: search(beams, k, trim=again), wanted, width, leaves, self.tally, width > self.width
+        )
 
 
 class _Search:

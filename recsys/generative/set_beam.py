@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recsys.generative.beam import Tally, refuse_nan
+from recsys.generative.beam import refuse_nan
 from recsys.generative.set_layers import of_parents
 from recsys.generative.set_walk import Lists, Reach, SetIndex, found_items, index_of
+from recsys.generative.widening import Tally, until_full
 from recsys.protocols import Encoded
 from recsys.ranking.filters import Shown
 
@@ -104,19 +105,12 @@ class SetBeam(nn.Module):
         index = index_of(items)
         reach, k = Reach(index, shown, len(encoded.batch)), min(k, index.num_items)
         wanted, width = reach.available.clamp(max=k), max(self.width, k)
-        rows, scores = self._search(decoder, encoded, items, reach, width, k)
-        short = (rows > 0).sum(1) < wanted
-        self.tally.histories += len(rows)
-        self.tally.raised += len(rows) if width > self.width else 0
-        self.tally.widened += int(short.sum())
-        while bool(short.any()) and width < index.num_items:
-            width *= 2  # several orders of one item had filled the beams
-            found, values = self._search(decoder, encoded, items, reach, width, k)
-            rows, scores = torch.where(short[:, None], found, rows), torch.where(short[:, None], values, scores)
-            short = (rows > 0).sum(1) < wanted
-        self.tally.short += int(short.sum())
-        self.tally.missing += int((wanted - (rows > 0).sum(1)).sum())
-        return rows, scores
+
+        def search(beams: int, again: bool) -> tuple[Tensor, Tensor, Tensor]:
+            rows, scores = self._search(decoder, encoded, items, reach, beams, k)
+            return rows, scores, torch.ones_like(wanted, dtype=torch.bool)  # orders of one item may have filled them
+
+        return until_full(search, wanted, width, index.num_items, self.tally, width > self.width)
 
     def _search(
         self, decoder: Any, encoded: Encoded, items: Any, reach: Reach, width: int, k: int
