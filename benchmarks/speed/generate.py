@@ -14,7 +14,7 @@ are left out, and the best 50 are taken; at the first one it also finds the node
 one it makes a list of 50 items. Log-probabilities lie ready, so no decoder is in it. Seconds and milliseconds on a CPU
 are processor time.
 
-Parts "beam" and "train" are told of in ``tiger.py``, part "rpg" in ``rpg.py``.
+Parts "beam" and "train" are told of in ``decoding.py``, part "rpg" in ``scoring.py``.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import rpg
-import tiger
+import decoding
+import scoring
 from contest import HERE, ROOT, machine, save, stamp_command
 from scan import peak_mib, reset_peak
 
@@ -45,7 +45,7 @@ HISTORIES, BEAMS, SEEN = 64, 50, 20
 def main() -> None:
     """Measure the chosen part, print its tables and write them."""
     parts: dict[str, Callable[[argparse.Namespace], tuple[str, dict[str, Any]]]] = {
-        "trie": trie, "beam": tiger.beam, "train": tiger.train, "rpg": rpg.rpg,
+        "trie": trie, "beam": decoding.beam, "train": decoding.train, "rpg": scoring.rpg,
     }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=list(parts), required=True)
