@@ -10,7 +10,6 @@ from _knobs import Generative
 
 import recsys as rs
 from recsys.data.cold import cold_items
-from recsys.items.frozen import saved_vectors
 from recsys.semantic_ids.controls import make_control
 from recsys.semantic_ids.make import make_semantic_ids
 from recsys.semantic_ids.product import ProductQuantiser
@@ -78,6 +77,27 @@ class Cold:
         return {**knobs.evaluation(), **({"candidates": "cold"} if self.cold else {})}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How codes are generated, and by how large a decoder.
+
+    Args:
+        layers: blocks of the decoder, and of the encoder.
+        heads: attention heads of the decoder, and of an encoder of tokens.
+        head_dim: width of a head.
+        ff: width of the feed-forward parts (default: depends on the data set).
+        beam: beams of the search.
+        valid_users: users ranked after each epoch, drawn once; all where there are fewer.
+    """
+
+    layers: int = 2
+    heads: int = 2
+    head_dim: int = 32
+    ff: int | None = None
+    beam: int = 50
+    valid_users: int | None = 2000
+
+
 def folder_of(split: rs.Split, codes: Codes, defaults: Mapping[str, Any]) -> str:
     """The folder of the semantic ids of ``split``; ``defaults`` fill what is not given: tokens, levels, size.
 
@@ -91,8 +111,10 @@ def folder_of(split: rs.Split, codes: Codes, defaults: Mapping[str, Any]) -> str
         return _controlled(rs.SemanticIds.load(codes.codes), codes) if codes.control != "none" else codes.codes
     method = codes.tokens or defaults["tokens"]
     levels, size = codes.levels or defaults["levels"], codes.size or defaults["size"]
-    vectors = [] if codes.text == "none" else [rs.embed(split, model=TEXTS.get(codes.text, codes.text))]
-    vectors += [saved_vectors(codes.vectors)] if codes.vectors else []
+    vectors: list[Any] = []
+    if method != "random":  # which reads none
+        vectors += [] if codes.text == "none" else [rs.embed(split, model=TEXTS.get(codes.text, codes.text))]
+        vectors += [codes.vectors] if codes.vectors else []
     tokenizer = _tokenizer(method, levels, size, ordered=defaults["tokens"] == "residual")
     made = make_semantic_ids(split, vectors, tokenizer, seed=codes.codes_seed)
     return _controlled(made, codes)

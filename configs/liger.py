@@ -11,16 +11,16 @@ Deviations: as of the recipe ``tiger``; the text is added per item, not per code
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
-from _codes import TEXTS, Codes, Cold, folder_of
+from _codes import TEXTS, Codes, Cold, Decoding, folder_of
 from _knobs import Generative
-from tiger import CODES, KNOBS
+from tiger import CODES, KNOBS, decoder
 from tiger import encoder as reader
 
 import recsys as rs
 from recsys.encoders.added import AddedInputs
-from recsys.generative.code_decoder import CodeDecoder
 from recsys.generative.dense import DenseRetrieval
 from recsys.generative.liger import Liger
 
@@ -30,12 +30,7 @@ def run(
     candidates: int = 20,
     dense: float = 1.0,
     temperature: float = 0.07,
-    layers: int = 2,
-    heads: int = 2,
-    head_dim: int = 32,
-    ff: int | None = None,
-    beam: int = 50,
-    valid_users: int | None = 2000,
+    decoding: Decoding = Decoding(),
     codes: Codes = Codes(),
     cold: Cold = Cold(),
     knobs: Generative = Generative(),
@@ -48,27 +43,23 @@ def run(
         candidates: beams that are re-ranked.
         dense: weight of the loss of the dense head.
         temperature: divides the cosines of the dense head.
-        layers: blocks of the decoder, and of the encoder.
-        heads: attention heads of the decoder.
-        head_dim: width of a head.
-        ff: width of the feed-forward parts (default: depends on the data set).
-        beam: beams of the search.
-        valid_users: users ranked after each epoch, drawn once; all where there are fewer.
     """
     values = KNOBS[knobs.data]
-    knobs, ff = knobs.filled(values), ff or values["ff"]
+    knobs, decoding = knobs.filled(values), replace(decoding, ff=decoding.ff or values["ff"])
+    if codes.text == "none":
+        raise ValueError("the dense head compares texts of items: name a model of text vectors, not --text none")
     split = cold.split(knobs.data)
     folder, dim = folder_of(split, codes, CODES[knobs.data]), knobs.dim
     texts = str(rs.embed(split, model=TEXTS.get(codes.text, codes.text)).path)
-    encoder: Any = reader("items", "windows", layers, heads, head_dim, ff, knobs)
+    encoder: Any = reader("items", "windows", decoding, knobs)
     model = Liger(
         items=rs.CodeItems(dim, folder),
         encoder=AddedInputs(encoder, [rs.TextItems(dim, texts, "mlp")]),
-        decoder=CodeDecoder(dim, layers, heads, head_dim, ff, knobs.dropout or 0.0, memory="both"),
-        search=rs.Beam(beam),
+        decoder=decoder(decoding, knobs),
+        search=rs.Beam(decoding.beam),
         rank_by=rank_by,
         candidates=candidates,
         auxiliaries=[DenseRetrieval(rs.TextItems(dim, texts, "mlp"), dense, temperature)],
     )
-    training = knobs.training(windows=values["windows"], valid_users=valid_users)
+    training = knobs.training(windows=values["windows"], valid_users=decoding.valid_users)
     return rs.Run(model, split, training, evaluate=cold.evaluation(knobs), name="LIGER")

@@ -6,8 +6,8 @@ all that they leave open is ours (:mod:`recsys.semantic_ids.mpq`, :mod:`recsys.g
 
 Run: ``recsys fit reg4rec`` (others: ``--data amazon-beauty``, ``--data amazon-sports``, which need ``RECSYS_MIRROR``).
 Ablations, each a flag: ``--tokens mpq|residual|product``, ``--order confidence|random|fixed``, ``--reward
-msra|pars|off``, ``--prune off|prediction|head``. Paths are not pruned by default, as what we took for the paper's
-criterion drops good ones. Ties between items of equal codes are in the order of the catalogue, not by popularity.
+msra|pars|off``, ``--prune off|prediction|head``. Paths are not pruned by default, as the paper's criterion is not
+known. Ties between items of equal codes are in the order of the catalogue, not by popularity.
 """
 
 from __future__ import annotations

@@ -16,14 +16,14 @@ the past ones. ``--reads tokens --rows prefixes --memory past --softmax vocabula
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
-from _codes import Codes, Cold, folder_of
+from _codes import Codes, Cold, Decoding, folder_of
 from _knobs import Generative
 
 import recsys as rs
 from recsys.encoders.tokens import TokenEncoder
-from recsys.generative.code_decoder import CodeDecoder
 
 CODES: dict[str, dict[str, Any]] = {
     "ml-100k": {"tokens": "residual", "levels": 3, "size": 32},
@@ -49,12 +49,7 @@ def run(
     rows: Literal["windows", "prefixes"] = "windows",
     memory: Literal["both", "past", "newest"] = "both",
     softmax: Literal["level", "vocabulary"] = "level",
-    layers: int = 2,
-    heads: int = 2,
-    head_dim: int = 32,
-    ff: int | None = None,
-    beam: int = 50,
-    valid_users: int | None = 2000,
+    decoding: Decoding = Decoding(),
     codes: Codes = Codes(),
     cold: Cold = Cold(),
     knobs: Generative = Generative(),
@@ -66,33 +61,33 @@ def run(
         rows: training rows: windows of histories, all positions at once, or a row per prefix.
         memory: what the decoder is given: all past states to look at, the newest one to begin with, or both.
         softmax: over the codes of a level, or over all tokens.
-        layers: blocks of the decoder, and of the encoder.
-        heads: attention heads of the decoder, and of an encoder of tokens.
-        head_dim: width of a head.
-        ff: width of the feed-forward parts (default: depends on the data set).
-        beam: beams of the search.
-        valid_users: users ranked after each epoch, drawn once; all where there are fewer.
     """
     values = KNOBS[knobs.data]
-    knobs, ff = knobs.filled(values), ff or values["ff"]
+    knobs, decoding = knobs.filled(values), replace(decoding, ff=decoding.ff or values["ff"])
     split = cold.split(knobs.data)
     folder = folder_of(split, codes, CODES[knobs.data])
     model = rs.Generator(
         items=rs.CodeItems(knobs.dim, folder),
-        encoder=encoder(reads, rows, layers, heads, head_dim, ff, knobs),
-        decoder=CodeDecoder(knobs.dim, layers, heads, head_dim, ff, knobs.dropout or 0.0, softmax, memory=memory),
-        search=rs.Beam(beam),
+        encoder=encoder(reads, rows, decoding, knobs),
+        decoder=decoder(decoding, knobs, softmax, memory),
+        search=rs.Beam(decoding.beam),
         targets=rs.NextItem() if rows == "windows" else rs.LastItem(),
     )
     windows = values["windows"] if rows == "windows" else "last"
-    training = knobs.training(windows=windows, valid_users=valid_users)
+    training = knobs.training(windows=windows, valid_users=decoding.valid_users)
     return rs.Run(model, split, training, evaluate=cold.evaluation(knobs), name="TIGER")
 
 
-def encoder(reads: str, rows: str, layers: int, heads: int, head_dim: int, ff: int, knobs: Generative) -> Any:
+def encoder(reads: str, rows: str, decoding: Decoding, knobs: Generative) -> Any:
     """What reads the histories; ``liger`` has the same."""
     dropout, max_length = knobs.dropout or 0.0, knobs.max_length or 20
     if reads == "tokens":
-        causal = rows == "windows"
-        return TokenEncoder(knobs.dim, layers, heads, head_dim, ff, dropout, max_length, causal)
-    return rs.SASRec(knobs.dim, layers, 1, dropout, max_length)
+        sizes = decoding.layers, decoding.heads, decoding.head_dim, decoding.ff
+        return TokenEncoder(knobs.dim, *sizes, dropout, max_length, causal=rows == "windows")
+    return rs.SASRec(knobs.dim, decoding.layers, 1, dropout, max_length)
+
+
+def decoder(decoding: Decoding, knobs: Generative, softmax: str = "level", memory: str = "both") -> rs.CodeDecoder:
+    """What generates the codes; ``liger`` has the same."""
+    sizes = decoding.layers, decoding.heads, decoding.head_dim, decoding.ff
+    return rs.CodeDecoder(knobs.dim, *sizes, knobs.dropout or 0.0, softmax, memory=memory)

@@ -249,3 +249,14 @@ def test_ready_codes_are_read_as_they_are_or_as_a_control(toys: Path, tmp_path: 
     for making in ({"tokens": "opq"}, {"levels": 2}, {"size": 4}, {"vectors": str(toys / "vectors")}):
         with pytest.raises(ValueError, match="made already"):
             recipe("tiger")(**named, **making)
+
+
+def test_semantic_ids_ask_for_texts_where_they_read_them(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="--text none"):
+        made("liger", {"text": "none"}, toys, tmp_path, tmp_path)
+    asked: list[Any] = []
+    monkeypatch.setattr(rs, "embed", lambda *given, **named: asked.append(named), raising=False)
+    made("tiger", {"tokens": "random"}, toys, tmp_path, tmp_path)
+    assert not asked  # random codes need none

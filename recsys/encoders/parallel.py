@@ -5,8 +5,9 @@
 for each of M levels, side by side: states are M D wide. With :class:`recsys.items.parallel.ParallelItems` an item's
 score is the sum over levels of z_m with the vector of the item's code, an inner product of M D numbers.
 
-``CodeItems`` under the plain encoder is the same model without heads (all z_m are h), D numbers wide; on amazon-beauty
-it learned faster (see the tables in benchmarks). As in the authors' code W begins at zero and b at random.
+``CodeItems`` under the plain encoder is the same model without heads (all z_m are h), D numbers wide, and ranks in a
+quarter of the time (``python benchmarks/speed/generate.py --part rpg``). As in the authors' code W begins at zero and b
+at random.
 Reference: Hou et al., KDD 2025 (arXiv 2506.05781), section on parallel prediction; facebookresearch/RPG_KDD2025.
 Legend: B histories, T tokens, Q wanted ones, M levels, D width of the encoder.
 """

@@ -10,7 +10,7 @@ Each item is the M tokens of its semantic id, so that a history of n items is a 
   token, which would have to stand behind every prefix. This is ours, not the paper's.
 
 Training of the published sizes takes 3 to 4 times the targets per second in one pass on amazon-beauty (6.7 items are
-read for a target there), 10 times on ml-100k with 20 items (``python benchmarks/speed/generate.py --part train``).
+read for a target there), 9 times on ml-100k with 20 items (``python benchmarks/speed/generate.py --part train``).
 
 A decoder reads the states of all tokens (:class:`TokenMemory`); the state of an item is that of its last token.
 

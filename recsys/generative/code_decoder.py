@@ -7,8 +7,8 @@ with the output vectors of codes. Several targets of one history are trained at 
 what belongs to positions up to t, and all share the keys and values of the history, which are made once and never
 copied (nor are they for the beams of a search).
 
-Measured on amazon-beauty (4 + 4 layers, width 128, one thread): a constrained beam of 20 takes 8.2 ms of processor time
-per history, the same lists by ``generate`` of transformers 34 (``python benchmarks/speed/generate.py --part beam``).
+Measured on amazon-beauty (4 + 4 layers, width 128, two threads): a constrained beam of 20 takes 5.3 ms per history, the
+same lists by ``generate`` of transformers 25 (``python benchmarks/speed/generate.py --part beam --threads 2``).
 
 Legend: B histories, R of a group, S states of a history, T' targets, M levels, P places (M, or M + 1 with an end),
 V tokens, D width, W beams, H heads, d their width.

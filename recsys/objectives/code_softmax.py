@@ -7,7 +7,7 @@ orders the items like the sum of their log-probabilities, as the normalisers are
 the catalogue, without a search.
 
 Use when: codes are unordered (product quantisation, parallel experts) and many (16 to 64), and items come and go.
-Prefer instead: ``FullSoftmax`` over the same table, which compares items and not codes (see the tables in benchmarks).
+Prefer instead: ``FullSoftmax`` over the same table, which compares items and not codes.
 Reference: Hou et al., "Generating Long Semantic IDs in Parallel for Recommendation", KDD 2025 (arXiv 2506.05781).
 Legend: T targets, M levels, K codes of a level, D width.
 """

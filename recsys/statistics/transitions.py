@@ -14,7 +14,7 @@ What we do differently: a target without any training event ("cold") and a histo
 from the rest of "neither". Whether a case is composed at all is found without its kinds: with G = F_4 and R_4 together
 it is composed where v is in G(u), or G(u) and G(v) share an item. ``tests/statistics/test_transitions.py`` holds both
 forms to plain sets. Shares of memorised, composed and neither (cold ones included) among the test targets of
-leave-last: amazon-beauty .0861 .8125 .1014, amazon-sports .0513 .8474 .1013, the published ones; ml-1m .5897 .4103 0.
+leave-last: amazon-beauty .0861 .8125 .1014, amazon-sports .0513 .8474 .1013, the published ones.
 
 Legend: n cases (a history and a target), A newest items of a history, N items (rows 1..N), U users, M codes of an item.
 """
