@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,8 +70,11 @@ class Sequences:
 
     def __getitem__(self, chosen: Tensor) -> Sequences:
         """The sequences that ``chosen`` (N,) bool or (K,) int64 names."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Sequences(**{name: None if value is None else value[chosen] for name, value in found.items()})
+        found: dict[str, Any] = {}
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            found[name] = None if value is None else value[chosen]
+        return Sequences(**found)
 
     @property
     def weights(self) -> Tensor:
