@@ -43,6 +43,9 @@ request_columns()     ``recommend``                columns of events and of user
 alone(batch)          ``Generator``                of an encoder: gives a position to    ``PreferenceVectors``
                                                    histories without items that it can
                                                    answer all the same
+tallies()             ``fit``                      behind each epoch: what a part counts  ``Tuning``
+                                                   besides losses, numbers by name, for
+                                                   the record of the epoch
 state_dict()          ``fit``, ``export``          what is saved of a module: its        ``register_buffer(...,
                                                    parameters and persistent buffers     persistent=False)``: not
 ====================  ===========================  ====================================  ===========================

@@ -30,6 +30,7 @@ from recsys.data.batch import PAD, Batch
 from recsys.errors import DataError, closest
 from recsys.generative.set_beam import SetBeam
 from recsys.generative.set_sample import SampledPaths, sample_paths
+from recsys.llm.trainers.drafts import drawn_positions, histories_to
 from recsys.objectives.policy_gradient import divergence_estimate, group_advantages, policy_loss
 from recsys.protocols import Change, Context, Encoded, Step
 from recsys.recommenders.modes import evaluating
@@ -193,16 +194,6 @@ class PathRewards(nn.Module):
         return self._former[0]
 
 
-def drawn_positions(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A position with a target, drawn for each row that has one: rows and positions (n,) int64 each."""
-    if batch.targets is None:
-        raise ValueError("the batch has no targets: paths are rewarded by the targets of a prepared batch")
-    has = batch.targets > PAD
-    draws = torch.rand(has.shape, generator=generator, device=has.device).masked_fill(~has, -1)
-    rows = has.any(1).nonzero().squeeze(1)
-    return rows, draws[rows].argmax(1)
-
-
 def items_to_come(batch: Batch, rows: Tensor, positions: Tensor, horizon: int) -> Tensor:
     """(n, H) item rows of the target at each position and of those behind it in the same row; 0 where there are none.
 
@@ -220,21 +211,6 @@ def items_to_come(batch: Batch, rows: Tensor, positions: Tensor, horizon: int) -
     inside = at < targets.shape[1]
     found: Tensor = targets[rows[:, None], at.clamp(max=targets.shape[1] - 1)] * inside
     return found
-
-
-def histories_to(batch: Batch, rows: Tensor, positions: Tensor) -> Batch:
-    """The rows up to their positions (n,), without targets."""
-    part, lengths = batch.histories().select(rows), positions + 1
-    width = int(lengths.max())
-    inside = torch.arange(width, device=lengths.device) < lengths[:, None]
-
-    def cut(values: Tensor) -> Tensor:
-        values = values[:, :width]
-        return values.masked_fill(~inside.view(*inside.shape, *[1] * (values.dim() - 2)), 0)
-
-    features = {name: cut(values) for name, values in part.features.items()}
-    times = None if part.times is None else cut(part.times)
-    return part.replace(ids=cut(part.ids), lengths=lengths, times=times, features=features)
 
 
 def _categories(context: Context, column: str) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from recsys.data.batch import Batch
-from recsys.hooks import call
+from recsys.hooks import call, having
 from recsys.progress import Progress
 from recsys.runs.checkpoint import REMEDY, Checkpoint, pack, random_state, restore_random_state, unpack
 from recsys.runs.read import read_weights
@@ -199,6 +199,8 @@ class Loop:
         self.interrupt.immediate = self.fabric.world_size == 1
         value = self.validation(self.model, metric) if due else None
         record = state.record(metric, value, time.monotonic() - began)
+        if tallies := _tallies(self.model):
+            record["tallies"] = tallies
         unranked = last and not stage.validate and self.validation.enabled  # what this stage trained is kept unseen
         if state.improves(value) or not self.validation.enabled or unranked:
             state.best = {"metric": metric, "value": value, "epoch": state.epoch + 1, "stage": state.stage}
@@ -343,12 +345,24 @@ class Loop:
             flat = {**record, **{f"loss/{name}": value for name, value in record["terms"].items()}}
             del flat["terms"]
             flat.pop("stopped", None)
+            flat |= {f"tally/{name}": value for name, value in flat.pop("tallies", {}).items()}
             self.fabric.log_dict(flat, step=record["epoch"])
         if self._talks:
             print(self.state.line(self._epochs(stage)), file=sys.stderr, flush=True)
+            if "tallies" in record:
+                told = ", ".join(f"{name} {value:.4g}" for name, value in record["tallies"].items())
+                print(f"    {told}", file=sys.stderr, flush=True)
         if self._talks and "stopped" in record:
             why = f": {record['stopped']['why']}" if "why" in record["stopped"] else ""
             print(f"stopped by {record['stopped']['by']}{why}", file=sys.stderr, flush=True)
+
+
+def _tallies(model: Any) -> dict[str, float]:
+    """What the parts of the model count besides losses, by their names where there are several."""
+    found = {name: part.tallies() for name, part in having(model, "tallies", used=True)}
+    found = {name: values for name, values in found.items() if values}
+    alone = len(found) == 1
+    return {key if alone else f"{name}.{key}": value for name, values in found.items() for key, value in values.items()}
 
 
 def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
