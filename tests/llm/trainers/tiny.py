@@ -59,7 +59,8 @@ def of_model(model: Any, ids: Tensor, completion: Tensor, inputs: Tensor | None 
     probable = F.log_softmax(logits[:, :-1].float(), -1)  # (N, S-1, V): position t-1 tells of token t
     own = probable.gather(-1, ids[:, 1:, None]).squeeze(-1)
     entropy = -(probable.exp() * probable).sum(-1).detach()
-    order = completion[:, 1:].int().argsort(1, descending=True, stable=True)[:, : int(completion.sum(1).max())]
+    counted = int(completion.sum(1).max())
+    order = completion[:, 1:].int().argsort(dim=1, descending=True, stable=True)[:, :counted]
     found = {"log_probs": own, "mask": completion[:, 1:], "entropy": entropy, "tokens": ids[:, 1:]}
     moved = {name: value.gather(1, order) for name, value in found.items()}
     told: dict[str, Any] = {"group": torch.arange(len(ids)), "role": torch.full((len(ids),), int(Role.TARGET))}
@@ -152,7 +153,7 @@ def g3_finite(objective: Any, batch: Sequences) -> None:
 
 
 def g4_no_leakage(objective: Any, batch: Sequences) -> None:
-    """Nothing but the policy's own log-probabilities (and divergences) has a gradient, and that only where it counts."""
+    """Nothing but the policy has a gradient, and that only at tokens that count."""
     constant = ("reference", "old", "entropy", "reward")
     leaves = {name: getattr(batch, name).detach().clone().requires_grad_() for name in constant}
     policy = batch.log_probs.detach().clone().requires_grad_()
@@ -165,7 +166,7 @@ def g4_no_leakage(objective: Any, batch: Sequences) -> None:
 
 
 def g5_weights(objective: Any, batch: Sequences) -> None:
-    """Doubled weights change nothing, weights of one are those that are not given, and a weight of 0 drops a sequence."""
+    """Doubled weights change nothing, as weights of one do not; a weight of 0 drops the sequence."""
     n = len(batch)
     weight = torch.rand(n, generator=torch.Generator().manual_seed(7)) + 0.2
     same(objective, batch, replace(batch, weight=torch.ones(n)))
