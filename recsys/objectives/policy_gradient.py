@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 
-def group_advantages(rewards: Tensor, groups: Tensor, eps: float = 1e-6) -> Tensor:
+def group_advantages(rewards: Tensor, groups: Tensor, eps: float = 1e-6, correction: int = 0) -> Tensor:
     """(N,) advantages of sequences with ``rewards`` (N,) within their ``groups`` (N,) int64, of any sizes.
 
-    Sums to 0 in a group; 0 where all rewards of the group are equal. The deviation is that of the group as it is.
+    Sums to 0 in a group; 0 where all rewards of the group are equal. The deviation is that of the group as it is, or,
+    with ``correction`` 1, the unbiased estimate from it.
 
     >>> group_advantages(torch.tensor([1.0, 0.0, 5.0, 5.0]), torch.tensor([0, 0, 1, 1])).tolist()
     [0.9999..., -0.9999..., 0.0, 0.0]
@@ -36,11 +37,18 @@ def group_advantages(rewards: Tensor, groups: Tensor, eps: float = 1e-6) -> Tens
     least = torch.full_like(counts, torch.inf).scatter_reduce(0, own, rewards, "amin")
     most = torch.full_like(counts, -torch.inf).scatter_reduce(0, own, rewards, "amax")
     centred = rewards - means(rewards)[own]
-    deviation = means(centred.square()).sqrt()
+    deviation = (means(centred.square()) * (counts / (counts - correction).clamp(min=1))).sqrt()
     return torch.where((most > least)[own], centred / (deviation[own] + eps), 0)
 
 
-def clipped_gain(log_probs: Tensor, old: Tensor, advantages: Tensor, low: float = 0.2, high: float = 0.2) -> Tensor:
+def clipped_gain(
+    log_probs: Tensor,
+    old: Tensor,
+    advantages: Tensor,
+    low: float = 0.2,
+    high: float = 0.2,
+    bound: float | None = None,
+) -> Tensor:
     """(N, T) min(rho A, clip(rho, 1 - low, 1 + high) A) of each token, to be maximised.
 
     Args:
@@ -48,16 +56,28 @@ def clipped_gain(log_probs: Tensor, old: Tensor, advantages: Tensor, low: float 
         old: (N, T) under the policy that sampled them; no gradient goes through it.
         advantages: (N,) or (N, T).
         low, high: how far a token's ratio may go on counting, down and up.
+        bound: where log rho is larger, rho goes on in a straight line, so that nothing overflows; None: nowhere.
     """
     advantages = advantages if advantages.dim() == 2 else advantages[:, None]
-    ratio = (log_probs - old.detach()).exp()
+    ratio = _exp(log_probs - old.detach(), bound)
     return torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
 
 
-def divergence_estimate(log_probs: Tensor, reference: Tensor) -> Tensor:
-    """(N, T) estimates of KL(policy || reference) at tokens sampled by the policy: never negative, 0 where equal."""
+def divergence_estimate(log_probs: Tensor, reference: Tensor, bound: float | None = None) -> Tensor:
+    """(N, T) estimates of KL(policy || reference) at tokens sampled by the policy: never negative, 0 where equal.
+
+    Args:
+        bound: where d is larger, e^d goes on in a straight line, so that nothing overflows; None: nowhere.
+    """
     apart = reference.detach() - log_probs
-    return apart.exp() - apart - 1
+    return _exp(apart, bound) - apart - 1
+
+
+def _exp(values: Tensor, bound: float | None) -> Tensor:
+    """The exponential, continued by its tangent above ``bound``."""
+    if bound is None:
+        return values.exp()
+    return values.clamp(max=bound).exp() * (1 + (values - bound).clamp(min=0))
 
 
 def policy_loss(

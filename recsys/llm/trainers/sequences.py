@@ -41,10 +41,11 @@ class Sequences:
     role: Tensor  # (N,) int64 of Role
     reference: Tensor | None = None  # (N, T) under the frozen reference; no gradient
     old: Tensor | None = None  # (N, T) under who sampled them; None: the policy as it is
-    entropy: Tensor | None = None  # (N, T) of the policy at each position, over what is allowed; no gradient
+    entropy: Tensor | None = None  # (N, T) of the policy at each position, over what is allowed; gradient only if asked
     divergence: Tensor | None = None  # (N, T) KL(reference || policy) at each position, with gradient
     tokens: Tensor | None = None  # (N, T) int64 the completion itself
     reward: Tensor | None = None  # (N,) float32
+    rewards: Tensor | None = None  # (N, K) float32, further rewards, a column for each kind
     weight: Tensor | None = None  # (N,) float32, None for 1
 
     def __post_init__(self) -> None:
@@ -54,14 +55,19 @@ class Sequences:
         for name in (field.name for field in fields(self)):
             value = getattr(self, name)
             wanted = shape[:1] if name in ("group", "role", "reward", "weight") else shape
-            if value is not None and value.shape != wanted:
+            if value is not None and name != "rewards" and value.shape != wanted:
                 raise ValueError(f"{name} must be {tuple(wanted)} like log_probs, found {tuple(value.shape)}")
+        if self.rewards is not None and (self.rewards.dim() != 2 or len(self.rewards) != len(self)):
+            raise ValueError(
+                f"rewards must be ({len(self)}, K), a column for each kind; found {tuple(self.rewards.shape)}"
+            )
         if bool((~self.mask.any(1)).any()):
             raise ValueError(f"{int((~self.mask.any(1)).sum())} of {len(self)} sequences have no token that counts")
-        for name in ("reward", "weight"):
+        for name in ("reward", "rewards", "weight"):
             value = getattr(self, name)
             if value is not None and not bool(value.isfinite().all()):
-                raise ValueError(f"{int((~value.isfinite()).sum())} of {len(self)} {name}s are not finite")
+                wrong = int((~value.isfinite()).sum())
+                raise ValueError(f"{wrong} of {value.numel()} {name.removesuffix('s')}s are not finite")
         if self.weight is not None and bool((self.weight < 0).any()):
             raise ValueError("weights must not be negative")
 
