@@ -30,14 +30,20 @@ class SequenceObjective(Protocol):
         ValueError: the batch has no sequence of a role that it needs; the message names the role.
     """
 
-    reads: frozenset[str]  # optional fields of Sequences: "reference", "entropy", "divergence", "reward", "tokens"
+    # Optional fields of Sequences: "reference", "entropy", "divergence", "reward", "rewards", "tokens"; and "entropy
+    # gradient" where the entropy is trained and not only looked at.
+    reads: frozenset[str]
 
     def __call__(self, batch: Sequences) -> Tensor | dict[str, Tensor]: ...
 
 
 @runtime_checkable
 class Credit(Protocol):
-    """What each token of a rewarded sequence gets of the reward; no gradient goes through it. May have ``figures``."""
+    """What each token of a rewarded sequence gets of the reward; no gradient goes through it.
+
+    May have ``figures``, and ``observe(batch)``, called once for each batch in training, behind the credit for it: what
+    a credit learns of its own, kept in buffers. Calling it alone changes nothing.
+    """
 
     reads: frozenset[str]
 
