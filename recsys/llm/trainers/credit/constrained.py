@@ -8,10 +8,10 @@ its group and divided by its deviation (``GroupRelative``), so that the multipli
 running mean of the rewards over batches. ``"at least"`` squashes by the sigmoid (mu from 0 to 1, at first 1/2) and lets
 go of a reward that is above its threshold; ``"equal"`` by tanh (from -1 to 1, at first 0) and pushes it down as well.
 
-**Adapted for recommenders by us**: the published form weighs the first reward by K - sum_k mu_k; here a hit always counts
-in full. So a reward that is opposed to hits in every group cannot be had against a ``primary`` that divides by the
-deviation: ``GroupRelative("none")`` leaves hits as large as they are. A threshold out of reach drives its multiplier to
-its bound; ``figures`` tells.
+**Adapted for recommenders by us**: the published form weighs the first reward by K - sum_k mu_k; here a hit always
+counts in full. So a reward that is opposed to hits in every group cannot be had against a ``primary`` that divides by
+the deviation: ``GroupRelative("none")`` leaves hits as large as they are. A threshold out of reach drives its
+multiplier to its bound; ``figures`` tells.
 
 Reference: "Confronting Reward Model Overoptimization with Constrained RLHF" (arXiv 2310.04373), and its code
 tedmoskovitz/ConstrainedRL4LMs, whose clipping of the gradient of z is left out. Legend: N sequences, T tokens of the

@@ -4,9 +4,9 @@
     A_nt     = delta_n (A_n - penalty * H_n) lambda_nt,  H_n the mean entropy of the tokens of n
 
 A token is in conflict if it stands at the same position in a sample with A > 0 and in one with A < 0 of its group, and
-so does every token before it. lambda is ``factor`` there for samples with A > 0 and 0 for those with A < 0; elsewhere 1.
-``backward`` does the same from the end, and the two multiply (so 4 is possible, as in the published code). delta is 0
-for a sample whose H_n is above ``threshold`` although the policy began below it.
+so does every token before it. There lambda is ``factor`` for samples with A > 0 and 0 for those with A < 0; elsewhere
+it is 1. ``backward`` does the same from the end, and the two multiply (so 4 is possible, as in the published code).
+delta is 0 for a sample whose H_n is above ``threshold`` although the policy began below it.
 
 The published loss takes the mean over samples of their means over tokens:
 ``PolicyGradient(GTPO(), normalise="sequences")``, without a reference.

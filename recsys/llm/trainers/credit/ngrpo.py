@@ -57,8 +57,8 @@ class NGRPO(nn.Module):
         rewards = reward_of(batch, type(self).__name__)
         if len(rewards) and float(rewards.max()) > self.most:
             raise ValueError(
-                f"rewards are at most most={self.most:g}, which the virtual samples get; found {float(rewards.max()):g}: "
-                "say the largest reward there is"
+                f"virtual samples get most={self.most:g}, the largest reward there is; found {float(rewards.max()):g}: "
+                "give that as most"
             )
         own, count = numbered(batch.group)
         added = torch.arange(count, device=own.device).repeat(self.virtual)

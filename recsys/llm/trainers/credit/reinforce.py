@@ -12,7 +12,7 @@ give the others weight 0, or a weight by their exposure. And a policy that knows
 probability back to: train it by imitation first, and set the ``ceiling`` of ``PolicyGradient``.
 
 What differs from the published code: there samples without credit are left out before the mean is taken; here they
-count in it, so that the losses of PSR and NSR sum to that of REINFORCE and a batch of few hits takes a small step. There
+count in it, so that the losses of PSR and NSR sum to that of REINFORCE and a batch of few hits moves little. There
 rewards that are neither 0 nor 1 fall out unseen; here they are an error, or compared with ``threshold``.
 
 Reference: "The Surprising Effectiveness of Negative Reinforcement in LLM Reasoning" (arXiv 2506.01347), and its code
