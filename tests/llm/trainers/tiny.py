@@ -100,6 +100,29 @@ def with_gains(batch: Sequences, gains: Tensor | float) -> Sequences:
     return replace(batch, log_probs=(batch.reference + each[:, None]).detach().requires_grad_())
 
 
+def scored(scores: Tensor, role: Sequence[Role], group: Sequence[int], **known: Any) -> Sequences:
+    """Sequences of one token whose log-probabilities are ``scores`` (N,) and whose reference is 0."""
+    n = len(scores)
+    told: dict[str, Any] = {"reference": scores.new_zeros(n, 1), "tokens": torch.arange(n)[:, None] + 2}
+    roles = torch.tensor([int(one) for one in role])
+    return Sequences(scores[:, None], torch.ones(n, 1).bool(), torch.tensor(group), roles, **(told | known))
+
+
+def fitted(
+    model: Any, objective: Any, make: Callable[[], Sequences], updates: int, learning_rate: float
+) -> list[float]:
+    """The losses of ``updates`` AdamW updates of the model towards ``objective`` on ``make()``."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    losses = []
+    for _ in range(updates):
+        loss = total(objective(make()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 def total(loss: Tensor | dict[str, Tensor]) -> Tensor:
     """The sum of what an objective answers."""
     return torch.stack(list(loss.values())).sum() if isinstance(loss, dict) else loss
