@@ -4,6 +4,7 @@
     python3 tasks.py test              install for development, run the tests (further arguments go to pytest)
     python3 tasks.py check             style, types and import directions
     python3 tasks.py parity            the comparisons with RecBole, in an environment with its pins (Python 3.11)
+    python3 tasks.py parity-trl        the comparisons with trl, in an environment of its own
     python3 tasks.py docs              API pages from the docstrings, into docs/api
 
 ``--fresh`` builds the environment anew, ``--envs FOLDER`` puts it elsewhere. Versions come from constraints.txt. Only
@@ -103,12 +104,22 @@ def parity(envs: Path, fresh: bool, rest: list[str]) -> None:
     """Compare with RecBole. Its pins (NumPy 1) contradict constraints.txt, of which only torch is taken."""
     if sys.version_info[:2] > (3, 11):
         raise Failed("RecBole 1.2.1 installs on Python 3.11 and older only: run this with python3.11")
-    python = environment(envs / ".venv-parity", fresh)
+    compared(envs / ".venv-parity", fresh, "parity", rest)
+
+
+def parity_trl(envs: Path, fresh: bool, rest: list[str]) -> None:
+    """Compare with trl, which brings a transformers of its own, newer than that of constraints.txt."""
+    compared(envs / ".venv-parity-trl", fresh, "parity-trl", rest)
+
+
+def compared(folder: Path, fresh: bool, extra: str, rest: list[str]) -> None:
+    """Run the tests marked parity beside what this extra installs; comparisons with anything else skip."""
+    python = environment(folder, fresh)
     pins = (ROOT / "constraints.txt").read_text().splitlines()
     torch = next(line for line in pins if line.startswith("torch=="))
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
-    step("install", [*pip, torch, "-e", ".[parity]", "pytest", "pytest-timeout", "hypothesis"])
-    step("parity", [str(python), "-m", "pytest", "-q", "-m", "parity", "tests", *rest])
+    step("install", [*pip, torch, "-e", f".[{extra}]", "pytest", "pytest-timeout", "hypothesis"])
+    step(extra, [str(python), "-m", "pytest", "-q", "-m", "parity", "tests", *rest])
 
 
 TASKS: dict[str, Callable[[Path, bool, list[str]], None]] = {
@@ -117,6 +128,7 @@ TASKS: dict[str, Callable[[Path, bool, list[str]], None]] = {
     "check": check,
     "docs": docs,
     "parity": parity,
+    "parity-trl": parity_trl,
 }
 
 

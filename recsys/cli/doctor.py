@@ -18,6 +18,7 @@ EXTRAS = {
     "llm": "transformers",
     "serve": "fastapi",
     "parity": "recbole",
+    "parity-trl": "trl",
 }
 
 
