@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from recsys.llm.trainers.objectives.d2o import D2O
 from recsys.llm.trainers.objectives.preference import DPO, R3M
@@ -21,12 +22,22 @@ pytestmark = pytest.mark.parity
 PAIRS, PROMPT = 5, 4
 
 
+def said(columns: int) -> set[tuple[int, ...]]:
+    """The completions of :func:`examples`, as ids."""
+    ids, completion = texts(PAIRS * columns, prompt=PROMPT, least=2, most=7, seed=1)
+    return said_by(ids, completion)
+
+
+def said_by(ids: Tensor, completion: Tensor) -> set[tuple[int, ...]]:
+    return {tuple(row[chosen].tolist()) for row, chosen in zip(ids, completion, strict=True)}
+
+
 def examples(*columns: str) -> list[dict[str, str]]:
     """Random prompts with a completion in each of the columns, of 1 to 6 words; trl adds the end."""
     ids, completion = texts(PAIRS * len(columns), prompt=PROMPT, least=2, most=7, seed=1)
-    said = [words(row[chosen][:-1].tolist()) for row, chosen in zip(ids, completion, strict=True)]
-    rows = [{"prompt": words(row[:PROMPT].tolist())} for row in ids[:PAIRS]]
-    return [row | {name: said[n + PAIRS * c] for c, name in enumerate(columns)} for n, row in enumerate(rows)]
+    told = [words(row[chosen][:-1].tolist()) for row, chosen in zip(ids, completion, strict=True)]
+    rows = [{"prompt": words(row[:PROMPT].tolist()) + " "} for row in ids[:PAIRS]]  # trl joins without a space
+    return [row | {name: told[n + PAIRS * c] for c, name in enumerate(columns)} for n, row in enumerate(rows)]
 
 
 @pytest.fixture
@@ -38,6 +49,7 @@ def preferences(tmp_path: Path) -> tuple[Any, Any, dict[str, Any], Sequences]:
     theirs = batch_of(made)
     ids, completion = theirs["input_ids"], theirs["completion_mask"].bool()
     assert len(ids) == 2 * PAIRS
+    assert said_by(ids, completion) == said(2)
     with torch.no_grad():
         known = of_model(reference, ids, completion).log_probs
     role = torch.tensor([int(Role.POSITIVE)] * PAIRS + [int(Role.NEGATIVE)] * PAIRS)
@@ -68,7 +80,7 @@ def test_supervised_is_that_of_trl(tmp_path: Path) -> None:
     theirs = batch_of(made)
     completion = theirs["labels"] != -100
     assert len(completion) == PAIRS
-    assert len(set(completion.sum(1).tolist())) > 1
+    assert said_by(theirs["input_ids"], completion) == said(1)
     made.model.eval()
     found = Supervised()(of_model(model, theirs["input_ids"], completion))
     wanted = made.compute_loss(made.model, theirs)

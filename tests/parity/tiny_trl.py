@@ -22,15 +22,22 @@ def trl() -> Any:
 
 def words(ids: list[int]) -> str:
     """A text that the tokenizer turns into these ids."""
-    return " ".join(f"w{token}" for token in ids)
+    return " ".join(map(word, ids))
+
+
+def word(token: int) -> str:
+    """That of one id."""
+    return f"<{token}>"
 
 
 def tokenizer() -> Any:
-    """Words by their numbers: w0 is padding, w1 the end."""
+    """Words by their numbers. No word is part of another, as special tokens are cut out first."""
     tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
-    table = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{n}": n for n in range(VOCABULARY)}, unk_token="w0"))
+    table = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word(n): n for n in range(VOCABULARY)}, unk_token=word(PAD))
+    )
     table.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=table, pad_token=f"w{PAD}", eos_token=f"w{END}")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=table, pad_token=word(PAD), eos_token=word(END))
 
 
 def trainer(

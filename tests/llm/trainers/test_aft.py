@@ -127,6 +127,13 @@ def test_aft_by_hand_the_mean_is_over_groups_that_have_both() -> None:
     assert (figures["pairs in order"], figures["pairs in order of"]) == (3, 3)
 
 
+def test_aft_of_groups_of_one_side_only_imitates() -> None:
+    batch = scored(torch.tensor([-1.0, -2.0]), [P, N], [0, 1])
+    found = AFT()(batch)
+    assert (found["alignment"].item(), found["supervised"].item()) == (0.0, 1.0)
+    assert AFT().figures(batch)["groups of one side"] == 2
+
+
 def test_aft_weights_by_hand() -> None:
     weight = torch.tensor([2.0, 1.0, 3.0, 1.0, 4.0])
     batch = scored(torch.tensor([-1.0, -2.0, -3.0, -1.0, -4.0]), [P, N, N, P, N], [0, 0, 0, 1, 1], weight=weight)

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from recsys.llm.trainers.objectives.aft import AFT
+from recsys.llm.trainers.objectives.coupled import Coupled
+from recsys.llm.trainers.objectives.d2o import D2O
 from recsys.llm.trainers.objectives.groups import group_means, log_one_plus, pairs, rows_of, rows_of_any
+from recsys.llm.trainers.objectives.npo import NPO
+from recsys.llm.trainers.objectives.preference import DPO, R3M
+from recsys.llm.trainers.objectives.supervised import Supervised
 from recsys.llm.trainers.sequences import Role
-from tests.llm.trainers.tiny import scored
+from tests.llm.trainers.tiny import loss_and_gradient, scored, sequences
 
 ROLES = (Role.POSITIVE, Role.NEGATIVE, Role.SELF)
 SEQUENCE = st.tuples(st.integers(-2, 3), st.sampled_from(ROLES), st.sampled_from([0.0, 0.5, 2.0]))
@@ -26,7 +37,8 @@ def test_pairs_are_those_of_two_loops(drawn: list[tuple[int, Role, float]]) -> N
         for q in range(len(drawn))
         if role[p] == Role.POSITIVE and role[q] == Role.NEGATIVE and group[p] == group[q] and weight[p] * weight[q]
     }
-    if not wanted:
+    together = {g for g in group if {Role.POSITIVE, Role.NEGATIVE} <= {r for h, r, _ in drawn if h == g}}
+    if not together:
         with pytest.raises(ValueError, match=r"POSITIVE|NEGATIVE"):
             pairs(batch, Role.POSITIVE, Role.NEGATIVE, "it")
         return
@@ -53,13 +65,36 @@ def test_no_group_with_both_is_an_error() -> None:
         pairs(batch, Role.POSITIVE, Role.NEGATIVE, "it")
 
 
-def test_a_role_of_which_all_weigh_nothing_is_missing() -> None:
-    batch = scored(torch.zeros(3), [Role.FORGET, Role.FORGET, Role.RETAIN], [0, 1, 2], weight=torch.tensor([0.0, 0, 1]))
+def test_rows_of_a_role_are_those_that_weigh_something() -> None:
+    batch = scored(torch.zeros(3), [Role.FORGET, Role.RETAIN, Role.RETAIN], [0, 1, 2], weight=torch.tensor([0.0, 0, 1]))
     assert rows_of(batch, Role.RETAIN, "it").tolist() == [2]
-    with pytest.raises(ValueError, match="FORGET that weigh something: all 2"):
-        rows_of(batch, Role.FORGET, "it")
+    assert rows_of(batch, Role.FORGET, "it").tolist() == []
+    assert rows_of_any(batch, (Role.FORGET, Role.RETAIN, Role.SELF), "it").tolist() == [2]
     with pytest.raises(ValueError, match="TARGET or SELF"):
         rows_of_any(batch, (Role.TARGET, Role.SELF), "it")
+
+
+@pytest.mark.parametrize(
+    ("objective", "roles"),
+    [
+        (Supervised(), (Role.TARGET,)),
+        (NPO(kl=1.0), (Role.FORGET, Role.RETAIN)),
+        (D2O(), (Role.NEGATIVE, Role.SELF)),
+        (AFT("boundary"), (Role.POSITIVE, Role.NEGATIVE)),
+        (DPO(), (Role.POSITIVE, Role.NEGATIVE)),
+        (R3M(), (Role.POSITIVE, Role.NEGATIVE)),
+        (Coupled(lambda batch: batch.totals), (Role.POSITIVE, Role.NEGATIVE)),
+        (Coupled(lambda batch: batch.totals, normalised=True), (Role.POSITIVE, Role.NEGATIVE)),
+    ],
+    ids=lambda one: type(one).__name__ if isinstance(one, nn.Module) else "",
+)
+def test_a_batch_in_which_nothing_weighs_anything_teaches_nothing(objective: Any, roles: tuple[Role, ...]) -> None:
+    batch = replace(sequences(8, 3, roles=roles), weight=torch.zeros(8))
+    loss, gradient = loss_and_gradient(objective, batch)
+    assert loss == 0
+    assert not gradient.any()
+    if hasattr(objective, "figures"):
+        assert all(math.isfinite(value) for value in objective.figures(batch).values())
 
 
 @pytest.mark.parametrize("size", [1e-6, 1.0, 30.0, 1e4])

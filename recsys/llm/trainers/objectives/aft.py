@@ -32,8 +32,9 @@ Constraint = Literal["detached", "boundary", "none"]
 class AFT(nn.Module):
     """POSITIVE sequences above all NEGATIVE ones of their group, which keep a floor.
 
-    The mean is over groups that have both, so that prolific users do not dominate. A pair counts by the product of its
-    sequences' weights, relative to those of its group, and a group by the product of the mean weights on both sides.
+    The mean is over groups that have both, so that prolific users do not dominate; groups of one side are counted. A
+    pair counts by the product of its sequences' weights, relative to those of its group, and a group by the product of
+    the mean weights on both sides.
 
     Args:
         constraint: what keeps negatives from minus infinity, see above.
@@ -62,9 +63,9 @@ class AFT(nn.Module):
         """The terms by name: alignment, and supervised times its weight where that is not 0.
 
         Raises:
-            ValueError: a role is missing, or no group has both.
+            ValueError: a role is missing.
         """
-        found = pairs(batch, Role.POSITIVE, Role.NEGATIVE, "AFT")
+        found = pairs(batch, Role.POSITIVE, Role.NEGATIVE, "AFT", some=False)
         terms = {"alignment": self._alignment(batch, found)}
         if self.supervised:
             rows = rows_of_any(batch, (Role.TARGET, Role.POSITIVE), "AFT")
@@ -86,7 +87,7 @@ class AFT(nn.Module):
     @torch.no_grad()
     def figures(self, batch: Sequences) -> dict[str, float]:
         """How many pairs are in order, and how many groups have one side only and teach nothing by comparison."""
-        found = pairs(batch, Role.POSITIVE, Role.NEGATIVE, "AFT")
+        found = pairs(batch, Role.POSITIVE, Role.NEGATIVE, "AFT", some=False)
         sides = batch.has((Role.POSITIVE, Role.NEGATIVE))
         groups = numbered(batch.group[sides])[1]
         return {

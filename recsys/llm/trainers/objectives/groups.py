@@ -1,7 +1,7 @@
 """Sequences by what they are for and which prompt they belong to: rows of a role, pairs within a group, sums of groups.
 
-A sequence of weight 0 is none: it makes no pair, has no part in a mean, and a role that only such sequences have is
-missing. Legend: N sequences, T tokens of the longest, P pairs, G groups.
+A sequence of weight 0 makes no pair and has no part in a mean, whatever its log-probability. Legend: N sequences, T
+tokens of the longest, P pairs, G groups.
 """
 
 from __future__ import annotations
@@ -15,32 +15,25 @@ from recsys.llm.trainers.sequences import Role, Sequences
 
 
 def rows_of(batch: Sequences, role: Role, asked: str) -> Tensor:
-    """(K,) int64 rows of the sequences of this role that weigh something, at least one.
+    """(K,) int64 rows of the sequences of this role that weigh something.
 
     Raises:
-        ValueError: there is none; the message names the role.
+        ValueError: there is none of this role, of whatever weight; the message names it.
     """
-    return _weighing(batch, batch.of(role, asked=asked), asked, role.name)
+    return (batch.of(role, asked=asked) & (batch.weights > 0)).nonzero().squeeze(1)
 
 
 def rows_of_any(batch: Sequences, roles: tuple[Role, ...], asked: str) -> Tensor:
-    """(K,) int64 rows of the sequences of one of these roles that weigh something, at least one.
+    """(K,) int64 rows of the sequences of one of these roles that weigh something.
 
     Raises:
-        ValueError: there is none; the message names the roles.
+        ValueError: there is none of any of them, of whatever weight; the message names them.
     """
-    names, found = " or ".join(role.name for role in roles), batch.has(roles)
+    found = batch.has(roles)
     if not bool(found.any()):
+        names = " or ".join(role.name for role in roles)
         raise ValueError(f"{asked} needs sequences of the role {names}, and the batch has none")
-    return _weighing(batch, found, asked, names)
-
-
-def _weighing(batch: Sequences, found: Tensor, asked: str, names: str) -> Tensor:
-    rows = (found & (batch.weights > 0)).nonzero().squeeze(1)
-    if not len(rows):
-        count = int(found.sum())
-        raise ValueError(f"{asked} needs sequences of the role {names} that weigh something: all {count} have weight 0")
-    return rows
+    return (found & (batch.weights > 0)).nonzero().squeeze(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +47,17 @@ class Pairs:
     count: int  # G, groups of the batch, also those without a pair
 
 
-def pairs(batch: Sequences, better: Role, worse: Role, asked: str) -> Pairs:
-    """Each sequence of role ``better`` with each of role ``worse`` in its group.
+def pairs(batch: Sequences, better: Role, worse: Role, asked: str, some: bool = True) -> Pairs:
+    """Each sequence of role ``better`` with each of role ``worse`` in its group, where both weigh something.
 
     Memory and time are those of the pairs and of one sorting: groups are never compared with each other.
 
+    Args:
+        asked: what needs them, for messages.
+        some: no group that has both is an error, as it mostly comes of sequences that were not grouped by prompt.
+
     Raises:
-        ValueError: one of the roles is missing, or no group has both.
+        ValueError: one of the roles is missing, or, with ``some``, no group has both.
     """
     above, below = (rows_of(batch, role, asked) for role in (better, worse))
     own, count = numbered(batch.group)
@@ -69,15 +66,22 @@ def pairs(batch: Sequences, better: Role, worse: Role, asked: str) -> Pairs:
     starts = sizes.cumsum(0) - sizes
     times = sizes[own[above]]  # how many pairs each better one is in
     left = above.repeat_interleave(times)  # (P,)
-    if not len(left):
-        raise ValueError(
-            f"{asked} compares {better.name} with {worse.name} sequences of one group, and no group has both: give "
-            f"sequences of one prompt the same number; found {better.name} in groups {batch.group[above][:5].tolist()} "
-            f"and {worse.name} in groups {batch.group[below][:5].tolist()}"
-        )
+    if some and not len(left):
+        _refuse_without_groups(batch, better, worse, asked)
     firsts = (times.cumsum(0) - times).repeat_interleave(times)
     right = below[starts[own[left]] + torch.arange(len(left), device=left.device) - firsts]
     return Pairs(left, right, batch.weights[left] * batch.weights[right], own[left], count)
+
+
+def _refuse_without_groups(batch: Sequences, better: Role, worse: Role, asked: str) -> None:
+    """An error unless some group has both roles, of whatever weight."""
+    above, below = (batch.group[batch.role == role] for role in (better, worse))
+    if not bool(torch.isin(above, below).any()):
+        raise ValueError(
+            f"{asked} compares {better.name} with {worse.name} sequences of one group, and no group has both: give "
+            f"sequences of one prompt the same number; found {better.name} in groups {above[:5].tolist()} and "
+            f"{worse.name} in groups {below[:5].tolist()}"
+        )
 
 
 def numbered(group: Tensor) -> tuple[Tensor, int]:

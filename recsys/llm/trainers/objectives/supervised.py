@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from recsys.llm.trainers.objectives.groups import rows_of_any
-from recsys.llm.trainers.sequences import Role, Sequences, summed
+from recsys.llm.trainers.sequences import Role, Sequences, summed, weighted_mean
 
 
 class Supervised(nn.Module):
@@ -34,5 +34,6 @@ class Supervised(nn.Module):
 
 def token_mean(values: Tensor, batch: Sequences, rows: Tensor) -> Tensor:
     """The mean of ``values`` (N, T) over the tokens of these rows (K,) that count, each by its sequence's weight."""
-    mask, weights = batch.mask[rows], batch.weights[rows]
-    return (summed(values[rows], mask) * weights).sum() / (mask.sum(1) * weights).sum()
+    mask = batch.mask[rows]
+    lengths = mask.sum(1)
+    return weighted_mean(summed(values[rows], mask) / lengths, lengths * batch.weights[rows])
