@@ -13,7 +13,8 @@ What keeps negatives from minus infinity, where ranking by likelihood breaks, is
 
 Source: "Making large language models better reasoners with alignment" (arXiv 2309.02144), read in secondary sources;
 the boundary form is a reconstruction. It also lifts negatives that are already far below the floor, a reason for
-``detached`` as the default, beside having nothing to tune. No reference is needed.
+``detached`` as the default, beside having nothing to tune. While the supervised term still lifts positives fast, the
+floor rises faster than negatives follow it. No reference is needed.
 """
 
 from __future__ import annotations
