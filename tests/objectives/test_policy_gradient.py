@@ -81,3 +81,26 @@ def test_divergence_is_zero_where_equal_and_estimates_the_exact_one() -> None:
     assert bool((estimates >= 0).all())
     exact = (policy.exp() * (policy - reference)).sum()
     torch.testing.assert_close((policy.exp() * estimates).sum(), exact)  # its mean under the policy
+
+
+def test_the_deviation_may_be_the_unbiased_one() -> None:
+    rewards, groups = drawn(9), torch.tensor([3, 3, 7, 3, 7, 1, 1, 1, 2])
+    found = group_advantages(rewards, groups, eps=1e-4, correction=1)
+    for group in (1, 3, 7):
+        own = rewards[groups == group]
+        torch.testing.assert_close(found[groups == group], (own - own.mean()) / (own.std() + 1e-4))
+    assert float(found[-1]) == 0  # a group of one
+
+
+def test_with_a_bound_nothing_overflows_and_below_it_nothing_changes() -> None:
+    log_probs, old, advantages = drawn(3, 4).log(), drawn(3, 4, seed=1).log(), drawn(3) - 0.5
+    assert torch.equal(clipped_gain(log_probs, old, advantages, bound=20.0), clipped_gain(log_probs, old, advantages))
+    assert torch.equal(divergence_estimate(log_probs, old, 20.0), divergence_estimate(log_probs, old))
+    apart = torch.tensor([[-1e4, 1.9, 2.0, 2.5, 1e4]]).requires_grad_()
+    gain = clipped_gain(apart, torch.zeros(1, 5), torch.tensor([-1.0]), bound=2.0)
+    (slope,) = torch.autograd.grad(gain.sum(), apart)
+    top = torch.tensor(2.0).exp()
+    torch.testing.assert_close(gain[0, 2:].detach(), -top * (1 + torch.tensor([0.0, 0.5, 1e4 - 2])))
+    torch.testing.assert_close(slope[0, 3:], -top.expand(2))  # beyond the bound it goes on in a straight line
+    (slope,) = torch.autograd.grad(divergence_estimate(-apart, torch.zeros(1, 5), 2.0).sum(), apart)
+    torch.testing.assert_close(slope[0, 3:], (top - 1).expand(2))

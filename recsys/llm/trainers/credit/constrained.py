@@ -11,7 +11,8 @@ go of a reward that is above its threshold; ``"equal"`` by tanh (from -1 to 1, a
 **Adapted for recommenders by us**: the published form weighs the first reward by K - sum_k mu_k; here a hit always
 counts in full. So a reward that is opposed to hits in every group cannot be had against a ``primary`` that divides by
 the deviation: ``GroupRelative("none")`` leaves hits as large as they are. A threshold out of reach drives its
-multiplier to its bound; ``figures`` tells.
+multiplier to its bound; ``figures`` tells. Policy and multipliers go round each other, ever wider, where nothing damps
+them: give ``PolicyGradient`` an ``entropy`` or ``kl``, or keep ``rate`` small.
 
 Reference: "Confronting Reward Model Overoptimization with Constrained RLHF" (arXiv 2310.04373), and its code
 tedmoskovitz/ConstrainedRL4LMs, whose clipping of the gradient of z is left out. Legend: N sequences, T tokens of the
@@ -26,9 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from recsys.errors import closest
+from recsys.hooks import bind
 from recsys.llm.trainers.credit.groups import GroupRelative, over_tokens
 from recsys.llm.trainers.protocols import Credit
 from recsys.llm.trainers.sequences import Sequences
+from recsys.protocols import Context
 
 KINDS = ("at least", "equal")
 BOUND = 0.99  # a multiplier from here on is told as one at its bound
@@ -82,6 +85,12 @@ class Constrained(nn.Module):
             self.register_buffer(name, torch.zeros(len(self.others)))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self._each = [GroupRelative()]  # in a list: it has nothing of its own to save
+
+    def bind(self, context: Context) -> None:
+        """Begin anew."""
+        bind(self.primary, context)
+        for value in (self.z, self.velocity, self.averages, self.seen):
+            value.zero_()
 
     @property
     def reads(self) -> frozenset[str]:

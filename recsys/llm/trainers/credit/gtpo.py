@@ -22,12 +22,14 @@ winstonsmith1897/GTPO. Legend: N sequences, T tokens of the longest.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from recsys.llm.trainers.credit.groups import centred, numbered, reward_of
 from recsys.llm.trainers.sequences import Sequences, summed
+from recsys.protocols import Change, Context
 
 
 class GTPO(nn.Module):
@@ -48,6 +50,7 @@ class GTPO(nn.Module):
     """
 
     reads = frozenset({"reward", "entropy", "tokens"})
+    carried = ("began",)
     began: Tensor  # mean entropy of the first batch; not finite before
 
     def __init__(
@@ -68,6 +71,14 @@ class GTPO(nn.Module):
         self.factor, self.penalty, self.threshold, self.always = factor, penalty, threshold, always
         self.initial, self.backward = initial, backward
         self.register_buffer("began", torch.tensor(math.nan if initial is None else initial))
+
+    def bind(self, context: Context) -> None:
+        """Forget an earlier beginning."""
+        self.began.fill_(math.nan if self.initial is None else self.initial)
+
+    def carry(self, before: Mapping[str, Tensor], change: Change) -> None:
+        """Nothing: another training has another beginning."""
+        self.began.fill_(math.nan if self.initial is None else self.initial)
 
     def forward(self, batch: Sequences) -> Tensor:
         """(N, T) advantages, 0 where the mask is False.

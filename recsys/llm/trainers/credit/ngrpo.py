@@ -55,7 +55,7 @@ class NGRPO(nn.Module):
             ValueError: there are no rewards, or one above ``most``.
         """
         rewards = reward_of(batch, type(self).__name__)
-        if len(rewards) and float(rewards.max()) > self.most:
+        if bool((rewards > rewards.new_tensor(self.most)).any()):
             raise ValueError(
                 f"virtual samples get most={self.most:g}, the largest reward there is; found {float(rewards.max()):g}: "
                 "give that as most"

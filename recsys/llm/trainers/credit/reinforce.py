@@ -5,7 +5,8 @@
 
 PSR learns from hits alone (1, 0), NSR from misses alone (0, 1), W-REINFORCE from both, with hits at a tenth (0.1, 1).
 Learning from hits gathers the probability on what was hit; learning from misses takes it from what was sampled and
-gives it to everything else in proportion to what that had, so that lists stay varied.
+gives it to everything else in proportion to what that had, so that lists stay varied. It evens nothing out: of two good
+items the one that was likelier before gains more.
 
 **An item that was sampled and not chosen is unlabelled, not wrong.** Misses are honest where the user saw the item:
 give the others weight 0, or a weight by their exposure. And a policy that knows little has nothing to give the
