@@ -80,6 +80,7 @@ def test_constrained_3_credit_is_linear_in_each_reward() -> None:
     credit = of([0.5, 0.5])
     credit.z.copy_(torch.tensor([1.0, -2.0]))
     expected = first(GroupRelative()(batch))
+    assert batch.rewards is not None
     for column, multiplier in zip(batch.rewards.unbind(1), credit.multipliers, strict=True):
         expected = expected + multiplier * first(GroupRelative()(replace(batch, reward=column)))
     torch.testing.assert_close(first(credit(batch)), expected)
@@ -98,7 +99,7 @@ def learned(credit: Constrained, seed: int) -> float:
         arms, log_probs = drawn_from(logits, 32, generator)
         probable = logits.log_softmax(0)
         entropy = -(probable.exp() * probable).sum().expand(32, 1)
-        more = {"log_probs": log_probs, "entropy": entropy, "rewards": others[arms][:, None]}
+        more: dict[str, Any] = {"log_probs": log_probs, "entropy": entropy, "rewards": others[arms][:, None]}
         batch = sampled(rewards[arms].tolist(), **more)
         (gradient,) = torch.autograd.grad(objective(batch), logits)
         logits = (logits - gradient).detach().requires_grad_()

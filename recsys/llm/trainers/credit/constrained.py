@@ -81,6 +81,7 @@ class Constrained(nn.Module):
             )
         self.primary, self.others, self.thresholds, self.kind = primary, list(others), list(thresholds), kind
         self.rate, self.momentum, self.memory = rate, momentum, memory
+        self.reads: frozenset[str] = primary.reads | (frozenset({"rewards"}) if self.others else frozenset())
         for name in ("z", "velocity", "averages"):
             self.register_buffer(name, torch.zeros(len(self.others)))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
@@ -91,11 +92,6 @@ class Constrained(nn.Module):
         bind(self.primary, context)
         for value in (self.z, self.velocity, self.averages, self.seen):
             value.zero_()
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """What the credit of the first reward reads, and the further rewards."""
-        return self.primary.reads | (frozenset({"rewards"}) if self.others else frozenset())
 
     @property
     def multipliers(self) -> Tensor:

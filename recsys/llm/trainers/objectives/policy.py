@@ -6,8 +6,9 @@
 A (N, T) is the credit (:mod:`recsys.llm.trainers.credit`). Z counts the tokens (``"tokens"``), or each sequence has a
 mean of its own (``"sequences"``), or is divided by the length of the longest (``"longest"``); trl 1.16 calls these dapo
 or bnpo, grpo and dr_grpo, and on the same samples the losses agree (``tests/parity/test_trl_credit.py``; trl multiplies
-the KL term by rho unless ``use_bias_correction_kl=False``, here it is as in DeepSeekMath). The KL term has the same Z; H is the mean over tokens. Sampled once and used once, pi_old is
-pi itself: the value is then that of -A and the gradient that of A log pi.
+the KL term by rho unless ``use_bias_correction_kl=False``, here it is as in DeepSeekMath). The KL term has the same Z;
+H is the mean over tokens. Sampled once and used once, pi_old is pi itself: the value is then that of -A and the gradient
+that of A log pi.
 
 Samples of weight 0 are left out before the credit is worked out, so they are in no mean of their group. Above a log
 ratio of 20 (rho 5e8) the exponential goes on as a straight line: nothing overflows, and the gradient stays.
@@ -73,12 +74,8 @@ class PolicyGradient(nn.Module):
             )
         self.credit, self.low, self.high, self.kl = credit, low, high, kl
         self.entropy, self.ceiling, self.normalise = entropy, ceiling, normalise
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """The reward and what the credit reads; by the knobs the reference, the entropy, and "entropy gradient"."""
-        asked = {"reference": self.kl, "entropy": self.entropy or self.ceiling, "entropy gradient": self.entropy}
-        return self.credit.reads | {"reward"} | {name for name, wanted in asked.items() if wanted}
+        asked = {"reference": kl, "entropy": entropy or ceiling, "entropy gradient": entropy}
+        self.reads: frozenset[str] = credit.reads | {"reward"} | {name for name, wanted in asked.items() if wanted}
 
     def forward(self, batch: Sequences) -> Tensor:
         """The scalar loss; 0, with gradient 0, where all samples have weight 0.
