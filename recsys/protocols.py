@@ -24,6 +24,13 @@ param_groups()        the optimizer                when a stage begins: paramete
                                                    rate of their own
 on_stage(name)        ``fit``                      when a stage begins, again when it    ``OneTarget``
                                                    is resumed
+on_optimizer(         ``fit``                      when a stage has its optimizer, for    ``ASLoRA``
+optimizer)                                         a part that makes parameters fewer
+on_gradients()        ``fit``                      behind the backward pass of an        ``ALLoRA``
+                                                   update and before clipping
+after_update(done)    ``fit``                      behind the optimizer's step, before   ``AdaLoRA``
+                                                   gradients are cleared; ``done``
+                                                   updates of the stage, from 1
 on_epoch(epoch)       ``fit``                      before each epoch, again with the     ``ReaRec``
                                                    same number when a run is resumed in
                                                    it: the part must then be what it

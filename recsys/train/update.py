@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from recsys.data.batch import Batch
 from recsys.errors import DataWarning, closest
+from recsys.hooks import having
 from recsys.protocols import Step
 from recsys.randomness import derive_seed
 from recsys.train.optimizer import left, make_optimizer, scaled, train_only, warmed
@@ -49,6 +50,10 @@ class Updater:
         self.base_rates = [group["lr"] for group in self.raw_optimizer.param_groups]
         self.learning_rate = float(self.base_rates[0])  # of the first parameter group, in the latest update
         self.module, self.optimizer = fabric.setup(_Losses(model, stage.losses), self.raw_optimizer)
+        for _, part in having(model, "on_optimizer", used=True):
+            part.on_optimizer(self.raw_optimizer)
+        self._on_gradients = [part.on_gradients for _, part in having(model, "on_gradients", used=True)]
+        self._after_update = [part.after_update for _, part in having(model, "after_update", used=True)]
         self._untried = settings.compile
         if settings.compile:
             _compile(model)
@@ -116,12 +121,27 @@ class Updater:
             for group, rate in zip(groups, self.base_rates, strict=True):
                 group["lr"] = rate * factor
             factor = 1.0
-        if self.settings.clip_norm is not None:
-            norm, finite = self.settings.clip_norm, False
-            self.fabric.clip_gradients(self.module, self.optimizer, max_norm=norm, error_if_nonfinite=finite)
+        self._finish_gradients()
         with scaled(self.raw_optimizer, factor):
             self.learning_rate = float(groups[0]["lr"])
             self.optimizer.step()
+        for after_update in self._after_update:
+            after_update(done + 1)
+
+    def _finish_gradients(self) -> None:
+        """Let the parts see the gradients, without the scale of mixed precision, and clip what they leave."""
+        norm = self.settings.clip_norm
+        if not self._on_gradients:
+            if norm is not None:
+                self.fabric.clip_gradients(self.module, self.optimizer, max_norm=norm, error_if_nonfinite=False)
+            return
+        precision = self.fabric.strategy.precision
+        precision.unscale_gradients(self.raw_optimizer)
+        for on_gradients in self._on_gradients:
+            on_gradients()
+        if norm is not None:  # not fabric's, which would take the scale off twice
+            clipped = precision.main_params(self.raw_optimizer)
+            nn.utils.clip_grad_norm_(clipped, norm, error_if_nonfinite=False)
 
     def _gather(self, sums: dict[str, Tensor]) -> dict[str, float]:
         values: Any = torch.stack(list(sums.values()))

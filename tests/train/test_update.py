@@ -106,3 +106,65 @@ def test_k7_a_the_default_metric_fits_a_small_catalogue(items):
     for model in (tiny(), rs.Popularity()):
         fitted = fit(model, cycles(users=12, items=items), epochs=1, progress=False)
         assert fitted.best["metric"] == f"ndcg@{min(items, 10)}"
+
+
+class Spy(torch.nn.Module):
+    """An auxiliary without effect that notes what happens around it, and the gradients and weights of the time."""
+
+    weight = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.told, self.norms, self.watched = [], [], []
+
+    def forward(self, step):
+        cleared = all(one.grad is None for one in self.watched)
+        self.told.append("forward" if cleared else "forward, gradients there")
+        return step.batch.ids.sum() * 0.0
+
+    def on_optimizer(self, optimizer):
+        self.watched = optimizer.param_groups[0]["params"][:1]  # in a list: no part of it
+        optimizer.register_step_pre_hook(self.on_step)
+
+    def on_step(self, *_):
+        self.note("step")
+
+    def on_gradients(self):
+        self.note("on_gradients")
+
+    def after_update(self, done):
+        self.note(f"after_update {done}")
+
+    def note(self, what):
+        self.told.append(what)
+        self.norms.append(float(self.watched[0].grad.norm()))
+
+
+@pytest.mark.parametrize("clip", [None, 1e-4])
+def test_23_3_parts_see_an_update_in_order(clip):
+    spy = Spy()
+    fit(tiny(auxiliaries=[spy]), cycles(users=40), epochs=1, max_steps=2, batch_size=16, clip_norm=clip, progress=False)
+    around = ["on_gradients", "step", "after_update"]
+    told = [one for one in spy.told if not one.startswith("forward")]
+    assert told == [*around[:2], "after_update 1", *around[:2], "after_update 2"]
+    assert "forward, gradients there" not in spy.told  # they are cleared before the next one
+    for before, clipped, after in (spy.norms[:3], spy.norms[3:]):
+        assert clipped == after and (clipped < before if clip else clipped == before)
+
+
+def test_23_3_updates_are_counted_on_from_where_a_run_was_resumed(tmp_path):
+    for epochs in (1, 2):
+        spy = Spy()
+        fit(tiny(auxiliaries=[spy]), cycles(users=40), epochs=epochs, batch_size=16, progress=False, folder=tmp_path)
+        done = [one for one in spy.told if one.startswith("after")]
+        assert done == [f"after_update {3 * epochs - 2 + number}" for number in range(3)]
+
+
+def test_23_3_clipping_behind_a_part_that_looks_is_that_of_before():
+    def trained(*auxiliaries):
+        model = tiny(auxiliaries=auxiliaries)
+        fit(model, cycles(users=40), epochs=1, batch_size=16, clip_norm=1e-3, progress=False)
+        return model.tensors()
+
+    alone, watched = trained(), trained(Spy())
+    assert all(torch.equal(value, watched[name]) for name, value in alone.items())
