@@ -61,6 +61,7 @@ class Adapted(Recommender):
     def bind(self, context):
         self.adapter.detach()
         super().bind(context)
+        torch.manual_seed(0)
         self.adapter.attach(self.encoder)
         self.fresh = {name: one.clone() for name, one in self.encoder.named_buffers()}
 

@@ -91,7 +91,7 @@ class LinearAdapter(nn.Module):
 
     def outer(self) -> list[nn.Parameter]:
         """The parameters that what the adapter adds is proportional to."""
-        return [one for name, one in self.named().items() if ".lora_B." in name]
+        return [one for name, one in self.named().items() if ".lora_B" in name]
 
     def merge(self) -> None:
         """Fold it into the module's weights, which are parameters again, under their former names."""
