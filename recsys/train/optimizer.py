@@ -139,7 +139,9 @@ def _callers(training: Training, trained: list[tuple[Group, list[nn.Parameter]]]
         raise TypeError(f"optimizer is a function from parameters to a torch optimizer; it gave {made!r}")
     if plain:
         return made
-    found = {group.get("name"): group for group in made.param_groups}
+    found: dict[Any, list[dict[str, Any]]] = {}
+    for one in made.param_groups:
+        found.setdefault(one.get("of", one.get("name")), []).append(one)  # "of": a part of the group of that name
     for group, _ in trained:
         if group.name not in found:
             raise ValueError(
@@ -148,7 +150,8 @@ def _callers(training: Training, trained: list[tuple[Group, list[nn.Parameter]]]
                 "what the part sets of lr and weight_decay)"
             )
         if group.learning_rate is None:
-            found[group.name]["lr"] *= group.factor
+            for one in found[group.name]:
+                one["lr"] *= group.factor
     return made
 
 

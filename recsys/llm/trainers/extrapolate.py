@@ -30,7 +30,7 @@ class Extrapolation:
         before: of a module, its parameters by name before unlearning (a ``state_dict`` has more, which is not read).
 
     Raises:
-        ValueError: a module without ``before``, an adapter with it, or parameters that do not fit.
+        ValueError: a module without ``before``, an adapter with it, parameters that do not fit, or none that differs.
     """
 
     def __init__(self, trained: nn.Module, before: Mapping[str, Tensor] | None = None) -> None:
@@ -39,12 +39,15 @@ class Extrapolation:
             raise ValueError("give a module and its parameters of before, or an attached adapter alone")
         if isinstance(trained, LinearAdapter):
             held = {str(number): one for number, one in enumerate(trained.outer())}
-            origin = {name: None for name in held}
+            origin: dict[str, Tensor | None] = dict.fromkeys(held)
         else:
             held = {name: one for name, one in trained.named_parameters() if one.is_floating_point()}
             origin = {name: _fitting(name, one, before or {}) for name, one in held.items()}
         # Only what moved: what was frozen stays as it is to the bit.
         moved = [(one, origin[name]) for name, one in held.items() if not _equal(one, origin[name])]
+        if not moved:
+            raise ValueError("no parameter differs from before, so there is no way to go further on; a state_dict "
+                             "follows its module: clone its tensors before training")  # fmt: skip
         self._moved = [(one, one.detach().clone(), start) for one, start in moved]
         self.alpha = 0.0
 

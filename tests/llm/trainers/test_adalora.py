@@ -84,7 +84,7 @@ def test_adalora_4_the_penalty_is_that_of_peft():
     model = llama()
     config = peft.AdaLoraConfig(init_r=4, target_r=2, total_step=8, target_modules=["q_proj", "v_proj"])
     theirs = peft.get_peft_model(model, config)
-    ours_model, ours = attached(targets=["q_proj", "v_proj"])
+    ours = attached(targets=["q_proj", "v_proj"])[1]
     values = {name.split("base_model.model.")[1]: one for name, one in theirs.named_parameters()}
     for name, one in ours.named().items():
         one.data.copy_(values[name])

@@ -2,9 +2,9 @@
 
     y = W x + B A x,        row i of B A at s_i = 1 / sqrt(||(B A)_i|| + 1 / eta^2) of the learning rate
 
-At the start, where B is zero, s is eta, and it falls as a row grows, so that a fine-tuning of a few hundred steps leaves
-B = 0 sooner. The published text was not at hand: the formula is that of a second source, and so is eta = 2. It was
-refused at a conference for small gains; take it as an option.
+At the start, where B is zero, s is eta, and it falls as a row grows, so that a fine-tuning of a few hundred steps is
+sooner away from B = 0. The published text was not at hand: the formula is that of a second source, and so is eta = 2.
+It was refused at a conference for small gains; take it as an option.
 
 Two forms. Scaling the gradient of row i of B A is scaling what comes back to output i, for A and B and not for what
 lies before; that is for optimizers whose update is proportional to the gradient (SGD). One that divides by the size of
@@ -69,7 +69,7 @@ class ALLoRA(LinearAdapter):
         self._before = {}
 
     def rates(self) -> dict[str, Tensor]:
-        """s (O,) of each layer, by path."""
+        """The rates s (O,) of each layer, by path."""
         return {path: row_rates(layer.lora_A, layer.lora_B, self.eta) for path, layer in self._layers.items()}
 
     def _inject(self, module: nn.Module, chosen: Mapping[str, nn.Linear]) -> None:

@@ -8,7 +8,8 @@ without the number of the layer, the same sizes), between two steps of training,
 averages) have the highest cosine become one, at even intervals, until ``groups`` are left. The new B is the mean of the
 two by the number of their layers, and so are the optimizer's averages of it.
 
-With L layers of a kind, r I + L O r numbers are trained at the start and r I + groups O r in the end; LoRA has L r (I + O).
+With L layers of a kind, r I + L O r numbers are trained at the start and r I + groups O r in the end, where LoRA trains
+L r (I + O).
 A merged B is one parameter with one state of the optimizer. Which layers share is kept in a buffer. Parameters that go
 while a run is under way cannot be followed by copies of the model in other processes, so it trains in one.
 
@@ -80,10 +81,10 @@ class ASLoRA(LinearAdapter):
         Raises:
             ValueError: several processes train the model.
         """
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            if torch.distributed.get_world_size() > 1:
-                raise ValueError("ASLoRA makes parameters fewer in training, which several processes cannot follow: "
-                                 "train in one (devices=1), or use LoRA")  # fmt: skip
+        spread = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if spread and torch.distributed.get_world_size() > 1:
+            raise ValueError("ASLoRA makes parameters fewer in training, which several processes cannot follow: train "
+                             "in one (devices=1), or use LoRA")  # fmt: skip
         self._optimizer = weakref.ref(optimizer)
 
     def after_update(self, done: int) -> None:

@@ -1,6 +1,6 @@
 """LT-SFT, sparse fine-tuning by the lottery (Ansell et al. 2022): the few weights that move most, trained alone.
 
-1. All weights of a module are trained, from theta_0 to theta_1. 2. Those K with the largest |theta_1 - theta_0| over all
+1. All weights of a module are trained, from theta_0 to theta_1. 2. Those K with the largest |theta_1 - theta_0| of all
 tensors together are chosen. 3. The module is back at theta_0, and the chosen ones alone are trained. What they changed
 is a delta of K numbers, added at loading time at no cost of serving; deltas of several tasks (a market, a domain) are
 added up. After ``cambridgeltl/composable-sft``, with one round of choosing.
