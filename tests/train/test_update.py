@@ -152,6 +152,16 @@ def test_23_3_parts_see_an_update_in_order(clip):
         assert clipped == after and (clipped < before if clip else clipped == before)
 
 
+@pytest.mark.parametrize("clip", [None, 1e-4])
+def test_23_3_the_scale_of_mixed_precision_is_off_once_and_before_parts_look(clip, monkeypatch):
+    from lightning.fabric.plugins.precision import Precision
+
+    spy = Spy()
+    monkeypatch.setattr(Precision, "unscale_gradients", lambda self, optimizer: spy.note("unscale"))
+    fit(tiny(auxiliaries=[spy]), cycles(users=40), epochs=1, max_steps=1, batch_size=16, clip_norm=clip, progress=False)
+    assert [one for one in spy.told if one != "forward"] == ["unscale", "on_gradients", "step", "after_update 1"]
+
+
 def test_23_3_updates_are_counted_on_from_where_a_run_was_resumed(tmp_path):
     for epochs in (1, 2):
         spy = Spy()

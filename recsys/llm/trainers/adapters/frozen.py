@@ -29,11 +29,11 @@ class Frozen:
             for name, value in part._parameters.items():
                 if value is not None and value in trained:
                     found.setdefault(value, (value.detach(), []))[1].append((part, name))
-        for value, places in found.values():
+        for tensor, places in found.values():
             for part, name in places:
                 del part._parameters[name]
-                part.register_buffer(name, value)
-                setattr(part, name, value)  # recurrent layers keep a list of their weights besides
+                part.register_buffer(name, tensor)
+                setattr(part, name, tensor)  # recurrent layers keep a list of their weights besides
         self._tied = [(trained[one], places) for one, (_, places) in found.items()]
 
     def thaw(self) -> None:

@@ -195,7 +195,8 @@ def _barred(module: nn.Module) -> dict[str, str]:
 
 def _heads(module: nn.Module) -> set[nn.Module]:
     """The layers that make scores of a language model's vocabulary, which are larger than all others."""
-    found = [part.get_output_embeddings() for part in module.modules() if hasattr(part, "get_output_embeddings")]
+    owners: list[Any] = [part for part in module.modules() if hasattr(part, "get_output_embeddings")]
+    found = [part.get_output_embeddings() for part in owners]
     return {one for one in found if one is not None}
 
 
