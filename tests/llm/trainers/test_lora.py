@@ -10,7 +10,11 @@ from torch import nn
 
 from recsys.encoders.tokens import TokenEncoder
 from recsys.errors import DataWarning
+from recsys.llm.trainers.adapters.adalora import AdaLoRA
+from recsys.llm.trainers.adapters.allora import ALLoRA
+from recsys.llm.trainers.adapters.aslora import ASLoRA
 from recsys.llm.trainers.adapters.lora import LoRA
+from recsys.llm.trainers.adapters.sparse import SparseTuning
 from recsys.llm.trainers.protocols import Adapter
 from recsys.train.fit import fit
 
@@ -104,6 +108,28 @@ def test_names_are_exact_paths_or_their_last_parts():
     adapter = LoRA(rank=1, targets=["inner"])
     adapter.attach(module)
     assert len(adapter.parameters_of()) == 4
+
+
+@pytest.mark.parametrize(
+    "adapter", [LoRA(), AdaLoRA(total=4), ASLoRA(total=4), ALLoRA(), ALLoRA(scales="gradients"), SparseTuning()]
+)
+def test_every_adapter_keeps_to_the_protocol(adapter):
+    assert isinstance(adapter, Adapter)
+    module = plain()
+    x, names = torch.ones(2, 6), list(module.state_dict())
+    before = module(x)
+    adapter.attach(module)
+    assert torch.equal(module(x), before)
+    for one in adapter.parameters_of():
+        one.data += 0.1
+    after = module(x)
+    assert not torch.equal(after, before)
+    with adapter.off():
+        assert torch.equal(module(x), before)
+    assert torch.equal(module(x), after)
+    adapter.detach()
+    assert torch.equal(module(x), before) and list(module.state_dict()) == names
+    assert all(isinstance(one, nn.Parameter) and one.requires_grad for one in module.parameters())
 
 
 @pytest.mark.parametrize(

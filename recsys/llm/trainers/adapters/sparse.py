@@ -225,6 +225,17 @@ class SparseTuning(nn.Module):
             ValueError: no weights were chosen yet.
         """
         self.delta()
+        self._forget()
+
+    @torch.no_grad()
+    def detach(self) -> None:
+        """Put the module back to theta_0, if this is attached to one."""
+        if self._held:
+            for one, origin in zip(self.parameters_of(), self._origins(), strict=True):
+                one.copy_(origin)
+            self._forget()
+
+    def _forget(self) -> None:
         for number in range(len(self.parameters_of())):
             del self._buffers[f"origin_{number}"]
         self._held = []
