@@ -6,6 +6,7 @@ standard library is used. The one in this process is in ``recsys.llm.local``.
 
 from __future__ import annotations
 
+import copy
 import email.utils
 import http.client
 import json
@@ -158,6 +159,12 @@ class ChatEndpoint:
     def settings(self) -> dict[str, Any]:
         """Model, temperature, longest answer, extra fields; not the URL, so that a server may move."""
         return {"model": self.model, "temperature": self.temperature, "max_tokens": self.max_tokens, **self.extra}
+
+    def sampled(self, temperature: float, seed: int) -> ChatEndpoint:
+        """The same endpoint asked with another temperature and seed (field ``seed``, which not every server heeds)."""
+        other = copy.copy(self)
+        other.temperature, other.extra = temperature, {**self.extra, "seed": seed}
+        return other
 
     def write(self, prompts: Sequence[Prompt], done: Callable[[int, Answer], None]) -> None:
         """See :class:`Writer`. Requests under way when one fails for good are still waited for and handed over.

