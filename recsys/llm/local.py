@@ -116,7 +116,12 @@ class LocalWriter:
         answer; temperature and seed where answers are drawn, and what steers them.
         """
         revision = self._commit if self._folder is None and self._file is None else self._digest
-        told = {"model": self.name, "revision": revision, "dtype": self.dtype, "max_tokens": self.max_tokens}
+        told: dict[str, Any] = {
+            "model": self.name,
+            "revision": revision,
+            "dtype": self.dtype,
+            "max_tokens": self.max_tokens,
+        }
         told |= {"begin": self.begin} if self.begin else {}
         told |= {"temperature": self.temperature, "seed": self.seed} if self.temperature else {}
         return told | ({"steering": [part.settings for part in self.steering]} if self.steering else {})

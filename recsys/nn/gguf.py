@@ -84,7 +84,7 @@ def _convert(file: Path, folder: Path) -> dict[str, Any]:
     told: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
     with reading(file, "get it again, or give a folder that transformers reads"), unbounded():
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **told)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, **told)
+        model: Any = AutoModelForCausalLM.from_pretrained(file.parent, **told)
     model.hf_quantizer = None  # the weights are floats by now, whatever they were in the file
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
