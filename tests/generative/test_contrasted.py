@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import recsys as rs
 from recsys.data.batch import Batch
 from recsys.encoders.sasrec import SASRec
+from recsys.encoders.tokens import TokenEncoder
 from recsys.generative.beam import Beam, all_log_probs, exact_log_probs
 from recsys.generative.code_decoder import CodeDecoder
 from recsys.generative.contrasted import Contrasted, hidden
 from recsys.generative.set_decoder import SetDecoder
 from recsys.llm.trainers.decoders.adacad import adaptive_contrast
 from recsys.protocols import Encoded
+from recsys.semantic_ids.table import SemanticIds
+from tests.cycles import cycles
 from tests.generative.tiny import bound, code_items, histories, random_codes
 
 SIZES = (4, 3, 5)
@@ -143,6 +149,25 @@ def test_adacad_6_a_popular_item_gives_way_to_one_of_the_history() -> None:
     encoded = Encoded(batch, states)
     assert Beam(4)(Popular(), encoded, items, None, 1)[0].tolist() == [[1], [1], [1]]
     assert Beam(4)(Contrasted(Popular()), encoded, items, None, 1)[0].tolist() == [[2], [3], [4]]
+
+
+def test_a_contrasted_generator_learns_is_saved_and_loaded(tmp_path: Path) -> None:
+    split = cycles()
+    number = np.arange(split.num_items)
+    SemanticIds.of(split.items.ids, np.stack([number // 5, number % 5], 1)).save(tmp_path / "ids")
+    encoder = TokenEncoder(16, 1, 2, 8, 32, 0.0, 8, causal=True)
+    items = rs.CodeItems(16, str(tmp_path / "ids"), tied=True, std=1.0)
+    decoder = Contrasted(CodeDecoder(16, 1, 2, 8, 32, 0.0, memory="both"), least=0.1)
+    made = rs.Generator(items, encoder, decoder, Beam(8))
+    told = {"learning_rate": 0.01, "batch_size": 64, "validate_every": 0, "progress": False}
+    rs.fit(made, split, epochs=25, folder=tmp_path / "run", **told)
+    report = rs.evaluate(made, split.test, metrics=["hr@1"], exclude="none", progress=False)
+    assert report.mean("hr@1") > 0.8
+    raw = split.items.ids.tolist()
+    histories = [raw[:3], raw[7:9]]
+    assert np.exp(made.log_probs(histories, raw)).sum(1) == pytest.approx(np.ones(2), abs=1e-4)
+    again = rs.load_run(tmp_path / "run")
+    assert again.decoder.least == 0.1 and again.recommend(histories, k=5).items == made.recommend(histories, k=5).items
 
 
 def test_only_decoders_of_levels_are_contrasted() -> None:

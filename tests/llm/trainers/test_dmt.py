@@ -15,6 +15,7 @@ from recsys.errors import DataWarning
 from recsys.llm.trainers.selectors.dmt import Rehearsed
 from recsys.llm.trainers.selectors.mixing import stacked
 from recsys.protocols import Context
+from recsys.testing import check_source
 from recsys.train.loader import TrainBatches
 from recsys.train.source import BatchSource
 from tests.llm.trainers.numbered import Numbers, rows_of
@@ -87,6 +88,7 @@ def test_dmt_an_epoch_goes_on_from_any_batch_and_on_any_process() -> None:
     shares = [list(source.epoch(1, 0, rank, 3)) for rank in range(3)]
     for batch, *parts in zip(whole, *shares, strict=True):
         assert sorted(batch) == sorted(rows_of(parts))
+    check_source(source)
     assert source.identity() != Rehearsed(GENERAL, SPECIAL, 0.4).identity()
 
 
