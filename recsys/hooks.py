@@ -115,7 +115,8 @@ def unread(encoder: Any, *losses: Any) -> list[tuple[Any, type]]:
     """The parts of ``losses``, or parts in them, that read a class which ``encoder`` does not give, and that class."""
     given = member(encoder, "gives")
     parts = [part for one in losses for _, part in parts_of(one, used=True)]
-    return [(part, kind) for part in parts for kind in member(part, "reads") if kind not in given]
+    kinds = [(part, kind) for part in parts for kind in member(part, "reads") if isinstance(kind, type)]
+    return [(part, kind) for part, kind in kinds if kind not in given]
 
 
 def sources(model: Any) -> dict[str, Any]:

@@ -28,7 +28,7 @@ _PLAIN = (str, int, float, bool, type(None))
 PACKAGES = (
     "recsys.recommenders", "recsys.items", "recsys.encoders", "recsys.objectives", "recsys.auxiliaries",
     "recsys.augmentations", "recsys.targets", "recsys.negatives", "recsys.weighting", "recsys.statistics.similarity",
-    "recsys.nn", "recsys.llm.tokens", "recsys.generative", "recsys.preferences",
+    "recsys.nn", "recsys.llm.tokens", "recsys.llm.trainers", "recsys.generative", "recsys.preferences",
 )  # fmt: skip
 _METHODS = (("train", "query"), ("sample",))  # what a part has that is not a module: targets, negatives
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recsys.data.batch import PAD, Batch
 from recsys.llm.trainers.sequences import Role
@@ -26,6 +26,7 @@ class Draft:
     rows: Tensor  # (B, G) int64 item rows
     role: Tensor  # (B, G) int64 of Role
     reward: Tensor | None = None  # (B, G)
+    rewards: Tensor | None = None  # (B, G, K) of several kinds
     weight: Tensor | None = None  # (B, G)
     shown: Shown | None = None  # what the histories could have been given; None: every item
 
@@ -37,9 +38,9 @@ class Draft:
     def fields(self, real: Tensor) -> dict[str, Any]:
         """What :class:`recsys.llm.trainers.sequences.Sequences` holds beside probabilities, of the ``real`` ones."""
         group = torch.arange(len(self.rows), device=self.rows.device)[:, None].expand_as(self.rows)[real]
-        reward = None if self.reward is None else self.reward[real].float()
-        weight = None if self.weight is None else self.weight[real].float()
-        return {"group": group, "role": self.role[real], "reward": reward, "weight": weight}
+        named = {name: getattr(self, name) for name in ("reward", "rewards", "weight")}
+        given = {name: None if value is None else value[real].float() for name, value in named.items()}
+        return {"group": group, "role": self.role[real], **given}
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class JudgedBatch(Batch):
     amounts: Tensor | None = None  # (B, G) float32 weights
 
 
-class Judged:
+class Judged(nn.Module):
     """The items that a :class:`JudgedBatch` names, and samples of the reference behind the same histories, if wanted.
 
     Samples are drawn from the reference in every step, without replacement, and are not those that the batch names as
@@ -66,9 +67,10 @@ class Judged:
     def __init__(self, samples: int = 0, temperature: float = 1.0) -> None:
         if samples < 0 or temperature <= 0:
             raise ValueError(f"samples >= 0 and temperature > 0 are needed, found {samples} and {temperature}")
+        super().__init__()
         self.samples, self.temperature = samples, temperature
 
-    def __call__(self, step: Step, policy: Any, reference: Any) -> Draft:
+    def forward(self, step: Step, policy: Any, reference: Any) -> Draft:
         """The draft of a step.
 
         Raises:
@@ -95,7 +97,7 @@ class Judged:
 REWARDS = ("hit", "prefix")
 
 
-class Rollouts:
+class Rollouts(nn.Module):
     """Items sampled behind a position of each training row, rewarded by what was taken there.
 
     One position of each row is drawn, ``samples`` different items are drawn from the policy as it is, and each is
@@ -122,9 +124,10 @@ class Rollouts:
             raise ValueError(
                 f"reward must be one of {', '.join(REWARDS)} and exclude history or none, found {reward!r}, {exclude!r}"
             )
+        super().__init__()
         self.samples, self.temperature, self.reward, self.exclude = samples, temperature, reward, exclude
 
-    def __call__(self, step: Step, policy: Any, reference: Any) -> Draft:
+    def forward(self, step: Step, policy: Any, reference: Any) -> Draft:
         """The draft of a step."""
         random = step.generator(type(self).__name__)
         rows, positions = drawn_positions(step.batch, random)

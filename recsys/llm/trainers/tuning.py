@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from recsys.data.batch import Batch
 from recsys.errors import DataWarning
+from recsys.hooks import bind
 from recsys.llm.trainers.sequences import Role, Sequences
 from recsys.protocols import Change, Context, Step
 from recsys.ranking.filters import Shown
@@ -106,8 +107,10 @@ class Tuning(nn.Module):
     def bind(self, context: Context) -> None:
         """Put the adapter in (behind the binding of the parts), and forget an earlier beginning."""
         self.reference = self.reference.new_zeros(0)
-        if self._attached and hasattr(self.adapter, "reset"):
-            self.adapter.reset()
+        bind(self.objective, context)
+        if self._attached:
+            self.adapter.detach()
+            self._attached = False
         self.attach()
 
     def carry(self, before: Mapping[str, Tensor], change: Change) -> None:
@@ -138,7 +141,7 @@ class Tuning(nn.Module):
                 modes.enter_context(evaluating(part))
             draft = self.examples(step, self.policy, self.apart)
             former = self._former(step, draft, reads)
-            scored = self.policy(step, draft, full=bool(reads & {"entropy", "divergence"}))
+            scored = self.policy(step, draft, full=bool(reads & {"entropy", "entropy gradient", "divergence"}))
         if not len(scored.log_probs):
             raise ValueError("no sequence is left in a step: look at what the data of the stage name")
         batch = sequences(scored, former, reads)
@@ -221,8 +224,8 @@ def sequences(scored: Scored, former: Scored | None, reads: frozenset[str]) -> S
     more: dict[str, Any] = {}
     if former is not None and "reference" in reads:
         more["reference"] = former.log_probs.detach()
-    if scored.full is not None and "entropy" in reads:
-        more["entropy"] = entropy(scored.full.detach())
+    if scored.full is not None and reads & {"entropy", "entropy gradient"}:
+        more["entropy"] = entropy(scored.full if "entropy gradient" in reads else scored.full.detach())
     if scored.full is not None and former is not None and former.full is not None and "divergence" in reads:
         more["divergence"] = divergence(former.full, scored.full)
     return Sequences(scored.log_probs, scored.mask, tokens=scored.tokens, **scored.fields, **more)

@@ -16,10 +16,20 @@ import recsys as rs
 from recsys.data.prepared import Prepared
 from recsys.data.split import Split
 from recsys.errors import DataError, DataWarning
+from recsys.hooks import PartList
 from recsys.ids.vocabulary import Vocabulary
+from recsys.llm.trainers.adapters.adalora import AdaLoRA
+from recsys.llm.trainers.adapters.allora import ALLoRA
+from recsys.llm.trainers.adapters.aslora import ASLoRA
+from recsys.llm.trainers.adapters.lora import LoRA
+from recsys.llm.trainers.credit.groups import GroupRelative
+from recsys.llm.trainers.credit.reinforce import w_reinforce
 from recsys.llm.trainers.drafts import Judged, Rollouts
 from recsys.llm.trainers.item_policy import ItemPolicy
 from recsys.llm.trainers.judgements import Judgements, Together
+from recsys.llm.trainers.objectives.npo import NPO
+from recsys.llm.trainers.objectives.policy import PolicyGradient
+from recsys.llm.trainers.objectives.supervised import Supervised
 from recsys.llm.trainers.sequences import Role, Sequences
 from recsys.llm.trainers.tuning import Tuning
 from recsys.train.settings import Stage
@@ -228,3 +238,70 @@ def test_a_batch_without_a_role_is_refused(split: Split) -> None:
     with pytest.raises(ValueError, match="RETAIN"):
         rs.fit(model, split, stages=[Stage(1, losses=["Tuning0"], data=only)], init="keep", validate_every=0,
                progress=False)  # fmt: skip
+
+
+def test_23_2_without_its_adapter_the_policy_is_the_one_of_before(split: Split) -> None:
+    pytest.importorskip("peft")
+    model = trained(split)
+    before = total(model, split, ODD), {name: value.clone() for name, value in model.tensors().items()}
+    tuning = Tuning(ItemPolicy(model.encoder), Judged(), NPO(0.1), LoRA(4))
+    model.auxiliaries.append(tuning)
+    tuning.attach()
+    assert total(model, split, ODD) == pytest.approx(before[0], abs=1e-6)
+    stage = Stage(3, losses=["Tuning0"], train=["encoder"], data=sources(split))
+    rs.fit(model, split, stages=[stage], init="keep", learning_rate=0.01, validate_every=0, progress=False)
+    after = total(model, split, ODD)
+    assert after < before[0] - 0.05
+    with tuning.apart():
+        assert total(model, split, ODD) == pytest.approx(before[0], abs=1e-6)
+    tuning.merge()
+    assert total(model, split, ODD) == pytest.approx(after, abs=1e-4)
+    model.auxiliaries = PartList()
+    assert set(model.tensors()) == set(before[1])  # merged, it is a model like the one of before
+    assert all(torch.equal(model.tensors()[name], value) for name, value in before[1].items() if "items" in name)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_run_with_it_is_loaded_again(split: Split, tmp_path: Path, adapted: bool) -> None:
+    if adapted:
+        pytest.importorskip("peft")
+    model = tiny(dropout=0.0)
+    tuning = Tuning(ItemPolicy(model.encoder), Judged(), NPO(0.1), LoRA(2) if adapted else None)
+    model.auxiliaries.append(tuning)
+    stage = Stage(1, losses=["Tuning0"], train=["encoder"], data=sources(split))
+    rs.fit(model, split, stages=[stage], validate_every=0, progress=False, folder=tmp_path / "run")
+    again = rs.load_run(tmp_path / "run")
+    histories = [["item-1", "item-2"], ["item-7"]]
+    assert np.allclose(model.scores(histories), again.scores(histories), atol=1e-6)
+
+
+OBJECTIVES = {
+    "npo": lambda: NPO(0.1), "supervised": lambda: Supervised(), "gradient": lambda: PolicyGradient(w_reinforce(0.1)),
+    "entropy": lambda: PolicyGradient(GroupRelative(), entropy=0.01, kl=0.1),
+}  # fmt: skip
+ADAPTERS = {
+    "none": lambda: None, "lora": lambda: LoRA(2), "adalora": lambda: AdaLoRA(9, 2, 3, warmup=1, last=1),
+    "allora": lambda: ALLoRA(2), "aslora": lambda: ASLoRA(3, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_23_1_every_adapter_trains_with_every_objective(split: Split, adapter: str, objective: str) -> None:
+    pytest.importorskip("peft")
+    model = trained(split)
+    rewarded = objective in ("gradient", "entropy", "supervised")
+    examples = Rollouts(4) if rewarded else Judged()
+    tuning = Tuning(ItemPolicy(model.encoder), examples, OBJECTIVES[objective](), ADAPTERS[adapter]())
+    model.auxiliaries.append(tuning)
+    stage = Stage(1, losses=["Tuning0"], train=["encoder"], data=None if rewarded else sources(split))
+    fitted = rs.fit(
+        model, split, stages=[stage], init="fresh", learning_rate=0.01, batch_size=24, validate_every=0,
+        progress=False, max_steps=3,
+    )  # fmt: skip
+    assert np.isfinite(fitted.history[-1]["loss"])
+    if adapter != "none":
+        with tuning.apart():
+            base = total(model, split, ODD)
+        tuning.adapter.detach()
+        assert total(model, split, ODD) == pytest.approx(base, abs=1e-6)
