@@ -27,6 +27,24 @@ def cycles(users=100, items=20, seed=0, splitter=None):
     return Split.of(prepared, splitter or LeaveLast(), raw, Vocabulary(np.arange(users), first=0), name="cycles")
 
 
+ODD = np.arange(10)  # users of two_circles who go round by threes, the others by ones
+
+
+def two_circles(users=60, items=20, seed=0):
+    """Users who go round by ones, and a few (ODD) by threes: what only these do can be unlearned."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(6, 12, users)
+    starts = random.integers(0, items, users)
+    rows = [
+        (start + np.arange(n) * (3 if user in ODD else 1)) % items + 1
+        for user, (start, n) in enumerate(zip(starts, lengths))
+    ]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    prepared = Prepared(np.concatenate(rows).astype(np.int32), offsets, items, order="file")
+    raw = Vocabulary(np.array([f"item-{i}" for i in range(items)], dtype=object), first=1)
+    return Split.of(prepared, LeaveLast(), raw, Vocabulary(np.arange(users), first=0), name="circles")
+
+
 def tiny(dropout=0.2, objective=None, cls=Recommender, **parts):
     encoder = SASRec(dim=8, num_layers=1, num_heads=1, dropout=dropout, max_length=6)
     return cls(IdItems(8), encoder, objective or FullSoftmax(), **parts)

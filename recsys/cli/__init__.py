@@ -19,6 +19,7 @@ from recsys.cli import (
     export,
     fetch,
     fit,
+    forget,
     models,
     profiles,
     quickstart,
@@ -31,11 +32,12 @@ from recsys.cli.terminal import plain_output, told, tolerate_any_locale
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {  # in the order in which a user needs them
     "Data": (fetch.fetch, audit.audit, models.models, embed.embed, profiles.profiles, semantic_ids.semantic_ids),
-    "Models": (fit.fit, evaluate.evaluate, compare.compare),
+    "Models": (fit.fit, evaluate.evaluate, compare.compare, forget.forget),
     "Serving": (export.export, recommend.recommend, similar.similar),
     "About": (quickstart.quickstart, doctor.doctor),
 }
 ELSEWHERE = {
+    "unlearn": "forget", "erase": "forget",
     "train": "fit", "predict": "recommend", "infer": "recommend", "test": "evaluate", "eval": "evaluate",
     "benchmark": "compare", "split": "audit", "stats": "audit", "download": "fetch", "neighbours": "similar",
     "neighbors": "similar", "serve": "export", "tokenize": "semantic-ids", "ids": "semantic-ids",

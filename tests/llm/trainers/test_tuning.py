@@ -13,11 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import recsys as rs
-from recsys.data.prepared import Prepared
 from recsys.data.split import Split
 from recsys.errors import DataError, DataWarning
 from recsys.hooks import PartList
-from recsys.ids.vocabulary import Vocabulary
 from recsys.llm.trainers.adapters.adalora import AdaLoRA
 from recsys.llm.trainers.adapters.allora import ALLoRA
 from recsys.llm.trainers.adapters.aslora import ASLoRA
@@ -33,7 +31,7 @@ from recsys.llm.trainers.objectives.supervised import Supervised
 from recsys.llm.trainers.sequences import Role, Sequences
 from recsys.llm.trainers.tuning import Tuning
 from recsys.train.settings import Stage
-from tests.cycles import outcome, tiny
+from tests.cycles import ODD, outcome, tiny, two_circles
 
 
 class Down:
@@ -66,22 +64,9 @@ class Up:
         return {"groups without signal": float(sum(flat)), "groups without signal of": float(len(groups))}
 
 
-ODD = np.arange(10)  # users who go round by threes, the others by ones
-
-
 @pytest.fixture(scope="module")
 def split() -> Split:
-    random = np.random.default_rng(0)
-    lengths = random.integers(6, 12, 60)
-    starts = random.integers(0, 20, 60)
-    rows = [
-        (start + np.arange(n) * (3 if user in ODD else 1)) % 20 + 1
-        for user, (start, n) in enumerate(zip(starts, lengths))
-    ]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    prepared = Prepared(np.concatenate(rows).astype(np.int32), offsets, 20, order="file")
-    raw = Vocabulary(np.array([f"item-{i}" for i in range(20)], dtype=object), first=1)
-    return Split.of(prepared, rs.LeaveLast(), raw, Vocabulary(np.arange(60), first=0), name="circles")
+    return two_circles()
 
 
 _WEIGHTS: dict[str, Tensor] = {}

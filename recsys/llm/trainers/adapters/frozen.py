@@ -37,8 +37,11 @@ class Frozen:
         self._tied = [(trained[one], places) for one, (_, places) in found.items()]
 
     def thaw(self) -> None:
-        """Make parameters of them again."""
-        for trained, places in self._tied:
+        """Make parameters of them again; what got a parameter of its own meanwhile, in a part bound anew, keeps it."""
+        for trained, found in self._tied:
+            places = [(part, name) for part, name in found if name in part._buffers]
+            if not places:
+                continue
             first, leaf = places[0]
             parameter = nn.Parameter(getattr(first, leaf), requires_grad=trained)
             for part, name in places:

@@ -7,8 +7,8 @@ A (N, T) is the credit (:mod:`recsys.llm.trainers.credit`). Z counts the tokens 
 mean of its own (``"sequences"``), or is divided by the length of the longest (``"longest"``); trl 1.16 calls these dapo
 or bnpo, grpo and dr_grpo, and on the same samples the losses agree (``tests/parity/test_trl_credit.py``; trl multiplies
 the KL term by rho unless ``use_bias_correction_kl=False``, here it is as in DeepSeekMath). The KL term has the same Z;
-H is the mean over tokens. Sampled once and used once, pi_old is pi itself: the value is then that of -A and the gradient
-that of A log pi.
+H is the mean over tokens. Sampled once and used once, pi_old is pi itself: the value is then that of -A and the
+gradient that of A log pi.
 
 Samples of weight 0 are left out before the credit is worked out, so they are in no mean of their group. Above a log
 ratio of 20 (rho 5e8) the exponential goes on as a straight line: nothing overflows, and the gradient stays.
