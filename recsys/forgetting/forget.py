@@ -128,7 +128,7 @@ def forget(
     tuning = Tuning(policy, Judged(), NPO(beta, retain=retain, kl=kl), adapter)
     others = list(own.auxiliaries)
     start = {name: value.clone() for name, value in own.tensors().items()}
-    own.auxiliaries = PartList([*others, tuning])
+    own.auxiliaries = PartList([tuning])
     tuning.attach()
     watch.keep()
     watch.progress = progress
