@@ -29,6 +29,7 @@ from recsys.data.split import HeldOut, Split
 from recsys.data.without import without_items, without_users
 from recsys.errors import DataError, DataWarning, UnknownItemError
 from recsys.forgetting.memory import auc, log_probs, quality, training_events
+from recsys.forgetting.statement import statement
 from recsys.generative.code_policy import CodePolicy
 from recsys.generative.generator import Generator
 from recsys.hooks import PartList
@@ -60,9 +61,7 @@ class Forgotten:
     epochs: list[dict[str, float]] = field(default_factory=list)
 
     def __str__(self) -> str:
-        from recsys.forgetting.statement import statement
-
-        return statement(self)
+        return statement(self.facts, self.before, self.after)
 
 
 def forget(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
-if TYPE_CHECKING:
-    from recsys.forgetting.forget import Forgotten
+Numbers = Mapping[str, float]
 
 NAMES = {
     "own events hr@10": "their own next items among the first ten",
@@ -19,24 +19,24 @@ NAMES = {
 }
 
 
-def statement(done: Forgotten) -> str:
+def statement(facts: Mapping[str, Any], before: Numbers, after: Numbers) -> str:
     """A table of before and after, what it rests on, and what this cannot reach."""
-    facts, kind = done.facts, done.facts["kind"]
+    kind = facts["kind"]
     lines = [f"{facts['forgotten']:,} {kind} forgotten, {facts['events']:,} of their training events"]
     if facts["unknown"]:
         lines.append(f"{facts['unknown']:,} of {facts['asked']:,} were unknown or never trained on")
     width = max(map(len, NAMES.values()))
     lines += ["", f"{'':{width}}  {'before':>9}  {'after':>9}"]
     for name, title in NAMES.items():
-        if name in done.before and name in done.after:
-            lines.append(f"{title:{width}}  {done.before[name]:>9.4f}  {done.after[name]:>9.4f}")
-    lines += ["", _verdict(done), "", *_limits(kind)]
+        if name in before and name in after:
+            lines.append(f"{title:{width}}  {before[name]:>9.4f}  {after[name]:>9.4f}")
+    lines += ["", _verdict(facts, before, after), "", *_limits(kind)]
     return "\n".join(lines)
 
 
-def _verdict(done: Forgotten) -> str:
-    facts, before, after = done.facts, done.before["others' test ndcg@10"], done.after["others' test ndcg@10"]
-    change = after / before - 1 if before else 0.0
+def _verdict(facts: Mapping[str, Any], before: Numbers, after: Numbers) -> str:
+    was, found = (one["others' test ndcg@10"] for one in (before, after))
+    change = found / was - 1 if was else 0.0
     quality = f"quality for everybody else on test {change:+.1%}, {facts['seconds']:,.0f} s"
     if not facts["chosen epoch"]:
         return (
@@ -45,10 +45,10 @@ def _verdict(done: Forgotten) -> str:
             f"train anew without them ({quality})."
         )
     level = f"the level of events that no training saw ({facts['level']:.3f})"
-    if done.after["log-probability"] <= facts["level"]:
+    if after["log-probability"] <= facts["level"]:
         return f"Forgotten: their events are at or below {level}; {quality}."
-    total = done.before["log-probability"] - facts["level"]
-    share = (done.before["log-probability"] - done.after["log-probability"]) / total if total > 0 else 1.0
+    total = before["log-probability"] - facts["level"]
+    share = (before["log-probability"] - after["log-probability"]) / total if total > 0 else 1.0
     return (
         f"Forgotten in part: {share:.0%} of the way to {level}; {quality}. More epochs or a larger tolerance go "
         "further; training anew without them is what is complete."

@@ -16,4 +16,5 @@ from recsys.testing.data import check_negatives as check_negatives
 from recsys.testing.data import check_splitter as check_splitter
 from recsys.testing.data import check_weighting as check_weighting
 from recsys.testing.items import check_items as check_items
+from recsys.testing.sequences import check_sequence_objective as check_sequence_objective
 from recsys.testing.sources import check_source as check_source
