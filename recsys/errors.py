@@ -71,5 +71,6 @@ def closest(name: str, known: Iterable[str], elsewhere: Mapping[str, str] | None
     """
     names = sorted(known)
     meant = (elsewhere or {}).get(name.lower())
-    near = [meant] if meant in names else difflib.get_close_matches(name, names, n=1)
+    near = [meant] if meant in names else difflib.get_close_matches(name, names, n=len(names) or 1)
+    near.sort(key=lambda one: (-difflib.SequenceMatcher(None, one, name).ratio(), abs(len(one) - len(name))))
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"

@@ -55,6 +55,19 @@ def load_decoder(
     return body
 
 
+def load_language_model(
+    model: str | dict[str, Any], layers: int | None, revision: str | None, dtype: torch.dtype
+) -> Any:
+    """A causal decoder with the head that scores its vocabulary, cut to its first ``layers`` (None: all).
+
+    Raises:
+        ImportError, OSError, ValueError: as :func:`load_decoder`.
+    """
+    found = _body(model, revision, dtype, layers, "AutoModelForCausalLM")
+    _truncate(found, layers, "last")
+    return found
+
+
 def load_encoder(model: str | dict[str, Any], revision: str | None, dtype: torch.dtype) -> Any:
     """An encoder of texts (of T5 its encoder alone), in evaluation mode; a config dict gives random weights.
 

@@ -111,6 +111,8 @@ class Tuning(nn.Module):
         if self._attached:
             self.adapter.detach()
             self._attached = False
+        if hasattr(self.policy, "bind"):  # it has a model of its own
+            self.policy.bind(context)
         self.attach()
 
     def carry(self, before: Mapping[str, Tensor], change: Change) -> None:
