@@ -77,6 +77,18 @@ def test_a_run_made_anew_replaces_what_was_kept(driver: Any, split: Split, tmp_p
     assert not np.array_equal(*kept)
 
 
+def test_no_folder_of_this_machine_is_recorded(driver: Any, split: Split, tmp_path: Path) -> None:
+    work = work_of(driver, tmp_path / "runs", tmp_path / "results")
+    folder = work.folder("backbone", "ml-100k", 0)
+    finished_run(folder, rs.Popularity(), split)
+    result = json.loads((folder / "result.json").read_text())
+    told = result | {"command": f"recsys fit rpg --vectors {tmp_path / 'runs'}/ml-100k/sasrec-seed0"}
+    (folder / "result.json").write_text(json.dumps(told))
+    work.summarise("ml-100k", ())
+    recorded = (tmp_path / "results" / "ml-100k" / "backbone.json").read_text()
+    assert "RUNS/ml-100k/sasrec-seed0" in recorded and str(tmp_path) not in recorded
+
+
 def test_seeds_recorded_without_their_users_stay_in_the_mean(driver: Any, split: Split, tmp_path: Path) -> None:
     work = work_of(driver, tmp_path / "runs", tmp_path / "results")
     for seed in (0, 1):

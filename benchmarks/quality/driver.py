@@ -120,6 +120,9 @@ class Work:
         results, named = self.known(row.name, data), self.named(row.name)
         if not results:
             return
+        for run in results.values():  # where the runs of this machine lie is nobody else's
+            if "command" in run:
+                run["command"] = run["command"].replace(str(self.runs), RUNS)
         numbers = " ".join(map(str, results))
         which = f"--recbole {row.flags[1]}" if row.name.startswith("recbole-") else f"--only {row.name}"
         command = f"python {self.plan.script} --data {data} {which} --seeds {numbers}"
