@@ -33,7 +33,8 @@ def forget(
 ) -> None:
     """Make a run forget some users, or items, without training it anew; experimental.
 
-    A new run folder gets the model, with a statement of what was measured (forgotten.txt, forgotten.json).
+    A new run folder gets the model, with a statement of what was measured (forgotten.txt, forgotten.json). Where no
+    epoch stays within the tolerance nothing is written, and the exit status is 1.
 
     Args:
         run: the run folder; it stays as it is.
@@ -56,10 +57,8 @@ def forget(
     from recsys.forgetting.forget import forget as forgets
     from recsys.forgetting.purge import purge as purged
     from recsys.forgetting.purge import remains
-    from recsys.runs.read import load_run, read_config
+    from recsys.runs.read import load_run
     from recsys.runs.split import split_of
-    from recsys.storage.files import write_text
-    from recsys.train.fit import fit
 
     target = out or run.with_name(f"{run.resolve().name}-forgotten")
     if target.exists():
@@ -77,16 +76,35 @@ def forget(
         learning_rate=learning_rate, beta=beta, kl=kl, extrapolate=extrapolate, tolerance=tolerance, adapter=adapter,
         batch_size=batch_size, seed=seed,
     )  # fmt: skip
+    if not done.facts["chosen epoch"]:
+        raise ValueError(f"nothing was forgotten, and no run is written\n{done}")
+    _write(done, run, target)
+    kept = purged(run, found) if purge else []
+    text = _tell(done, target, kept, remains(run, found))
+    print(f"{text}\nthe new run: {target}; recsys evaluate {target}, recsys export {target} as any other")
+
+
+def _write(done: Any, run: Path, target: Path) -> None:
+    """The new run folder, under the name that the old run has."""
+    from recsys.runs.read import read_config
+    from recsys.train.fit import fit
+
     name = str(read_config(run).get("name") or "")
     fit(done.model, done.split, epochs=0, init="keep", validate_every=0, folder=target, name=name, progress=False)
-    kept = purged(run, found) if purge else []
+
+
+def _tell(done: Any, target: Path, kept: list[str], left: list[str]) -> str:
+    """What was done and what is left, also written into the folder."""
+    from recsys.storage.files import write_text
+
     facts = {"facts": done.facts, "before": done.before, "after": done.after, "epochs": done.epochs, "purged": kept}
-    left = "\n".join(f"- {line}" for line in remains(run, found))
     text = f"{done}\n{'Purged: ' + '; '.join(kept) if kept else 'Nothing was purged (--purge does it).'}\n"
-    text += f"Still there, as far as this machine is known:\n{left}\n" if left else ""
+    text += "".join(
+        ["Still there, as far as this machine is known:\n", *(f"- {line}\n" for line in left)] if left else []
+    )
     write_text(target / "forgotten.json", json.dumps(facts, indent=1))
     write_text(target / "forgotten.txt", text)
-    print(f"{text}\nthe new run: {target}; recsys evaluate {target}, recsys export {target} as any other")
+    return text
 
 
 def _ids(table: Path, column: str, split: Split) -> list[Any]:

@@ -1,12 +1,13 @@
 """``forget``: a trained recommender that no longer knows some users, or some items, without training it anew.
 
 Their training events become improbable by negative preference optimization (:class:`recsys.llm.trainers.objectives.
-npo.NPO`) while as many events of others stay what they are. The aim is what a model trained without them would say of
-these events, which is not nothing: it would find many of their items probable all the same. How much less that is can
-be told without training: the model finds the last training event of a user more probable than the next one, which it
-never saw, and that difference is what training on an event is worth. After each epoch the events to be forgotten are
-compared with that level and the quality for everybody else is measured on validation; training ends at the level, and
-the weights that are kept are those at it, or nearest to it, among the epochs whose quality is within the tolerance.
+npo.NPO`) while four times as many events of others stay what they are. The aim is what a model trained without them
+would say of these events, which is not nothing: it would find many of their items probable all the same. How much less
+that is can be told without training: the model finds the last training event of a user more probable than the next one,
+which it never saw, and that difference is what training on an event is worth. After each epoch the events to be
+forgotten are compared with that level and the quality for everybody else is measured on validation; training ends at
+the level, and the weights that are kept are those at it, or nearest to it, among the epochs whose quality is within the
+tolerance.
 
 What it cannot do: nothing here proves that a trace is gone, as training anew does. Whoever holds the old model, the
 data, or copies of either still has them.
@@ -34,6 +35,7 @@ from recsys.generative.code_policy import CodePolicy
 from recsys.generative.generator import Generator
 from recsys.hooks import PartList
 from recsys.llm.trainers.drafts import Judged
+from recsys.llm.trainers.extrapolate import Extrapolation, largest_tolerated
 from recsys.llm.trainers.item_policy import ItemPolicy
 from recsys.llm.trainers.judgements import Judgements, Together
 from recsys.llm.trainers.objectives.npo import NPO
@@ -114,7 +116,8 @@ def forget(
     rows, unknown = _rows(split, users, items)
     left = without_users(split, rows) if users is not None else without_items(split, rows)
     own = copy.deepcopy(model)
-    policy = policy_of(own, adapter is None)
+    whole = adapter is None and any(True for _ in own.items.parameters())  # frozen tables have none
+    policy = policy_of(own, whole)
     lost = training_events(split, rows) if users is not None else _events_of_items(split, rows)
     if not len(lost):
         raise DataError(
@@ -127,12 +130,12 @@ def forget(
     tuning = Tuning(policy, Judged(), NPO(beta, retain=retain, kl=kl), adapter)
     others = list(own.auxiliaries)
     start = {name: value.clone() for name, value in own.tensors().items()}
-    own.auxiliaries = PartList([tuning])
+    own.auxiliaries = PartList([*others, tuning])  # some answer requests as well (LIGER)
     tuning.attach()
     watch.keep()
     watch.progress = progress
-    trained = _trained(own, adapter is None)
-    stage = Stage(epochs, losses=["Tuning0"], train=trained, data=source, name="forget", validate=False)
+    trained = _trained(own, whole)
+    stage = Stage(epochs, losses=[own.loss_names[-1]], train=trained, data=source, name="forget", validate=False)
     fit(
         own, left, stages=[stage], init="keep", learning_rate=learning_rate, seed=seed, validate_every=0,
         callbacks=[watch], progress=progress, clip_norm=1.0,
@@ -140,7 +143,7 @@ def forget(
     watch.restore()
     tuning.merge()
     own.auxiliaries = PartList(others)
-    share = _extrapolated(own, start, watch, extrapolate) if extrapolate else 0.0
+    share = _extrapolated(own, start, watch, extrapolate) if extrapolate and watch.chosen else 0.0
     own.cut = left.cut
     own.eval()
     seconds = time.monotonic() - began
@@ -182,7 +185,7 @@ class Watch:
     """A callback that measures after each epoch, keeps the best weights, and stops where nothing more is to be done."""
 
     def __init__(self, model: Any, policy: Any, lost: HeldOut, left: Split, tolerance: float, seed: int) -> None:
-        self.model, self.policy, self.left, self.seed = model, policy, left, seed
+        self.model, self.policy = model, policy
         self.lost = _some(lost, 4 * SAMPLE, seed)
         self.unseen = _some(left.valid if len(left.valid) else left.test, SAMPLE, seed)
         self.tolerance = tolerance
@@ -273,7 +276,7 @@ def _events_of_items(split: Split, items: np.ndarray) -> HeldOut:
 def _source(
     split: Split, lost: HeldOut, rows: np.ndarray, people: bool, model: Any, batch_size: int, seed: int
 ) -> Together:
-    """What is to be forgotten, with as much of what is to be kept in each batch."""
+    """What is to be forgotten, with several times as much of what is to be kept in each batch."""
     more: dict[str, Any] = {"max_length": model.max_length, "batch_size": batch_size, "seed": seed}
     more["needs"] = model.train_needs
     items = np.asarray(split.prepared.items)[lost.target_start]
@@ -312,18 +315,15 @@ def _trained(model: Any, whole: bool) -> list[str]:
 
 def _extrapolated(model: Any, start: dict[str, Tensor], watch: Watch, most: float) -> float:
     """Go on from the weights ``start`` beyond those of the model, as far as the others' quality allows; by how much."""
-    now = {name: value.clone() for name, value in model.tensors().items()}
-    floor = (1 - watch.tolerance) * watch.begin["valid ndcg@10"]
-    for share in (most, most / 2, most / 4):
-        moved = {
-            name: value + share * (value - start[name]) if value.is_floating_point() else value
-            for name, value in now.items()
-        }
-        model.load_tensors(moved)
-        if watch.measure()["valid ndcg@10"] >= floor:
-            return share
-    model.load_tensors(now)
-    return 0.0
+
+    def retained() -> float:
+        return watch.measure()["valid ndcg@10"]
+
+    floor, now = (1 - watch.tolerance) * watch.begin["valid ndcg@10"], retained()
+    if not now > floor:
+        return 0.0
+    shares = [most * part / 4 for part in (1, 2, 3, 4)]
+    return largest_tolerated(Extrapolation(model, start), retained, 1 - floor / now, shares).alpha
 
 
 def _whole(
@@ -333,7 +333,7 @@ def _whole(
     found = dict(known)
     found["own events ndcg@10"] = quality(model, lost, sample=SAMPLE)
     found["own events hr@10"] = quality(model, lost, "hr@10", SAMPLE)
-    found["others' test ndcg@10"] = quality(model, left.test)
+    found["others' test ndcg@10"] = quality(model, left.test, sample=10 * SAMPLE)
     chosen = np.isin(split.test.users, rows)
     if len(rows) < split.num_users and chosen.any() and left.num_users < split.num_users:
         found["re-exposed ndcg@10"] = quality(model, split.test.subset(chosen))

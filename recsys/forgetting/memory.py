@@ -81,8 +81,5 @@ def quality(model: Any, part: HeldOut, metric: str = "ndcg@10", sample: int | No
     """The mean of a metric over the users of a part."""
     if not len(part):
         return float("nan")
-    asked = min(sample, len(part)) if sample else None
-    report = evaluate(
-        model, part, k=(10,), progress=False, leakage="allow", warn=False, sample=asked if asked else None, seed=seed
-    )
-    return float(report.columns[metric].mean())
+    report = evaluate(model, part, k=(10,), progress=False, leakage="allow", warn=False, sample=sample, seed=seed)
+    return report.mean(metric)

@@ -18,9 +18,13 @@ from recsys.data.split import Split
 from recsys.errors import DataError, DataWarning
 from recsys.forgetting.forget import forget
 from recsys.forgetting.memory import auc, log_probs, training_events
+from recsys.llm.trainers.drafts import Judged
 from recsys.llm.trainers.item_policy import ItemPolicy
+from recsys.llm.trainers.objectives.d2o import D2O
+from recsys.llm.trainers.tuning import Tuning
 from recsys.runs.split import split_of
 from tests.cycles import ODD, tiny, two_circles
+from tests.generative.test_generator import codes, generator
 
 _KNOWN: dict[str, Tensor] = {}
 FAST: dict[str, Any] = {"epochs": 25, "learning_rate": 5e-3, "kl": 3.0, "tolerance": 0.1, "progress": False}
@@ -75,6 +79,39 @@ def test_users_are_forgotten_and_the_others_are_not(split: Split, model: Any) ->
     assert "10 users forgotten" in str(done) and done.facts["chosen epoch"] >= 1
 
 
+def test_a_generator_forgets_too(split: Split, tmp_path: Path) -> None:
+    made = generator(codes(tmp_path / "codes", split))
+    rs.fit(made, split, epochs=40, learning_rate=0.01, batch_size=64, validate_every=0, progress=False)
+    done = forget(made, split, users=ODD.tolist(), **FAST)
+    assert done.after["log-probability"] < done.before["log-probability"] - 0.3
+    assert done.after["valid ndcg@10"] >= 0.9 * done.before["valid ndcg@10"]
+    assert len(done.model.recommend([["item-1", "item-2"]], k=5).items[0]) == 5
+
+
+def test_a_model_of_frozen_vectors_forgets_by_its_encoder(split: Split, model: Any, tmp_path: Path) -> None:
+    rs.fit(model, split, epochs=0, init="keep", validate_every=0, progress=False, folder=tmp_path / "run")
+    frozen = rs.Recommender(rs.FrozenItems(str(tmp_path / "run")), rs.SASRec(8, 1, 1, 0.0, 6), rs.FullSoftmax())
+    rs.fit(frozen, split, epochs=30, learning_rate=0.02, batch_size=32, validate_every=0, progress=False)
+    done = forget(frozen, split, users=ODD.tolist(), **FAST)
+    assert done.after["log-probability"] < done.before["log-probability"]
+
+
+def test_further_along_the_way_more_is_forgotten(split: Split, model: Any) -> None:
+    plain, further = (
+        forget(model, split, users=ODD.tolist(), extrapolate=share, **(FAST | {"epochs": 1, "tolerance": 0.3}))
+        for share in (0.0, 1.0)
+    )
+    assert further.facts["extrapolated"] > 0
+    assert further.after["log-probability"] < plain.after["log-probability"]
+    assert further.after["valid ndcg@10"] >= 0.7 * further.before["valid ndcg@10"]
+
+
+def test_after_a_stage_of_another_kind_only_forgetting_is_trained(split: Split, model: Any) -> None:
+    model.auxiliaries.append(Tuning(ItemPolicy(model.encoder, model.items), Judged(samples=2), D2O()))
+    done = forget(model, split, users=ODD.tolist(), **(FAST | {"epochs": 2}))
+    assert done.facts["epochs"] >= 1 and len(done.model.auxiliaries) == 1
+
+
 def test_an_item_is_forgotten(split: Split, model: Any) -> None:
     done = forget(model, split, items=["item-4"], **FAST)
     assert done.after["log-probability"] < done.before["log-probability"] - 0.5
@@ -127,3 +164,7 @@ def test_from_the_shell(split: Split, model: Any, tmp_path: Path, monkeypatch: p
     kept = split_of(out, rs.load_run(out))  # the data that the new run remembers
     assert not set(kept.users.ids.tolist()) & set(ODD.tolist())
     assert main(["forget", str(tmp_path / "run"), str(tmp_path / "users.parquet")]) == 1  # it is there already
+    flags = ["--out", str(tmp_path / "none"), "--epochs", "1", "--tolerance", "-1"]
+    rs.fit(model, split, epochs=0, init="keep", validate_every=0, progress=False, folder=tmp_path / "other")
+    assert main(["forget", str(tmp_path / "other"), str(tmp_path / "users.parquet"), *flags]) == 1
+    assert not (tmp_path / "none").exists() and "NOT FORGOTTEN" in capsys.readouterr().err

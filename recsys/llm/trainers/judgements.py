@@ -85,8 +85,7 @@ class Judgements:
         if most is not None and len(event) > most:
             drawn = numpy_generator(more.get("seed", 0), "judgements").choice(len(event), most, replace=False)
             owner, event = owner[np.sort(drawn)], event[np.sort(drawn)]
-        where, items, _ = training.events(users)
-        del where
+        _, items, _ = training.events(users)
         base = np.append(0, np.cumsum(stop - start))[:-1]
         rows = items[base[owner] + event - start[owner]]
         return cls(training, users[owner], event, rows, np.full(len(rows), int(role)), **more)

@@ -30,6 +30,7 @@ from recsys.llm.trainers.objectives.policy import PolicyGradient
 from recsys.llm.trainers.objectives.supervised import Supervised
 from recsys.llm.trainers.sequences import Role, Sequences
 from recsys.llm.trainers.tuning import Tuning
+from recsys.testing import check_source
 from recsys.train.settings import Stage
 from tests.cycles import ODD, outcome, tiny, two_circles
 
@@ -133,6 +134,11 @@ def test_judgements_of_one_history_share_a_row(split: Split) -> None:
     assert batch.judged.tolist() == [[7, 9], [8, 0]]
     assert batch.roles.tolist()[0] == [Role.POSITIVE, Role.NEGATIVE]
     assert batch.amounts.tolist() == [[1.0, 3.0], [2.0, 0.0]]
+
+
+def test_sources_keep_their_contract(split: Split) -> None:
+    check_source(Judgements.of_users(split.train, np.arange(20), Role.FORGET, max_length=6, batch_size=16))
+    check_source(sources(split))
 
 
 def test_nothing_judged_is_refused(split: Split) -> None:
