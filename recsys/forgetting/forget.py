@@ -106,11 +106,16 @@ def forget(
 
     Raises:
         TypeError: the model is of another kind: one that is counted is fitted again in no time.
-        ValueError: both or neither of users and items are given.
+        ValueError: both or neither of users and items are given, or a number is out of range.
         DataError: training never saw any of them, or nobody else is left.
     """
     if (users is None) == (items is None):
         raise ValueError("name either the users or the items that are to be forgotten")
+    if epochs < 1 or not 0 <= tolerance < 1 or extrapolate < 0:
+        raise ValueError(
+            "epochs >= 1, tolerance from 0 to below 1 and extrapolate >= 0 are needed, found "
+            f"{epochs}, {tolerance} and {extrapolate}"
+        )
     policy_of(model)
     began = time.monotonic()
     rows, unknown = _rows(split, users, items)

@@ -130,7 +130,7 @@ def test_with_adapters_only_these_are_trained(split: Split, model: Any) -> None:
 
 
 def test_where_quality_would_be_lost_nothing_changes(split: Split, model: Any) -> None:
-    done = forget(model, split, users=ODD.tolist(), **(FAST | {"tolerance": -1.0, "epochs": 2}))
+    done = forget(model, split, users=ODD.tolist(), **(FAST | {"tolerance": 0.0, "epochs": 2, "learning_rate": 1.0}))
     assert done.facts["chosen epoch"] == 0 and "NOT FORGOTTEN" in str(done)
     assert done.after["log-probability"] == pytest.approx(done.before["log-probability"], abs=1e-6)
 
@@ -142,6 +142,8 @@ def test_who_was_never_trained_on_cannot_be_forgotten(split: Split, model: Any) 
         forget(model, split, users=[*ODD.tolist(), 1000], **(FAST | {"epochs": 1}))
     with pytest.raises(ValueError, match="either"):
         forget(model, split, users=[1], items=["item-1"], **FAST)
+    with pytest.raises(ValueError, match="tolerance"):
+        forget(model, split, users=[1], **(FAST | {"tolerance": 1.5}))
     with pytest.raises(DataError, match="nobody"):
         forget(model, split, users=split.users.ids.tolist(), **FAST)
     with pytest.raises(TypeError, match="fitted in one go"):
@@ -164,7 +166,7 @@ def test_from_the_shell(split: Split, model: Any, tmp_path: Path, monkeypatch: p
     kept = split_of(out, rs.load_run(out))  # the data that the new run remembers
     assert not set(kept.users.ids.tolist()) & set(ODD.tolist())
     assert main(["forget", str(tmp_path / "run"), str(tmp_path / "users.parquet")]) == 1  # it is there already
-    flags = ["--out", str(tmp_path / "none"), "--epochs", "1", "--tolerance", "-1"]
+    flags = ["--out", str(tmp_path / "none"), "--epochs", "1", "--tolerance", "0", "--learning-rate", "1"]
     rs.fit(model, split, epochs=0, init="keep", validate_every=0, progress=False, folder=tmp_path / "other")
     assert main(["forget", str(tmp_path / "other"), str(tmp_path / "users.parquet"), *flags]) == 1
     assert not (tmp_path / "none").exists() and "NOT FORGOTTEN" in capsys.readouterr().err
