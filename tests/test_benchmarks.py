@@ -146,3 +146,23 @@ def test_an_encoder_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoders, "product", lambda *_: 1.0)
     found = encoders.measure("BERT4Rec", 4, 0.05, "cpu")
     assert found["targets"] > 0 and found["encoded_targets"] > 0
+
+
+def recorded(data: str, name: str) -> Any:
+    """A row of the committed tables of generation."""
+    path = QUALITY / "results" / "generative" / data / f"{name}.json"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not recorded")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_mender_13_13_the_recorded_tiger_is_where_others_reproduce_it() -> None:
+    metrics = recorded("amazon-beauty", "tiger")["metrics"]
+    assert 0.063 <= metrics["hr@10"]["mean"] <= 0.066 and 0.033 <= metrics["ndcg@10"]["mean"] <= 0.038
+
+
+def test_semantic_ids_12_8_the_recorded_random_codes_are_clearly_worse() -> None:
+    tiger, random = recorded("amazon-beauty", "tiger"), recorded("amazon-beauty", "tiger-random")
+    assert random["metrics"]["hr@10"]["mean"] == pytest.approx(0.043, abs=0.003)
+    paired = tiger["paired"]["tiger-random"]["metrics"]["hr@10"]
+    assert paired["low"] > 0.015 and paired["p"] < 0.01

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -52,6 +52,10 @@ class CodeItems(LocalItems):
         ids: folder of :class:`recsys.semantic_ids.table.SemanticIds`.
         tied: one vector per token for the input and the output, or two.
         std: deviation of fresh vectors.
+        start: fresh vectors are drawn ("random"), or are the "codewords" of the tokenizer, as Mender's embeddings are
+            (arXiv 2412.08604): as they are where their width is D, else turned to D numbers by a map that is drawn once
+            and keeps their inner products in the mean (Mender learns such a map beside the codewords instead). Vectors
+            of tokens without codewords (start, end, an appended level), and of an output of its own, are drawn.
         extra: input-only rows behind the items (a mask, an end token) at least: learned, never scored. A recommender
             asks for those that its parts need.
 
@@ -68,7 +72,15 @@ class CodeItems(LocalItems):
     _learns_rows = True
     carried = ("tokens", "prototypes")
 
-    def __init__(self, dim: int = 64, ids: str = "", tied: bool = False, std: float = 0.02, extra: int = 0) -> None:
+    def __init__(
+        self,
+        dim: int = 64,
+        ids: str = "",
+        tied: bool = False,
+        std: float = 0.02,
+        extra: int = 0,
+        start: Literal["random", "codewords"] = "random",
+    ) -> None:
         super().__init__()
         if not isinstance(ids, (str, Path)):
             raise TypeError(f"ids names the folder of semantic ids, such as str(ids.path); found {type(ids).__name__}")
@@ -76,7 +88,9 @@ class CodeItems(LocalItems):
             raise ValueError("ids must name a folder of semantic ids: recsys semantic-ids DATA --out FOLDER makes one")
         if dim < 1 or extra < 0 or std <= 0:
             raise ValueError(f"dim >= 1, extra >= 0 and std > 0 are needed; found {dim}, {extra} and {std}")
-        self.dim, self.ids, self.tied, self.std, self.extra = dim, str(ids), tied, std, extra
+        if start not in ("random", "codewords"):
+            raise ValueError(f'start must be "random" or "codewords", found {start!r}')
+        self.dim, self.ids, self.tied, self.std, self.extra, self.start = dim, str(ids), tied, std, extra, start
         self.num_items, self.levels, self.width = 0, 1, dim
         self._kept: Kept | None = None
         self._vocabulary: Vocabulary | None = None
@@ -92,8 +106,9 @@ class CodeItems(LocalItems):
 
         Raises:
             FileNotFoundError: there is no such folder.
-            DataError: an item of the data has no codes.
+            DataError: an item of the data has no codes, or there are no codewords to begin with.
         """
+        words: list[np.ndarray] = []
         self.num_items, self._kept, self._vocabulary = context.num_items, None, context.vocabulary
         codes = torch.zeros(1 + self.num_items, self.levels, dtype=torch.int64)
         sizes = torch.ones(self.levels, dtype=torch.int64)
@@ -103,11 +118,34 @@ class CodeItems(LocalItems):
             found = self._saved()
             codes = torch.from_numpy(found.aligned(context.vocabulary))
             sizes = torch.tensor(found.sizes)
+            words = self._words(found)
         self._take(codes, sizes)
         self.rows = nn.Parameter(torch.empty(self.extra, self.width)) if self.extra else None
         for table in (self.tokens, None if self.tied else self.prototypes, self.rows):
             if table is not None:
                 nn.init.normal_(table, std=self.std)
+        self._begin_with(words)
+
+    def _words(self, found: SemanticIds) -> list[np.ndarray]:
+        """Of the first levels the codewords (K, d) that vectors begin with."""
+        if self.start == "random":
+            return []
+        if not found.codewords:
+            raise DataError(
+                f'the semantic ids in {self.ids} come without codewords: make them of vectors, or use start="random"'
+            )
+        return found.codewords
+
+    def _begin_with(self, words: Sequence[np.ndarray]) -> None:
+        """Copy codewords into the vectors of their codes; those of one width are turned by one map."""
+        maps: dict[int, Tensor] = {}
+        with torch.no_grad():
+            for level, word in enumerate(words):
+                rows, wide = torch.from_numpy(np.asarray(word, np.float32)), word.shape[1]
+                if wide != self.width:
+                    maps.setdefault(wide, torch.randn(wide, self.width) / self.width**0.5)
+                    rows = rows @ maps[wide]
+                self.tokens[self.span(level)] = rows.to(self.tokens.device)
 
     def _take(self, codes: Tensor, sizes: Tensor) -> None:
         """These codes, and tables of vectors for them."""

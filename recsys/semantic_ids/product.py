@@ -13,6 +13,8 @@ Legend: n vectors, F width, W width after the components, M levels (pieces), d =
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from recsys.errors import DataError
@@ -41,6 +43,12 @@ class ProductQuantiser:
         whiten: scale the principal components to variance 1.
         width: W, the principal components that are kept, a multiple of ``levels``; None: the largest one up to 128 (or
             ``levels``, if that is more) that the vectors have.
+        fields: parts of equal width that the vectors are made of, such as one of the title and one of the categories:
+            each has components and ``levels / fields`` codes of its own, so that a code is about one of them (as
+            CCFRec has it).
+
+    Raises:
+        ValueError: a number out of range, or ``levels`` is no multiple of ``fields``, or these are to be rotated.
     """
 
     ordered = False
@@ -54,6 +62,7 @@ class ProductQuantiser:
         rounds: int = 10,
         whiten: bool = True,
         width: int | None = None,
+        fields: int = 1,
     ) -> None:
         check_shape(levels, size)
         if iterations < 1 or rounds < 1:
@@ -62,8 +71,12 @@ class ProductQuantiser:
             raise ValueError(
                 f"width must be a multiple of levels={levels}, so that the pieces are equal; found {width}"
             )
+        if fields < 1 or levels % fields:
+            raise ValueError(f"levels must be a multiple of fields, at least 1; found {levels} and {fields}")
+        if fields > 1 and rotate:
+            raise ValueError("a rotation mixes the fields: leave out rotate, or fields")
         self.levels, self.size, self.rotate, self.iterations, self.rounds = levels, size, rotate, iterations, rounds
-        self.whiten, self.width = whiten, width
+        self.whiten, self.width, self.fields = whiten, width, fields
         self._mean = self._into = self._back = np.zeros(0, np.float32)  # (F,), (F, W), (W, F)
         self._centroids = np.zeros((0, 0, 0), np.float32)  # (M, K, d)
 
@@ -108,27 +121,36 @@ class ProductQuantiser:
         return _joined(codes, self._centroids) @ self._back + self._mean
 
     def _components(self, points: np.ndarray) -> None:
-        """Learn mean and principal components of ``points`` (n, F)."""
+        """Learn mean and principal components of ``points`` (n, F), of each field by itself."""
+        if points.shape[1] % self.fields:
+            raise DataError(
+                f"vectors of {self.fields} fields of equal width are needed, found {points.shape[1]} numbers"
+            )
         self._mean = points.mean(0)
-        centred = (points - self._mean).astype(np.float64)
-        values, basis = np.linalg.eigh(centred.T @ centred / len(points))
+        found = [self._axes(part) for part in np.split(points - self._mean, self.fields, axis=1)]
+        width = min(len(scale) for _, scale in found)  # fields may vary in fewer directions than others
+        self._into = _diagonal([(basis / scale)[:, :width] for basis, scale in found])
+        self._back = _diagonal([(basis * scale)[:, :width].T for basis, scale in found])
+
+    def _axes(self, centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Principal axes (F', W') of a field, ``centred`` (n, F'), and what each is divided by (W',)."""
+        centred = centred.astype(np.float64)
+        values, basis = np.linalg.eigh(centred.T @ centred / len(centred))
         values, basis = values[::-1], basis[:, ::-1]
+        levels, wanted = self.levels // self.fields, None if self.width is None else self.width // self.fields
         found = int((values > _SMALLEST * max(values[0], 1e-30)).sum())
-        most = min(found, max(COMPONENTS, self.levels))
         if not found:
             raise DataError(
                 "all vectors are alike, so codes cannot tell the items apart: give items texts of their own"
             )
-        width = most // self.levels * self.levels if self.width is None else self.width
-        if width < self.levels or width > found:
+        width = min(found, max(COMPONENTS, levels)) // levels * levels if wanted is None else wanted
+        if width < levels or width > found:
             raise DataError(
-                f"the vectors have {found:,} components that vary, {max(width, self.levels):,} are asked for: ask for "
+                f"the vectors have {found:,} components that vary, {max(width, levels):,} are asked for: ask for "
                 f"at most {found:,} levels, and a width that is not larger"
             )
         signs = np.sign(basis[np.abs(basis).argmax(0), np.arange(len(basis))])  # known up to its sign
-        basis = (basis * signs)[:, :width]
-        scale = np.sqrt(values[:width]) if self.whiten else np.ones(width)
-        self._into, self._back = (basis / scale).astype(np.float32), (basis * scale).T.astype(np.float32)
+        return (basis * signs)[:, :width], np.sqrt(values[:width]) if self.whiten else np.ones(width)
 
     def _rotation(self, points: np.ndarray, seed: int) -> np.ndarray:
         """(W, W) orthogonal: what makes the error of the codes small, by turns with the codebooks."""
@@ -163,6 +185,15 @@ class ProductQuantiser:
     def _pieces(self, vectors: np.ndarray) -> np.ndarray:
         """(M, n, d) of ``vectors`` (n, F)."""
         return _cut((vectors - self._mean) @ self._into, self.levels)
+
+
+def _diagonal(blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """float32: the blocks along the diagonal, zeros elsewhere."""
+    rows, columns = np.cumsum([[0, 0], *(one.shape for one in blocks)], axis=0).T
+    found = np.zeros((rows[-1], columns[-1]), np.float32)
+    for block, row, column in zip(blocks, rows, columns, strict=False):
+        found[row : row + block.shape[0], column : column + block.shape[1]] = block
+    return found
 
 
 def _cut(turned: np.ndarray, levels: int) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import recsys as rs
+from recsys.data.prepared import Prepared
+from recsys.data.split import Split
 from recsys.generative import trie as trie_module
 from recsys.generative.beam import Beam, all_log_probs, exact_log_probs
+from recsys.ids.vocabulary import Vocabulary
 from recsys.ranking.filters import Shown
+from recsys.semantic_ids.table import SemanticIds
+from recsys.testing import toy_batch
 from tests.generative.coded import Asked, Coded, Recurrent, Tabled, lists, ranked, told
+from tests.generative.tiny import code_items
 
 
 @pytest.fixture(params=["tables", "ranges"], autouse=True)
@@ -170,6 +179,36 @@ def test_semantic_ids_12_6_what_a_filter_leaves_of_all_codes_is_what_the_trie_fi
         ours, _ = lists(*Beam(120)(decoder, asked, items, None, width))
         assert all(kept == own[: len(kept)] for kept, own in zip(filtered, ours))
     assert torch.allclose(values.exp().sum(1), torch.ones(5), atol=1e-4)  # of all codes the probabilities sum up to one
+
+
+def test_semantic_ids_12_6_a_trained_model_hardly_ever_names_what_is_no_item(tmp_path: Path) -> None:
+    """Of the ten likeliest sequences of codes, searched without the trie, fewer than 5% belong to no item."""
+    random = np.random.default_rng(0)
+    steps = random.integers(1, 13, (400, 8))  # each item is followed by one of twelve
+    rows = (random.integers(0, 20, (400, 1)) + steps.cumsum(1)) % 20 + 1
+    prepared = Prepared(rows.astype(np.int32).ravel(), np.arange(0, 3201, 8), 20, order="file")
+    raw = Vocabulary(np.array([f"item-{i}" for i in range(20)], dtype=object), first=1)
+    split = Split.of(prepared, rs.LeaveLast(), raw, Vocabulary(np.arange(400), first=0), name="twelve")
+    number = np.random.default_rng(0).permutation(split.num_items)
+    codes = np.stack([number // 4, number % 4, number % 2], 1)
+    SemanticIds.of(split.items.ids, codes, [10, 10, 10]).save(tmp_path / "ids")
+    model = rs.Generator(
+        rs.CodeItems(16, str(tmp_path / "ids"), tied=True, std=1.0),
+        rs.SASRec(16, num_layers=1, dropout=0.0, max_length=8),
+        rs.CodeDecoder(16, 1, 2, 8, 32, 0.0),
+        Beam(10),
+    )
+    rs.fit(model, split, epochs=40, learning_rate=0.01, batch_size=64, validate_every=0, progress=False)
+    everything = code_items(np.stack(np.unravel_index(np.arange(1000), (10, 10, 10)), 1), (10, 10, 10))
+    for name in ("tokens", "prototypes"):
+        setattr(everything, name, getattr(model.items, name))
+    batch = rs.NextItem().train(toy_batch((5, 3, 7, 4), num_items=split.num_items))
+    with torch.no_grad():
+        encoded = model.eval().encoder(replace(batch, targets=None), model.items)
+        rows, _ = Beam(10)(model.decoder, encoded, everything, None, 10)
+    known = {tuple(one) for one in codes.tolist()}
+    invalid = [tuple(one) not in known for one in everything.codes[rows.flatten()].tolist()]
+    assert np.mean(invalid) < 0.05
 
 
 def test_semantic_ids_12_7_lists_do_not_depend_on_the_batch() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -235,6 +237,119 @@ def test_rpg_14_8_probabilities_of_all_tuples_add_up_to_one(tmp_path: Path) -> N
     assert abs(total - 1) < 1e-5
     seen = {tuple(one) for one in items.codes[1:].tolist()}
     assert sum(float((logs[0][a] + logs[1][b]).exp()) for a, b in seen) <= 1
+
+
+def test_rpg_14_10_padding_and_company_change_no_state_and_padding_learns_nothing(tmp_path: Path) -> None:
+    items = bound(ParallelItems(DIM, LEVELS, saved(tmp_path / "ids")))
+    encoder = ParallelHeads(rs.SASRec(DIM, num_layers=1, dropout=0.0, max_length=8), LEVELS)
+    encoder.bind(toy_context())
+    batch = toy_batch((5, 1, 3))
+    wide = toy_batch((5, 1, 3), width=8)
+    wide = replace(wide, ids=F.pad(batch.ids, (0, 3)))
+    one, other = encoder(batch, items), encoder(wide, items)
+    assert torch.allclose(one.user, other.user, atol=1e-6)
+    alone = encoder(replace(toy_batch((5,)), ids=batch.ids[:1]), items)
+    assert torch.allclose(one.user[:1], alone.user, atol=1e-6)
+    one.tokens.square().mul(torch.arange(one.tokens.shape[1])).sum().backward()
+    assert items.tokens.grad is not None
+    assert not items.tokens.grad[0].any() and items.tokens.grad[1:-1].any()  # token 0 stands for padding
+
+
+@pytest.mark.parametrize("targets", [rs.NextItem(), rs.LastItem()])
+def test_rpg_14_11_heads_are_made_for_labelled_positions_alone(tmp_path: Path, targets: Any, monkeypatch: Any) -> None:
+    """As many rows as there are targets go through the heads, and the loss is that of all positions."""
+    items = bound(ParallelItems(DIM, LEVELS, saved(tmp_path / "ids")))
+    encoder = ParallelHeads(rs.SASRec(DIM, num_layers=1, dropout=0.0, max_length=8), LEVELS)
+    encoder.bind(toy_context())
+    made, heads = [], encoder._heads
+    monkeypatch.setattr(encoder, "_heads", lambda hidden: made.append(len(hidden)) or heads(hidden))
+    batch = targets.train(toy_batch((7, 3, 6)))
+    few = CodeSoftmax()(encoder(batch, items), batch, items, torch.Generator())
+    assert made == [int((batch.targets > 0).sum())]
+    every = CodeSoftmax()(encoder(batch.ask_all(), items), batch, items, torch.Generator())
+    assert made[1] == int(batch.lengths.sum()) >= made[0]
+    assert torch.allclose(few, every, rtol=1e-6)
+
+
+def test_rpg_14_12_a_graph_searched_with_all_its_effort_is_exact(tmp_path: Path) -> None:
+    """The paper's graph decoding stands for exact scores where there are very many items; here an index does."""
+    items = bound(ParallelItems(DIM, LEVELS, saved(tmp_path / "ids")))
+    users = F.normalize(torch.randn(6, LEVELS, DIM), dim=2).flatten(1)
+    with torch.no_grad():
+        vectors, scores = items.output(torch.arange(1, NUM_ITEMS + 1)).numpy(), items.scores(users)
+    index = [
+        rs.Index.build(vectors, np.arange(NUM_ITEMS), "hnsw", ef_search=effort, progress=False, seed=3)
+        for effort in (1, 1, NUM_ITEMS)
+    ]
+    few, again, every = (one.search(users.numpy(), NUM_ITEMS) for one in index)
+    assert np.array_equal(few.ids, again.ids)
+    order = scores.sort(1, descending=True)
+    assert np.allclose(every.scores, order.values.numpy(), atol=1e-4)
+    assert (every.scores[:, 0] >= few.scores[:, 0] - 1e-5).all()
+
+
+def hits_of_codes(rows: Any, wanted: int, codes: np.ndarray) -> bool:
+    """Whether an item with the codes of ``wanted`` is among ``rows``, all that peers look at."""
+    return any((codes[row - 1] == codes[wanted - 1]).all() for row in rows)
+
+
+@pytest.mark.parametrize("unique", [True, False])
+def test_rpg_14_13_hits_are_counted_on_items_and_those_on_codes_are_never_fewer(tmp_path: Path, unique: bool) -> None:
+    split = cycles()
+    number = np.arange(split.num_items)
+    codes = np.stack([number % 5, number // (5 if unique else 10)], 1)
+    SemanticIds.of(split.items.ids, codes, ordered=False).save(tmp_path / "ids")
+    model = rs.Recommender(
+        rs.CodeItems(16, str(tmp_path / "ids")), rs.SASRec(16, num_layers=1, dropout=0.0, max_length=8), CodeSoftmax()
+    )
+    rs.fit(model, split, epochs=40, learning_rate=0.02, batch_size=64, validate_every=0, progress=False)
+    report = rs.evaluate(model, split.test, progress=False, metrics=["hr@1"], exclude="none")
+    index = np.arange(len(split.test))
+    batch, (_, targets) = split.test.batch(index), split.test.targets(index)
+    histories = [split.items.raw(row[row > 0]).tolist() for row in batch.ids.numpy()]
+    lists = [split.items.rows(one) for one in model.recommend(histories, 1, exclude="none").items]
+    by_codes = np.mean([hits_of_codes(rows, want, codes) for rows, want in zip(lists, targets, strict=True)])
+    if unique:
+        assert report.mean("hr@1") == pytest.approx(by_codes)
+    else:  # two items a pair of codes
+        assert by_codes > 0.9 and report.mean("hr@1") < 0.7
+
+
+def test_rpg_14_16_with_codes_of_other_items_at_the_test_nothing_is_found(tmp_path: Path) -> None:
+    split = cycles()
+    model = trained(tmp_path / "ids", split, CodeSoftmax())
+    before = rs.evaluate(model, split.test, progress=False, metrics=["hr@1"], exclude="none").mean("hr@1")
+    swapped = model.items.codes[1:][np.random.default_rng(3).permutation(split.num_items)]
+    model.items._take(torch.cat([model.items.codes[:1], swapped]), model.items.code_sizes)
+    model.items._kept = None
+    after = rs.evaluate(model, split.test, progress=False, metrics=["hr@1"], exclude="none").mean("hr@1")
+    assert before > 0.95 and after < 0.2
+
+
+def test_mender_13_10_vectors_begin_as_the_codewords(tmp_path: Path) -> None:
+    words = [np.random.default_rng(level).normal(size=(SIZE, DIM)).astype(np.float32) for level in range(2)]
+    ids = toy_context().vocabulary.ids
+    codes = np.random.default_rng(0).integers(0, SIZE, (NUM_ITEMS, LEVELS))
+    SemanticIds.of(ids, codes, [SIZE] * LEVELS, codewords=words).save(tmp_path / "ids")
+    for tied in (True, False):
+        items = bound(CodeItems(DIM, str(tmp_path / "ids"), tied=tied, start="codewords"))
+        for level, word in enumerate(words):
+            assert np.array_equal(items.tokens[items.span(level)].detach().numpy(), word)
+            assert np.array_equal(items.prototypes[items.span(level)].detach().numpy(), word) == tied
+        assert float(items.tokens[items.span(2)].std()) < 0.1  # an appended level has no codewords
+    wide = bound(CodeItems(512, str(tmp_path / "ids"), start="codewords"))  # turned by one map
+    found, wanted = (
+        torch.cat(one) for one in ([wide.tokens[wide.span(i)] for i in (0, 1)], list(map(torch.from_numpy, words)))
+    )
+    assert torch.linalg.matrix_rank(found.detach()) == DIM
+    assert torch.corrcoef(torch.stack([(found @ found.T).flatten(), (wanted @ wanted.T).flatten()]))[0, 1] > 0.95
+
+
+def test_codewords_to_begin_with_are_needed(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="without codewords"):
+        bound(CodeItems(DIM, saved(tmp_path / "ids"), start="codewords"))
+    with pytest.raises(ValueError, match="start must be"):
+        CodeItems(DIM, "ids", start="codebooks")
 
 
 def test_a_softmax_per_code_needs_codes() -> None:

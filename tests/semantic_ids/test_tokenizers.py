@@ -181,6 +181,31 @@ def test_rpg_14_1_product_codes_equal_the_argmin_of_each_piece(rotate: bool, whi
     np.testing.assert_allclose(tokenizer.decode(codes), joined @ tokenizer._back + vectors.mean(0), atol=1e-4)
 
 
+@pytest.mark.parametrize("whiten", [True, False])
+def test_rpg_14_19_a_code_of_a_field_is_about_that_field_alone(whiten: bool) -> None:
+    random = np.random.default_rng(0)
+    fields = [random.standard_normal((400, 12)).astype(np.float32) for _ in range(3)]
+    tokenizer = ProductQuantiser(12, 8, whiten=whiten, fields=3)
+    tokenizer.fit(np.concatenate(fields, axis=1), 0)
+    before = tokenizer.encode(np.concatenate(fields, axis=1))
+    for changed in range(3):
+        other = [random.standard_normal((400, 12)).astype(np.float32) if i == changed else fields[i] for i in range(3)]
+        differs = (tokenizer.encode(np.concatenate(other, axis=1)) != before).any(0).reshape(3, 4)
+        assert differs[changed].all() and not np.delete(differs, changed, axis=0).any()
+    wide = ProductQuantiser(12, 8, fields=3, whiten=whiten, width=36)
+    wide.fit(np.concatenate(fields, axis=1), 0)
+    assert np.allclose(wide._into @ wide._back, np.eye(36), atol=1e-4)
+
+
+def test_fields_that_cannot_be_kept_apart_are_refused() -> None:
+    with pytest.raises(ValueError, match="multiple of fields"):
+        ProductQuantiser(8, 4, fields=3)
+    with pytest.raises(ValueError, match="mixes the fields"):
+        ProductQuantiser(8, 4, fields=2, rotate=True)
+    with pytest.raises(DataError, match="3 fields of equal width"):
+        ProductQuantiser(6, 4, fields=3).fit(points()[:, :16], 0)
+
+
 def test_rpg_14_1_product_codes_equal_those_of_faiss_for_the_same_centroids() -> None:
     vectors = points()
     tokenizer = ProductQuantiser(4, 16, whiten=False)

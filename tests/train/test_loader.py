@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import recsys as rs
 from recsys.data.split import TrainingEvents
 from recsys.data.splitters import LeaveLast
 from recsys.errors import DataError
@@ -67,8 +71,11 @@ def test_rows_against_a_loop(draw, seed, length, scheme, data):
 
 @settings(max_examples=20, deadline=None)
 @given(seeds, st.integers(1, 6), st.sampled_from(["sliding", "prefixes"]))
-def test_every_target_is_trained_exactly_once(draw, seed, length, kind):
-    training = training_of(draw(seed))
+def test_rpg_14_9_and_semantic_ids_12_9_every_target_is_trained_exactly_once(draw, seed, length, kind):
+    prepared = draw(seed)
+    training = training_of(prepared)
+    events = np.diff(prepared.offsets)
+    assert (training.lengths[events > 2] == events[events > 2] - 2).all()  # the last two are validation and test
     scheme, windows = ("prefixes", "last") if kind == "prefixes" else ("windows", "sliding")
     batches = TrainBatches(training, scheme, length, batch_size=5, windows=windows)
     targets = LastItem() if kind == "prefixes" else NextItem()
@@ -277,3 +284,13 @@ def test_data_that_cannot_be_trained_on(prepare):
         TrainBatches(training_of(prepare([[1, 2, 3], [4, 5, 6]])), batch_size=2)
     with pytest.raises(DataError, match="times"):
         TrainBatches(training_of(prepare([[1, 2, 3, 4]])), batch_size=2, needs=frozenset({"times"}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "labels"), [("amazon-beauty", 131_413), ("amazon-sports", 189_543)])
+def test_rpg_14_9_the_published_number_of_labels(name, labels):
+    if not (Path(os.environ.get("RECSYS_MIRROR", "nowhere")) / name).is_dir():
+        pytest.skip(f"{name} is not here: RECSYS_MIRROR names a folder of data sets")
+    training = rs.load(name).split(rs.LeaveLast()).train
+    for scheme, windows in (("prefixes", "last"), ("windows", "sliding")):
+        assert TrainBatches(training, scheme, 50, batch_size=256, windows=windows).num_targets == labels
