@@ -96,7 +96,7 @@ def run(
     matching = matched(split, told_of(split, preferences, writer, written), by, knobs.data)
     encoder = _encoder(reads, use, matching, knobs, TEXTS.get(text_model, text_model), rank, max_tokens, max_length)
     model = rs.Generator(
-        items=rs.CodeItems(knobs.dim, folder, tied=True, std=0.1, start=start),  # at 1, as T5 has it, the loss falls later
+        items=rs.CodeItems(knobs.dim, folder, tied=True, std=0.1, start=start),  # at std=1, T5's, the loss falls later
         encoder=encoder,
         decoder=CodeDecoder(knobs.dim, layers, heads, head_dim, ff, dropout),
         search=rs.Beam(beam),

@@ -34,6 +34,7 @@ SMALL: dict[str, Any] = {
 CODED = {"rpg": {"levels": 3, "size": 4}, "tiger": {"levels": 2, "size": 3}, "liger": {"levels": 2, "size": 3},
          "mender": {"levels": 2, "size": 3, "text_model": "hashed", "rows": None},
          "reg4rec": {"levels": 2, "size": 3, "samples": 3, "reward_epochs": 1}}  # fmt: skip
+TUNED = ("dislikes", "noisy", "varied")  # go on from a run of sasrec
 TINY = {"text": "tfidf", "layers": 1, "heads": 2, "head_dim": 4, "ff": 8, "beam": 8}  # of recipes over semantic ids
 
 # Recipe -> variants, each the flags that change what the model is made of.
@@ -41,6 +42,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "bert4rec": [{}, {"head": False, "last": 1.0}],
     "cl4srec": [{}, {"weight": 0.0}, {"pool": "mean", "cosine": True, "hide": ("target", "user"), "train": "last"}],
     "coserec": [{}, {"warm_up": 0}, {"weight": 0.0, "train": "last"}],
+    "dislikes": [{}, {"by": "aft"}, {"by": "npo", "each": 1}],
     "duorec": [{}, {"mode": "un"}, {"mode": "su", "hide": ("target",)}, {"mode": "us", "train": "last"}],
     "gru4rec": [{}, {"train": "last"}],
     "laclrec": [
@@ -53,6 +55,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {}, {"method": "prl"}, {"encoder": "gru4rec", "method": "prl"}, {"encoder": "sigma"}, {"data": "amazon-beauty"},
     ],
     "mender": [{}, {"mixture": ("sentiment", "fine", "coarse"), "use": "preference", "rows": 30}],
+    "noisy": [{"flipped": 0.3}, {"by": "dpo"}],
     "own": [{}, {"split": "leave-last", "loss": "sampled", "min_user": 3}],
     "recformer": [{}, {"train": "last", "pooling": "first", "pretrain_epochs": 0}, {"cold": True, "share": 0.2}],
     "reg4rec": [
@@ -82,6 +85,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {}, {"memory": "newest", "tokens": "random"}, {"reads": "tokens", "softmax": "vocabulary"},
         {"reads": "tokens", "rows": "prefixes", "memory": "past"}, {"rows": "prefixes"}, {"tokens": "rqvae"},
     ],
+    "varied": [{}, {"credit": "nsr", "entropy": 0.01}, {"credit": "ngrpo"}],
     "unirec": [{}, {"loss": "bce"}, {"enhanced": False, "share_norms": False}],
 }  # fmt: skip
 CASES = [(recipe, flags) for recipe, variants in VARIANTS.items() for flags in variants]
@@ -135,6 +139,8 @@ def made(name: str, flags: dict[str, Any], world: Path, sasrec: Path, teacher: P
     function = recipe(name)
     known = inspect.signature(function).parameters
     small = {knob: value for knob, value in SMALL.items() if knob in known}
+    if name in TUNED:
+        small |= {"start": str(sasrec)}
     if name == "sracl":
         del small["window"]  # there it is how a window is pooled
     if name in ("text_items", "sracl"):
@@ -204,9 +210,9 @@ def test_b3_a_recipe_goes_through_every_door(
     name: str, flags: dict[str, Any], toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sasrec, teacher = tmp_path / "sasrec", tmp_path / "teacher"
-    if name == "slmrec":
+    if name == "slmrec" or name in TUNED:
         made("sasrec", {}, toys, sasrec, teacher).fit(sasrec, progress=False)
-        if flags["role"] == "student":
+        if flags.get("role") == "student":
             made("slmrec", {"role": "teacher"}, toys, sasrec, teacher).fit(teacher, progress=False)
 
     def fresh() -> rs.Run:
@@ -260,3 +266,48 @@ def test_semantic_ids_ask_for_texts_where_they_read_them(
     monkeypatch.setattr(rs, "embed", lambda *given, **named: asked.append(named), raising=False)
     made("tiger", {"tokens": "random"}, toys, tmp_path, tmp_path)
     assert not asked  # random codes need none
+
+
+def test_what_is_hidden_is_read_from_a_file_or_drawn(toys: Path, tmp_path: Path) -> None:
+    made("sasrec", {}, toys, tmp_path, tmp_path).fit(tmp_path / "sasrec", progress=False)
+    start = {"start": str(tmp_path / "sasrec"), "epochs": 1}
+    told = pl.DataFrame({"user": ["user 00", "user 01", "nobody"], "item": ["item 03", "item 04", "item 05"]})
+    told.write_parquet(tmp_path / "hidden.parquet")
+    run = recipe("dislikes")(file=str(tmp_path / "hidden.parquet"), **start)
+    data, users, items = run.training.stages[0].data, run.split.users, run.split.items
+    assert users.raw(data.users).tolist() == ["user 00", "user 01"]
+    assert items.raw(data.items).tolist() == ["item 03", "item 04"]
+    told.rename({"item": "sku"}).write_parquet(tmp_path / "other.parquet")
+    with pytest.raises(rs.DataError, match="no column item"):
+        recipe("dislikes")(file=str(tmp_path / "other.parquet"), **start)
+    with pytest.raises(ValueError, match="--start names"):
+        recipe("dislikes")()
+    drawn = recipe("dislikes")(share=0.5, each=2, **start)
+    data = drawn.training.stages[0].data
+    assert len(data.users) == USERS // 2 and len(data.items) == USERS
+    rows, split = np.repeat(np.arange(len(data.users)), np.diff(data.first)), drawn.split
+    for user, item in zip(data.users[rows], data.items, strict=True):
+        history = split.train.history(user)
+        for part in (split.valid, split.test):
+            owners, targets = part.targets(np.arange(len(part)))
+            assert item not in targets[part.users[owners] == user]  # nobody hides what is then taken
+        assert item not in history
+
+
+def test_pairs_are_flipped_as_asked(toys: Path, tmp_path: Path) -> None:
+    from recsys.llm.trainers.sequences import Role
+
+    made("sasrec", {}, toys, tmp_path, tmp_path).fit(tmp_path / "sasrec", progress=False)
+    start = {"start": str(tmp_path / "sasrec"), "epochs": 1, "events": 2}
+    kinds = []
+    for flipped in (0.0, 0.4, 1.0):
+        run = recipe("noisy")(flipped=flipped, **start)
+        data, training = run.training.stages[0].data, run.split.train
+        better = {}
+        for row, user in enumerate(data.users):
+            event = data.stops[row] - training.start[user]
+            for at in range(data.first[row], data.first[row + 1]):
+                if data.roles[at] == Role.POSITIVE:
+                    better[row] = data.items[at] == training.history(user)[event]
+        kinds.append(np.mean(list(better.values())))
+    assert kinds[0] == 1 and kinds[2] == 0 and 0.4 < kinds[1] < 0.8

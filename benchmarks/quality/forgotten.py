@@ -78,8 +78,9 @@ def measure(name: str, data: str, seed: int, runs: Path, flags: list[str]) -> di
     """All that the table tells of one model and seed."""
     import recsys as rs
     from recsys.data.without import without_users
-    from recsys.forgetting.forget import forget, policy_of
+    from recsys.forgetting.forget import forget
     from recsys.forgetting.memory import auc, log_probs, training_events
+    from recsys.generative.policies import policy_of
 
     split = rs.load(data).split(rs.LeaveLast())
     rows = np.sort(np.random.default_rng(seed).choice(split.num_users, round(SHARE * split.num_users), replace=False))

@@ -31,18 +31,16 @@ from recsys.data.without import without_items, without_users
 from recsys.errors import DataError, DataWarning, UnknownItemError
 from recsys.forgetting.memory import auc, log_probs, quality, training_events
 from recsys.forgetting.statement import statement
-from recsys.generative.code_policy import CodePolicy
 from recsys.generative.generator import Generator
+from recsys.generative.policies import policy_of
 from recsys.hooks import PartList
 from recsys.llm.trainers.drafts import Judged
 from recsys.llm.trainers.extrapolate import Extrapolation, largest_tolerated
-from recsys.llm.trainers.item_policy import ItemPolicy
 from recsys.llm.trainers.judgements import Judgements, Together
 from recsys.llm.trainers.objectives.npo import NPO
 from recsys.llm.trainers.sequences import Role
 from recsys.llm.trainers.tuning import Tuning
 from recsys.randomness import numpy_generator
-from recsys.recommenders.composed import Recommender
 from recsys.train.callbacks import Epoch
 from recsys.train.fit import fit
 from recsys.train.settings import Stage
@@ -168,22 +166,6 @@ def forget(
     }
     return Forgotten(own, left, _whole(model, policy_of(model), split, left, lost, rows, before),
                      _whole(own, policy, split, left, lost, rows, watch.measure()), facts, watch.seen)  # fmt: skip
-
-
-def policy_of(model: Any, whole: bool = True) -> Any:
-    """The policy by which sequences of ``model`` are scored; with ``whole`` its item table is a part of it.
-
-    Raises:
-        TypeError: there is none for its kind.
-    """
-    if isinstance(model, Generator):
-        return CodePolicy(model.encoder, model.decoder)
-    if isinstance(model, Recommender):
-        return ItemPolicy(model.encoder, model.items if whole else None)
-    raise TypeError(
-        f"forget works on a Recommender or a Generator; {type(model).__name__} is fitted in one go: fit it again on "
-        "recsys.data.without.without_users(split, rows)"
-    )
 
 
 class Watch:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.llm.trainers.objectives.groups import rows_of
-from recsys.llm.trainers.objectives.supervised import token_mean
+from recsys.llm.trainers.objectives.retain import retained
 from recsys.llm.trainers.sequences import Role, Sequences, weighted_mean
 
 
@@ -61,13 +61,7 @@ class NPO(nn.Module):
         rows = rows_of(batch, Role.FORGET, "NPO")
         losses = 2 / self.beta * F.softplus(self.beta * self._gains(batch)[rows])
         terms = {"forget": self.forget * weighted_mean(losses, batch.weights[rows])}
-        if self.retain:
-            terms["retain"] = -self.retain * token_mean(batch.log_probs, batch, rows_of(batch, Role.RETAIN, "NPO"))
-        if self.kl:
-            if batch.divergence is None:
-                raise ValueError("NPO(kl=...) reads the divergence from the reference, and the batch has none")
-            terms["kl"] = self.kl * token_mean(batch.divergence, batch, rows_of(batch, Role.RETAIN, "NPO"))
-        return terms
+        return terms | retained(batch, self.retain, self.kl, "NPO")
 
     @torch.no_grad()
     def figures(self, batch: Sequences) -> dict[str, float]:
