@@ -21,6 +21,7 @@ import recsys as rs
 from recsys.generative.rewards import PathRewards
 from recsys.generative.set_beam import SetBeam
 from recsys.generative.set_decoder import SetDecoder
+from recsys.hooks import PartList
 from recsys.train.settings import Stage
 
 CODES: dict[str, dict[str, Any]] = {
@@ -57,6 +58,7 @@ def run(
     discount: float = 0.5,
     kl: float = 0.01,
     category: str = "",
+    start: str = "",
     num_layers: int = 2,
     decoder_layers: int = 1,
     num_heads: int = 2,
@@ -84,6 +86,8 @@ def run(
         discount: weight of each further of them.
         kl: weight of the divergence from the decoder of before that stage.
         category: column of the items; paths to the right category are rewarded.
+        start: folder of a run of this recipe, whose supervised training is not done again: the stage of rewards goes on
+            from there, and with --reward off nothing is trained, so that another search can be tried.
         num_layers: number of Transformer blocks of the encoder.
         decoder_layers: layers of the decoder.
         num_heads: attention heads per block or layer.
@@ -94,31 +98,52 @@ def run(
     knobs = knobs.filled(values)
     dropout, max_length = knobs.dropout or 0.0, knobs.max_length or 20
     split = rs.load(knobs.data).split(rs.LeaveLast())
-    folder = folder_of(split, codes, CODES[knobs.data])
-    decoder = SetDecoder(
-        knobs.dim, len(rs.SemanticIds.load(folder).sizes), decoder_layers, num_heads, dropout=dropout,
-        temperature=temperature, order=order, others=others, own=own, order_free=order_free,
-        reflection=0.1 if prune == "head" else 0.0,
-    )  # fmt: skip
     pruned = None if prune == "off" else prune
+    search = SetBeam(beam, order, pruned, keep, omega if pruned else 0.0)
+    if start:
+        model = started(start, order, prune)
+        decoder, model.search = model.decoder, search
+    else:
+        folder = folder_of(split, codes, CODES[knobs.data])
+        decoder = SetDecoder(
+            knobs.dim, len(rs.SemanticIds.load(folder).sizes), decoder_layers, num_heads, dropout=dropout,
+            temperature=temperature, order=order, others=others, own=own, order_free=order_free,
+            reflection=0.1 if prune == "head" else 0.0,
+        )  # fmt: skip
+        model = rs.Generator(
+            items=rs.CodeItems(knobs.dim, folder, std=0.36),
+            encoder=rs.SASRec(knobs.dim, num_layers, num_heads, dropout, max_length, layout="pre"),
+            decoder=decoder,
+            search=search,
+        )
     rewards = PathRewards(
         decoder, samples, horizon if reward == "msra" else 1, discount,
         category_column=category or None, kl=kl, order=order,
     )  # fmt: skip
-    model = rs.Generator(
-        items=rs.CodeItems(knobs.dim, folder, std=0.36),
-        encoder=rs.SASRec(knobs.dim, num_layers, num_heads, dropout, max_length, layout="pre"),
-        decoder=decoder,
-        search=SetBeam(beam, order, pruned, keep, omega if pruned else 0.0),
-        auxiliaries=[] if reward == "off" else [rewards],
+    model.auxiliaries = PartList([] if reward == "off" else [rewards])
+    supervised = Stage(0 if start else knobs.epochs, losses=["loss"], name="supervised")
+    second = Stage(
+        reward_epochs, losses=["loss", "PathRewards0"], train=["decoder"], learning_rate=reward_rate, name="reward"
     )
-    stages = [
-        Stage(knobs.epochs, losses=["loss"], name="supervised"),
-        Stage(
-            reward_epochs, losses=["loss", "PathRewards0"], train=["decoder"], learning_rate=reward_rate, name="reward"
-        ),
-    ]
+    stages = [supervised] if reward == "off" else [second] if start else [supervised, second]
     training = knobs.training(
-        windows=values["windows"], valid_users=valid_users, stages=None if reward == "off" else stages
+        windows=values["windows"], valid_users=valid_users, stages=None if reward == "off" and not start else stages
     )
     return rs.Run(model, split, training, evaluate=knobs.evaluation(), name="REG4Rec (reconstruction)")
+
+
+def started(folder: str, order: str, prune: str) -> Any:
+    """The model of a run of this recipe.
+
+    Raises:
+        ValueError: it is something else, or was trained for another order or without what ``prune`` asks.
+    """
+    model = rs.load_run(folder)
+    decoder = getattr(model, "decoder", None)
+    if not isinstance(decoder, SetDecoder):
+        raise ValueError(f"--start names a run of the recipe reg4rec; {folder} holds a {type(model).__name__}")
+    if decoder.order != order:
+        raise ValueError(f"{folder} was trained with --order {decoder.order}: say so here as well, found {order}")
+    if prune == "head" and not decoder.reflection:
+        raise ValueError(f"--prune head asks a part of the decoder that {folder} was trained without")
+    return model

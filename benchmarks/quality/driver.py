@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from plan import RUNS, Plan, Row, recbole
+from plan import RUNS, SEED, Plan, Row, recbole
 from run import BUSY, RESULTS, read, shown, split_arguments, start, summary, write, write_text
 
 PAIRED = ("ndcg@10", "hr@10")
@@ -100,7 +100,8 @@ class Work:
             self.passed.append(f"not run: {label}: {reason}")
             return
         print(f"{label} ...", flush=True)
-        flags = [flag.replace(RUNS, str(self.runs)) for flag in (*row.flags_for(data), *self.flags)]
+        asked = (*row.flags_for(data), *self.flags)
+        flags = [flag.replace(RUNS, str(self.runs)).replace(SEED, str(seed)) for flag in asked]
         status = start(row.recipe_for(data), folder, seed, flags)
         if status == BUSY:
             self.passed.append(f"not run: {label}: another process is at it")

@@ -10,6 +10,7 @@ HERE = Path(__file__).resolve().parent
 DATA = ("ml-100k", "amazon-beauty", "ml-1m")
 SEEDS = {"ml-100k": 5, "amazon-beauty": 3, "ml-1m": 1, "amazon-sports": 1}
 REFERENCE = "sasrec"
+SEED = "SEED"  # in flags: the seed of the run, for rows that go on from another
 RUNS = "RUNS"  # in flags: the folder of the plan's runs, for rows that build on another
 
 AS_WRITTEN = "no search: the recipe's knobs as written"
@@ -236,11 +237,14 @@ GENERATIVE = (
 )
 
 
-def reasoned(name: str, *flags: str) -> Row:
-    """An ablation of REG4Rec (a reconstruction), against the model without the reward stage."""
+def reasoned(name: str, *flags: str, goes_on: bool = False) -> Row:
+    """An ablation of REG4Rec (a reconstruction), against the model without the reward stage, whose training it repeats
+    unless it goes on from it."""
     base = "reg4rec"
+    places = ("ml-100k", "amazon-beauty")
+    more = {data: ("--start", f"{RUNS}/{data}/{base}-seed{SEED}") for data in places} if goes_on else {}
     return Row(
-        name, "reg4rec", flags, data=("ml-100k", "amazon-beauty"), seeds={"ml-100k": 3, "amazon-beauty": 1},
+        name, "reg4rec", flags, more, data=places, seeds={"ml-100k": 3, "amazon-beauty": 1},
         fewer={"amazon-beauty": "time"}, tuning=BY_HAND, reference=REFERENCE, base=None if name == base else base,
     )  # fmt: skip
 
@@ -251,9 +255,9 @@ REG4REC = (
     reasoned("reg4rec-residual", "--reward", "off", "--tokens", "residual"),
     reasoned("reg4rec-fixed-order", "--reward", "off", "--order", "fixed"),
     reasoned("reg4rec-random-order", "--reward", "off", "--order", "random"),
-    reasoned("reg4rec-corp", "--reward", "off", "--prune", "prediction"),
-    reasoned("reg4rec-pars", "--reward", "pars"),
-    reasoned("reg4rec-msra", "--reward", "msra"),
+    reasoned("reg4rec-corp", "--reward", "off", "--prune", "prediction", goes_on=True),
+    reasoned("reg4rec-pars", "--reward", "pars", goes_on=True),
+    reasoned("reg4rec-msra", "--reward", "msra", goes_on=True),
 )
 
 ENCODERS = Plan("encoders", (*PLAN, *REAREC, *KEPT), outside=True)

@@ -76,6 +76,28 @@ def test_reg4rec_13_11_ablations_run_from_one_recipe(
     assert rs.Bundle.load(tmp_path / "bundle").recommend([[3, 8]], k=5).items == loaded.recommend([[3, 8]], k=5).items
 
 
+@pytest.mark.filterwarnings("ignore::recsys.errors.DataWarning")
+def test_rewards_and_searches_go_on_from_a_run(events: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rs, "load", lambda name: events, raising=False)
+    monkeypatch.setenv("RECSYS_CACHE", str(tmp_path / "cache"))
+    recipe = load_recipe(find_recipe("reg4rec"))
+    base = recipe(**{**SMALL, "reward": "off"})
+    base.fit(tmp_path / "base", progress=False)
+    start = {**SMALL, "start": str(tmp_path / "base")}
+    searched = recipe(**start, reward="off", prune="prediction")
+    searched.fit(tmp_path / "searched", progress=False)
+    for name, value in base.model.tensors().items():
+        assert (value == rs.load_run(tmp_path / "searched").tensors()[name]).all(), name
+    rewarded = recipe(**start, reward="pars")
+    fitted = rewarded.fit(tmp_path / "rewarded", progress=False)
+    assert [record["stage"] for record in fitted.history] == [0]  # of one stage: that of rewards
+    assert len(rs.load_run(tmp_path / "rewarded").recommend([[3, 8]], k=5).items[0]) == 5
+    with pytest.raises(ValueError, match="was trained with --order confidence"):
+        recipe(**start, order="fixed")
+    with pytest.raises(ValueError, match="trained without"):
+        recipe(**start, prune="head")
+
+
 def test_learns_cycles_and_is_evaluated_by_its_lists(tmp_path: Path) -> None:
     split = cycles()
     number = np.random.default_rng(1).permutation(split.num_items)
