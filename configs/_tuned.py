@@ -20,13 +20,13 @@ class Tuned(TrainingKnobs):
     """What is trained further, and on what. The last epoch is kept, whatever validation says of it.
 
     Args:
-        start: folder of the run that is trained further, of a model and data set as below.
+        base: folder of the run that is trained further, of a model and data set as below.
         data: data set; all but ml-100k are copied from RECSYS_MIRROR.
         epochs: training epochs.
         frozen_items: leave the item table as it is, and train what reads histories (and generates codes) alone.
     """
 
-    start: str = ""
+    base: str = ""
     data: Literal["ml-100k", "amazon-beauty"] = "ml-100k"
     epochs: int = 5
     frozen_items: bool = False
@@ -37,11 +37,9 @@ class Tuned(TrainingKnobs):
         Raises:
             ValueError: none is named.
         """
-        if not self.start:
-            raise ValueError(
-                "--start names the folder of a trained run, as that of recsys fit sasrec --out runs/sasrec"
-            )
-        return rs.load_run(self.start)
+        if not self.base:
+            raise ValueError("--base names the folder of a trained run, as that of recsys fit sasrec --out runs/sasrec")
+        return rs.load_run(self.base)
 
     def split(self) -> Split:
         """The data set, leave-last."""

@@ -1,6 +1,6 @@
 """Not interested: a trained recommender learns from items that people hid, without showing them to it as choices.
 
-Run: ``recsys fit sasrec --out runs/sasrec``, then ``recsys fit dislikes --start runs/sasrec``. ``--file FILE``
+Run: ``recsys fit sasrec --out runs/sasrec``, then ``recsys fit dislikes --base runs/sasrec``. ``--file FILE``
 (Parquet with the columns ``user`` and ``item``) names what was hidden. Without it hiding is simulated: ``--share`` of
 the users hide ``--each`` of the ten items that the model would recommend to them next, drawn by the seed, but none that
 they take later (people do not hide what they then take; a deny list profits from that alike, so compare with one).

@@ -61,7 +61,7 @@ def run(
     head_dim: int = 32,
     ff: int = 256,
     beam: int = 50,
-    start: Literal["random", "codewords"] = "random",
+    begin: Literal["random", "codewords"] = "random",
     valid_users: int | None = 1000,
     codes: Codes = Codes(),
     knobs: Generative = Generative(),
@@ -85,7 +85,7 @@ def run(
         head_dim: width of a head.
         ff: width of the feed-forward parts.
         beam: beams of the search.
-        start: vectors of codes begin at random, or as the codewords of the tokenizer, as published.
+        begin: vectors of codes begin at random, or as the codewords of the tokenizer, as published.
         valid_users: users ranked after each epoch, drawn once; all where there are fewer.
     """
     knobs = knobs.filled(KNOBS)
@@ -96,7 +96,7 @@ def run(
     matching = matched(split, told_of(split, preferences, writer, written), by, knobs.data)
     encoder = _encoder(reads, use, matching, knobs, TEXTS.get(text_model, text_model), rank, max_tokens, max_length)
     model = rs.Generator(
-        items=rs.CodeItems(knobs.dim, folder, tied=True, std=0.1, start=start),  # at std=1, T5's, the loss falls later
+        items=rs.CodeItems(knobs.dim, folder, tied=True, std=0.1, start=begin),  # at std=1, T5's, the loss falls later
         encoder=encoder,
         decoder=CodeDecoder(knobs.dim, layers, heads, head_dim, ff, dropout),
         search=rs.Beam(beam),

@@ -1,6 +1,6 @@
 """Noisy clicks: pairs of a taken and a passed-over item, some of them the wrong way round (experimental).
 
-Run: ``recsys fit sasrec --out runs/sasrec``, then ``recsys fit noisy --start runs/sasrec --by r3m --flipped 0.2``.
+Run: ``recsys fit sasrec --out runs/sasrec``, then ``recsys fit noisy --base runs/sasrec --by r3m --flipped 0.2``.
 Each of the last ``--events`` training events of a user is set against another item (``--against``); in a share of the
 pairs, drawn, the two are exchanged. ``--by dpo`` (arXiv 2305.18290, the loss of trl) believes all pairs, ``--by r3m``
 distrusts those that contradict the others.

@@ -58,7 +58,7 @@ def run(
     discount: float = 0.5,
     kl: float = 0.01,
     category: str = "",
-    start: str = "",
+    base: str = "",
     num_layers: int = 2,
     decoder_layers: int = 1,
     num_heads: int = 2,
@@ -86,7 +86,7 @@ def run(
         discount: weight of each further of them.
         kl: weight of the divergence from the decoder of before that stage.
         category: column of the items; paths to the right category are rewarded.
-        start: folder of a run of this recipe, whose supervised training is not done again: the stage of rewards goes on
+        base: folder of a run of this recipe, whose supervised training is not done again: the stage of rewards goes on
             from there, and with --reward off nothing is trained, so that another search can be tried.
         num_layers: number of Transformer blocks of the encoder.
         decoder_layers: layers of the decoder.
@@ -100,8 +100,8 @@ def run(
     split = rs.load(knobs.data).split(rs.LeaveLast())
     pruned = None if prune == "off" else prune
     search = SetBeam(beam, order, pruned, keep, omega if pruned else 0.0)
-    if start:
-        model = started(start, order, prune)
+    if base:
+        model = started(base, order, prune)
         decoder, model.search = model.decoder, search
     else:
         folder = folder_of(split, codes, CODES[knobs.data])
@@ -121,13 +121,13 @@ def run(
         category_column=category or None, kl=kl, order=order,
     )  # fmt: skip
     model.auxiliaries = PartList([] if reward == "off" else [rewards])
-    supervised = Stage(0 if start else knobs.epochs, losses=["loss"], name="supervised")
+    supervised = Stage(0 if base else knobs.epochs, losses=["loss"], name="supervised")
     second = Stage(
         reward_epochs, losses=["loss", "PathRewards0"], train=["decoder"], learning_rate=reward_rate, name="reward"
     )
-    stages = [supervised] if reward == "off" else [second] if start else [supervised, second]
+    stages = [supervised] if reward == "off" else [second] if base else [supervised, second]
     training = knobs.training(
-        windows=values["windows"], valid_users=valid_users, stages=None if reward == "off" and not start else stages
+        windows=values["windows"], valid_users=valid_users, stages=None if reward == "off" and not base else stages
     )
     return rs.Run(model, split, training, evaluate=knobs.evaluation(), name="REG4Rec (reconstruction)")
 
@@ -141,7 +141,7 @@ def started(folder: str, order: str, prune: str) -> Any:
     model = rs.load_run(folder)
     decoder = getattr(model, "decoder", None)
     if not isinstance(decoder, SetDecoder):
-        raise ValueError(f"--start names a run of the recipe reg4rec; {folder} holds a {type(model).__name__}")
+        raise ValueError(f"--base names a run of the recipe reg4rec; {folder} holds a {type(model).__name__}")
     if decoder.order != order:
         raise ValueError(f"{folder} was trained with --order {decoder.order}: say so here as well, found {order}")
     if prune == "head" and not decoder.reflection:

@@ -1,6 +1,6 @@
 """Lists by reward: a trained recommender samples items, and is rewarded by what was taken next (experimental).
 
-Run: ``recsys fit sasrec --out runs/sasrec``, then ``recsys fit varied --start runs/sasrec --credit nsr``. What each
+Run: ``recsys fit sasrec --out runs/sasrec``, then ``recsys fit varied --base runs/sasrec --credit nsr``. What each
 sample gets of the reward is ``--credit``: grpo (group-relative, arXiv 2402.03300), psr, nsr or w-reinforce (hits,
 misses, or misses and a tenth of hits, arXiv 2506.01347), ngrpo (arXiv 2509.18851). ``--reward prefix`` rewards shared
 first codes as well, for models that generate codes. After each epoch it is told in what share of the groups no sample

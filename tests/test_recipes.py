@@ -140,7 +140,7 @@ def made(name: str, flags: dict[str, Any], world: Path, sasrec: Path, teacher: P
     known = inspect.signature(function).parameters
     small = {knob: value for knob, value in SMALL.items() if knob in known}
     if name in TUNED:
-        small |= {"start": str(sasrec)}
+        small |= {"base": str(sasrec)}
     if name == "sracl":
         del small["window"]  # there it is how a window is pooled
     if name in ("text_items", "sracl"):
@@ -270,7 +270,7 @@ def test_semantic_ids_ask_for_texts_where_they_read_them(
 
 def test_what_is_hidden_is_read_from_a_file_or_drawn(toys: Path, tmp_path: Path) -> None:
     made("sasrec", {}, toys, tmp_path, tmp_path).fit(tmp_path / "sasrec", progress=False)
-    start = {"start": str(tmp_path / "sasrec"), "epochs": 1}
+    start = {"base": str(tmp_path / "sasrec"), "epochs": 1}
     told = pl.DataFrame({"user": ["user 00", "user 01", "nobody"], "item": ["item 03", "item 04", "item 05"]})
     told.write_parquet(tmp_path / "hidden.parquet")
     run = recipe("dislikes")(file=str(tmp_path / "hidden.parquet"), **start)
@@ -280,7 +280,7 @@ def test_what_is_hidden_is_read_from_a_file_or_drawn(toys: Path, tmp_path: Path)
     told.rename({"item": "sku"}).write_parquet(tmp_path / "other.parquet")
     with pytest.raises(rs.DataError, match="no column item"):
         recipe("dislikes")(file=str(tmp_path / "other.parquet"), **start)
-    with pytest.raises(ValueError, match="--start names"):
+    with pytest.raises(ValueError, match="--base names"):
         recipe("dislikes")()
     drawn = recipe("dislikes")(share=0.5, each=2, **start)
     data = drawn.training.stages[0].data
@@ -298,7 +298,7 @@ def test_pairs_are_flipped_as_asked(toys: Path, tmp_path: Path) -> None:
     from recsys.llm.trainers.sequences import Role
 
     made("sasrec", {}, toys, tmp_path, tmp_path).fit(tmp_path / "sasrec", progress=False)
-    start = {"start": str(tmp_path / "sasrec"), "epochs": 1, "events": 2}
+    start = {"base": str(tmp_path / "sasrec"), "epochs": 1, "events": 2}
     kinds = []
     for flipped in (0.0, 0.4, 1.0):
         run = recipe("noisy")(flipped=flipped, **start)

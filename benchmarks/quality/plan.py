@@ -242,7 +242,7 @@ def reasoned(name: str, *flags: str, goes_on: bool = False) -> Row:
     unless it goes on from it."""
     base = "reg4rec"
     places = ("ml-100k", "amazon-beauty")
-    more = {data: ("--start", f"{RUNS}/{data}/{base}-seed{SEED}") for data in places} if goes_on else {}
+    more = {data: ("--base", f"{RUNS}/{data}/{base}-seed{SEED}") for data in places} if goes_on else {}
     return Row(
         name, "reg4rec", flags, more, data=places, seeds={"ml-100k": 3, "amazon-beauty": 1},
         fewer={"amazon-beauty": "time"}, tuning=BY_HAND, reference=REFERENCE, base=None if name == base else base,

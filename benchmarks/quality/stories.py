@@ -119,7 +119,7 @@ def measure(story: str, name: str, data: str, seed: int, base: Path, flags: list
     if name == BEFORE:
         model, split = rs.load_run(base), rs.load(data).split(rs.LeaveLast())
     else:
-        given = [*ROWS[story][name], *flags, "--data", data, "--seed", str(seed), "--start", str(base)]
+        given = [*ROWS[story][name], *flags, "--data", data, "--seed", str(seed), "--base", str(base)]
         run, began = recipe_of(story, given), time.monotonic()
         fitted = run.fit()
         model, split = run.model, run.split
@@ -134,13 +134,13 @@ def measure(story: str, name: str, data: str, seed: int, base: Path, flags: list
 
 def of_dislikes(model: Any, split: Any, base: Path, seed: int, flags: list[str]) -> tuple[dict[str, Any], Any]:
     """Where hidden items rank behind test histories, and NDCG@10 where these are left out for those who hid them."""
-    import dislikes  # the recipe, whose folder is on the path now
-
     import recsys as rs
     from recsys.cli.arguments import parsed
     from recsys.runs.recipe import find_recipe, load_recipe
 
     recipe = load_recipe(find_recipe("dislikes"))
+    import dislikes  # the file of the recipe, which is on the path now
+
     told = dict(parsed(recipe, flags, "recsys fit dislikes").arguments)
     users, items = dislikes.simulated(rs.load_run(base), split, told["share"], told["each"], seed)
     hidden: dict[int, list[int]] = {}

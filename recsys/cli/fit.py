@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,7 @@ def parse(arguments: list[str]) -> Callable[[], Run]:
     own, flags = parser.parse_known_args(arguments)
     path = find_recipe(own.recipe)
     function = load_recipe(path)
+    _check_names(function, path, parser)
     machine_flags = "--out --start --resume --devices --accelerator --precision --workers"
     more = f"\n\nBesides these: {machine_flags}, see recsys fit --help."
     chosen = dict(parsed(function, flags, f"recsys fit {own.recipe}", more).arguments)
@@ -91,6 +93,16 @@ def _train(run: Run, folder: Path, path: Path, chosen: dict[str, Any], **machine
     if leads():  # the other processes of a distributed run have done their part
         print(finish(run, fitted))
         print(f"\n{folder}: model.safetensors, per_user.parquet, report.html", flush=True)
+
+
+def _check_names(function: Callable[..., Any], path: Path, parser: argparse.ArgumentParser) -> None:
+    """Refuse a recipe whose parameter could never be given in the shell, as a flag of all recipes has its name."""
+    taken = {action.dest for action in parser._actions if action.option_strings}
+    if both := sorted(taken & set(inspect.signature(function).parameters)):
+        raise TypeError(
+            f"run(...) of {path} has the parameter {both[0]}, and --{both[0]} is a flag of recsys fit itself: call it "
+            "otherwise"
+        )
 
 
 def common_flags() -> argparse.ArgumentParser:

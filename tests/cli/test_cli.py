@@ -14,9 +14,9 @@ import pytest
 from safetensors.numpy import load_file
 
 import recsys as rs
-from recsys.cli import COMMANDS, main
+from recsys.cli import COMMANDS, fit, main
 from recsys.cli.quickstart import show
-from recsys.runs.recipe import load_recipe
+from recsys.runs.recipe import load_recipe, recipe_names
 from recsys.runs.state import TIMES
 from recsys.testing import toy_split
 
@@ -474,3 +474,16 @@ def test_training_goes_on_from_another_run_on_newer_data(recipe: Path, capsys: p
     assert main(["fit", "newer.py", "--epochs", "0", "--start", "runs/a", "--out", "runs/b"]) == 0
     assert main(["fit", "newer.py", "--dim", "4", "--start", "runs/a", "--out", "runs/c"]) == 1
     assert "dim" in capsys.readouterr().err and not Path("runs/c").exists()
+
+
+def test_a_parameter_that_no_flag_could_reach_is_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.py"
+    recipe.write_text("def run(start: str = ''):\n    ...\n")
+    with pytest.raises(TypeError, match="--start is a flag of recsys fit itself"):
+        fit.parse([str(recipe), "--start", "runs/other"])
+
+
+def test_no_recipe_of_ours_has_such_a_parameter() -> None:
+    for name in recipe_names():
+        with pytest.raises(SystemExit):
+            fit.parse([name, "--help"])

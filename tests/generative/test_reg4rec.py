@@ -83,7 +83,7 @@ def test_rewards_and_searches_go_on_from_a_run(events: Any, tmp_path: Path, monk
     recipe = load_recipe(find_recipe("reg4rec"))
     base = recipe(**{**SMALL, "reward": "off"})
     base.fit(tmp_path / "base", progress=False)
-    start = {**SMALL, "start": str(tmp_path / "base")}
+    start = {**SMALL, "base": str(tmp_path / "base")}
     searched = recipe(**start, reward="off", prune="prediction")
     searched.fit(tmp_path / "searched", progress=False)
     for name, value in base.model.tensors().items():
