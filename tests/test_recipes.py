@@ -270,7 +270,7 @@ def test_semantic_ids_ask_for_texts_where_they_read_them(
 
 def test_what_is_hidden_is_read_from_a_file_or_drawn(toys: Path, tmp_path: Path) -> None:
     made("sasrec", {}, toys, tmp_path, tmp_path).fit(tmp_path / "sasrec", progress=False)
-    start = {"base": str(tmp_path / "sasrec"), "epochs": 1, "keep": 0.0}
+    start = {"base": str(tmp_path / "sasrec"), "epochs": 1, "keep": 0.0, "by": "d2o"}
     told = pl.DataFrame({"user": ["user 00", "user 01", "nobody"], "item": ["item 03", "item 04", "item 05"]})
     told.write_parquet(tmp_path / "hidden.parquet")
     run = recipe("dislikes")(file=str(tmp_path / "hidden.parquet"), **start)
