@@ -132,6 +132,25 @@ def test_seeds_of_a_row_that_were_trained_in_different_ways_are_not_averaged(
         work.summarise("ml-100k", ())
 
 
+def test_a_row_of_cold_items_whose_users_are_gone_stays_as_it_was(driver: Any, split: Split, tmp_path: Path) -> None:
+    cold = importlib.import_module("cold")
+    runs, results = tmp_path / "runs", tmp_path / "results" / "cold"
+    work = driver.Work(cold.COLD, runs, results, [], float("inf"))
+    finished_run(runs / "ml-100k" / "text-seed0", rs.Popularity(), split)
+    table = results.parent / "cold-ml-100k.md"
+    work.summarise("ml-100k", [cold.COLD.by_name["text"]])
+    table.write_text(cold.table(work, "ml-100k"))
+    before = cold.recorded(table)
+    assert set(before) == {"text"}
+    shutil.rmtree(runs)
+    shutil.rmtree(results / "ml-100k" / "per-user")
+    finished_run(runs / "ml-100k" / "codes-seed0", rs.Popularity(), split)
+    again = driver.Work(cold.COLD, runs, results, [], float("inf"))
+    again.summarise("ml-100k", [cold.COLD.by_name["codes"]])
+    table.write_text(cold.table(again, "ml-100k"))
+    assert cold.recorded(table)["text"] == before["text"] and "codes" in cold.recorded(table)
+
+
 def test_a_trie_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks" / "speed"))
     generate = importlib.import_module("generate")

@@ -8,7 +8,8 @@ and only items that training never saw are ranked: these, and some that lost all
 test target. A random order finds a target among the first ten of C candidates with chance 10 / C, and every bound is
 also told as a multiple of it. Two intervals are made of each row's HR@10: over users (bootstrap, each user's mean over
 seeds) and over seeds (Student's t); the bounds are the outer ones of the two.
-The table of a data set is written to ``benchmarks/quality/results/cold-DATA.md``, from the run folders.
+The table of a data set is written to ``benchmarks/quality/results/cold-DATA.md``, from the run folders; a row whose
+users' metrics are gone stays in it as it was.
 """
 
 from __future__ import annotations
@@ -62,12 +63,13 @@ COLD = Plan(
 
 def table(work: Work, data: str) -> str:
     """The table of one data set, empty if nothing was run."""
-    lines = []
+    lines, before = [], recorded(work.results.parent / f"{work.named(COLD.name)}-{data}.md")
     for row in COLD.rows:
-        folders = work.ranked(row.name, data)
-        if folders:
-            found = measured(list(folders.values()))
-            lines.append(line(work.named(row.name), found, len(folders)))
+        folders, name = work.ranked(row.name, data), work.named(row.name)
+        if len(folders) < len(work.known(row.name, data)) and name in before:
+            lines.append(before[name])
+        elif folders:
+            lines.append(line(name, measured(list(folders.values())), len(folders)))
     if not lines:
         return ""
     head = (
@@ -104,6 +106,14 @@ def measured(folders: list[Path]) -> dict[str, Any]:
         found["seeds"] = over_seeds(seeds)
         bounds += found["seeds"]
     return found | {"low": max(min(bounds), 0.0), "high": max(bounds)}
+
+
+def recorded(table: Path) -> dict[str, str]:
+    """The rows of a table that was written before, by their names."""
+    if not table.is_file():
+        return {}
+    rows = [row for row in table.read_text(encoding="utf-8").splitlines() if row.startswith("| ")]
+    return {row.split("|")[1].strip(): row for row in rows[1:]}
 
 
 def line(name: str, found: dict[str, Any], seeds: int) -> str:
