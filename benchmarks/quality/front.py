@@ -16,6 +16,7 @@ OURS = "recsys"  # the row of ours in the tables of speed
 def choices() -> str:
     """What to train in which situation, and what came of it where it was measured."""
     beauty, ml100k, cold = "encoders/amazon-beauty", "encoders/ml-100k", "cold/amazon-beauty"
+    coded = "generative/amazon-beauty"
     tuned = _baseline("ItemKNN(shrink=0.0, decay=0.5)")
     rows = [
         (
@@ -63,6 +64,12 @@ def choices() -> str:
             "`text_items`, `recformer`",
             f"HR@10 among {_candidates()} items of amazon-beauty that training never saw: {_hr('text', cold)}, "
             f"{_hr('recformer', cold)}; ids {_hr('ids', cold)} (chance)",
+        ),
+        (
+            "items to be named by codes, or generated",
+            "`rpg` (all items scored), `liger`, `tiger`",
+            f"amazon-beauty: {_ndcg('rpg-vectors', coded)}, {_ndcg('liger', coded)}, {_ndcg('tiger', coded)}; SASRec "
+            f"{_ndcg('sasrec', coded)}, which none of them reaches",
         ),
         (
             "clicks that depend on what was shown",
