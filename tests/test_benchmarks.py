@@ -185,3 +185,77 @@ def test_semantic_ids_12_8_the_recorded_random_codes_are_clearly_worse() -> None
     assert random["metrics"]["hr@10"]["mean"] == pytest.approx(0.043, abs=0.003)
     paired = tiger["paired"]["tiger-random"]["metrics"]["hr@10"]
     assert paired["low"] > 0.015 and paired["p"] < 0.01
+
+
+TASK = {
+    "layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "intermediate": 64, "vocabulary": 64, "rank": 4, "batch": 3,
+    "prompt": 6, "completion": 4, "groups": 2, "samples": 4, "items": 3, "levels": 3, "codes": 8, "catalogue": 40,
+    "warmup": 1, "steps": 2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def sequences(monkeypatch: pytest.MonkeyPatch) -> Any:
+    pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks" / "speed"))
+    return importlib.import_module("sequences")
+
+
+def measured(function: str, **more: Any) -> dict[str, Any]:
+    module, _, name = function.partition(".")
+    found: dict[str, Any] = getattr(importlib.import_module(f"peers.{module}"), name)(TASK | more)
+    return found
+
+
+def test_memory_is_compared_where_the_reference_is_the_first_model(sequences: Any) -> None:
+    kinds = ("full", "lora", "lora, reference", "full, reference")
+    runs = {kind: [measured("loop.texts_run", variant=kind, same=True)] for kind in kinds}
+    assert sequences.same_reference(runs) <= sequences.EXACT
+    assert [len(found["references"]) for (found,) in runs.values()] == [0, 0, 3, 3]
+    assert all(len(found["seconds"]) == TASK["steps"] for (found,) in runs.values())
+    (found,) = runs["lora, reference"]
+    found["references"][-1] = found["log_probs"][-1]  # as if the reference had moved along
+    with pytest.raises(sequences.DiffersError, match="differ"):
+        sequences.same_reference(runs)
+
+
+@pytest.mark.parametrize("variant", ["causal", "own"])
+def test_grpo_over_codes_is_measured(sequences: Any, variant: str) -> None:
+    found = measured("loop.grpo_run", variant=variant)
+    assert len(found["seconds"]) == TASK["steps"] and found["trained"] > 0
+    assert np.isfinite(found["losses"]).all()
+
+
+def test_a_language_model_gives_codes_what_it_gives_texts(sequences: Any, tmp_path: Path) -> None:
+    """The tree of samples behind a history, against one text for each."""
+    import torch
+
+    loop = importlib.import_module("peers.loop")
+    model, split = loop.generator(TASK | {"variant": "causal"}, tmp_path / "ids", [], whole_vocabulary=True)
+    model.bind(rs.protocols.Context(split.num_items, split.items, split.train))
+    batch, rows = loop.history_batches(TASK)[0].histories(), torch.tensor([[3, 9, 31], [7, 8, 40]])
+    beam = importlib.import_module("recsys.generative.beam")
+    with torch.no_grad():
+        found = beam.exact_log_probs(model.decoder, model.encode(batch), model.items, rows)
+        for history, wanted, own in zip(batch.ids, rows, found, strict=True):
+            prompt = model.items.token_table[history].flatten()
+            for item, value in zip(wanted, own, strict=True):
+                codes = model.items.token_table[item]
+                logits = model.decoder.language_model.body(input_ids=torch.cat([prompt, codes])[None]).logits[0]
+                probable = logits.log_softmax(1)[len(prompt) - 1 : -1]
+                assert float(probable.gather(1, codes[:, None]).sum()) == pytest.approx(float(value), abs=1e-4)
+
+
+@pytest.mark.parity
+def test_training_over_sequences_is_compared_where_trl_computes_the_same(sequences: Any) -> None:
+    pytest.importorskip("trl", exc_type=ImportError)
+    ours, theirs = measured("loop.texts_run", variant="lora"), measured("trl_trainers.sft_run")
+    assert sequences.same_losses({"recsys": [ours], "trl": [theirs]}) <= sequences.EXACT
+    assert len(ours["seconds"]) == len(theirs["seconds"]) == TASK["steps"]
+    found = measured("grpo_check.grpo_check")
+    assert sequences.same_samples(found) <= sequences.EXACT
+    assert found["samples"] == TASK["groups"] * TASK["samples"] and found["value"] != 0
+    assert len(measured("trl_trainers.grpo_run")["seconds"]) == TASK["steps"]
+    with pytest.raises(sequences.DiffersError, match="losses"):
+        sequences.same_losses({"recsys": [ours | {"losses": [0.0, 1.0, 2.0]}], "trl": [theirs]})
