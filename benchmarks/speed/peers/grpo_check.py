@@ -8,6 +8,7 @@ some item), credit and loss. That tries the model, its tree of samples behind on
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,8 @@ def sampled(made: Any) -> tuple[dict[str, Any], Tensor, float]:
 
     made._compute_loss = loss
     redraw(trainable(made))
-    try:
+    with suppress(Stopped):
         made.train()
-    except Stopped:
-        pass
     inputs, own, value = found
     return inputs, own, value
 

@@ -4,6 +4,10 @@ Nothing is fetched: the tokenizer knows words by their number, and texts are mad
 function, and its ``generation_kwargs`` none either, so ``generate`` of the model it gets is bound to one: of the tokens
 behind the prompt, those that lead to some item, looked up in a dict. It samples with replacement and scores what it
 sampled among the whole vocabulary.
+
+Where there is no Triton, as on a CPU, trl 1.16 sends every position through the head, prompts as well, and leaves out
+afterwards what is not asked for; with Triton it sends the completions alone. A task that is ``compact`` has it do so
+here too (by the same code of trl, which then gets fewer rows), as that is no matter of the trainer.
 """
 
 from __future__ import annotations
@@ -11,8 +15,12 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from typing import Any
+from unittest.mock import patch
 
 from peers.loop import RATE, TARGETS, Task, catalogue, histories, language_model, redraw, texts
 
@@ -33,6 +41,18 @@ def tokenizer(vocabulary: int) -> Any:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=table, pad_token=word(0), eos_token=word(vocabulary - 1)
     )
+
+
+@contextmanager
+def head_of(task: Task) -> Iterator[None]:
+    """Within it the head gets completions alone if the task is ``compact``; how they are scored stays the same."""
+    from trl.trainer import utils
+
+    if not task.get("compact"):
+        yield
+        return
+    with patch.object(utils, "_use_triton", lambda device: True):  # read there for which positions, elsewhere for how
+        yield
 
 
 def settings(task: Task, folder: str) -> dict[str, Any]:
@@ -95,15 +115,17 @@ def trained(task: Task, trainer: Any) -> dict[str, Any]:
 
     trainer.compute_loss = compute_loss
     times = stamped(trainer)
-    trainer.train()
-    seconds = [after - before for before, after in zip(times, times[1:], strict=False)]
+    with head_of(task):
+        trainer.train()
+    seconds = [after - before for before, after in pairwise(times)]
     return {"losses": losses, "trained": count, "seconds": seconds[task["warmup"] - 1 :]}
 
 
 def sft_run(task: Task) -> dict[str, Any]:
     """Steps of the SFTTrainer over the texts, in order."""
-    import datasets
     import trl
+
+    import datasets
 
     rows, begin = texts(task)
     marks = [0] * begin + [1] * (rows.shape[1] - begin)
@@ -122,8 +144,9 @@ def sft_run(task: Task) -> dict[str, Any]:
 
 def grpo_trainer(task: Task, folder: str, **more: Any) -> Any:
     """The GRPOTrainer over the histories, in order, held to the items there are."""
-    import datasets
     import trl
+
+    import datasets
 
     numbers = tokens_of(task)
     rows = histories(task)
