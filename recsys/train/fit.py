@@ -33,7 +33,7 @@ from recsys.train.loop import Loop
 from recsys.train.optimizer import Group, groups_of, told_groups
 from recsys.train.settings import Training, default_metric
 from recsys.train.signature import takes
-from recsys.train.source import begin_source, first_batch, is_prepared
+from recsys.train.source import begin_source, first_batch, is_prepared, is_varying
 from recsys.train.trial import try_parts
 from recsys.train.validation import Validation
 from recsys.train.warm import begin, merged, unharmed
@@ -303,7 +303,8 @@ def _told(batches: TrainBatches, settings: Training) -> Iterator[str]:
     """What an epoch trains, and what it leaves out."""
     for stage in settings.plan:
         if stage.data is not None:
-            rows = f"{stage.data.num_targets:,} targets in {stage.data.num_rows:,} rows"
+            about = "about " if is_varying(stage.data) else ""
+            rows = f"{about}{stage.data.num_targets:,} targets in {stage.data.num_rows:,} rows"
             yield f"stage {stage.name!r}, each epoch: {rows} of {type(stage.data).__name__}"
     if all(stage.data is not None for stage in settings.plan):
         return

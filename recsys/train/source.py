@@ -21,20 +21,22 @@ class BatchSource(Protocol):
     Item rows are those of the split (1..N, 0 is padding). Fields of one's own are those of a subclass of ``Batch``,
     which losses read from ``step.batch``.
 
-    Two further members it may have: ``bind(context)``, called once before training, again when a run is resumed, with
-    the seed, the ids and the training events; and ``prepared``: True (so it is without it) if batches go to the losses
-    as they are, False if the model's augmentations, targets and weightings apply to them, as to the split's.
+    Three further members it may have: ``bind(context)``, called once before training, again when a run is resumed, with
+    the seed, the ids and the training events; ``prepared``: True (so it is without it) if batches go to the losses
+    as they are, False if the model's augmentations, targets and weightings apply to them, as to the split's; and
+    ``varying``: True if epochs hold different numbers of rows, which nobody can know before they come, as where each
+    batch is drawn from one of several domains.
 
     What a source holds is up to you: events that the run is validated on must not be among it.
     """
 
     @property
     def num_rows(self) -> int:
-        """Rows of an epoch, over all processes."""
+        """Rows of each epoch, over all processes; where they are ``varying``, about how many: told, never counted on."""
 
     @property
     def num_targets(self) -> int:
-        """What an epoch predicts, over all processes: targets, or pairs."""
+        """What an epoch predicts, over all processes: targets, or pairs; about, where epochs are ``varying``."""
 
     def identity(self) -> dict[str, Any]:
         """What decides the batches, as plain data (a hash of the data, sizes): a run resumes only where it is equal."""
@@ -63,6 +65,11 @@ def check_members(source: Any) -> None:
 def is_prepared(source: Any) -> bool:
     """Whether losses get the batches of ``source`` as they are."""
     return bool(getattr(source, "prepared", True))
+
+
+def is_varying(source: Any) -> bool:
+    """Whether epochs of ``source`` hold different numbers of rows."""
+    return bool(getattr(source, "varying", False))
 
 
 def begin_source(source: Any, context: Context) -> None:

@@ -166,14 +166,26 @@ class Greedy(PairSource):
         yield from super().epoch(epoch, start)
 
 
+class Uneven(PairSource):
+    """Later epochs have fewer rows, and it does not say that they vary."""
+
+    def epoch(self, epoch, start=0, rank=0, world_size=1):
+        for batch in super().epoch(epoch, start, rank, world_size):
+            yield batch.select(torch.arange(len(batch) - min(epoch, len(batch))))
+
+
 class Nameless(PairSource):
     def identity(self):
         return {"pairs": object()}
 
 
 @pytest.mark.parametrize(
-    ("broken", "named"), [(Forgetful, "start"), (Restless, "twice"), (Greedy, "processes"), (Nameless, "identity")]
-)
+    ("broken", "named"),
+    [
+        (Forgetful, "start"), (Restless, "twice"), (Greedy, "processes"), (Nameless, "identity"),
+        (Uneven, "rows of the batches of epoch 1"),
+    ],
+)  # fmt: skip
 def test_broken_sources_are_named(broken, named):
     with pytest.raises(AssertionError, match=named):
         check_source(broken())

@@ -14,6 +14,7 @@ from recsys.data.batch import Batch
 from recsys.errors import DataWarning
 from recsys.llm.trainers.selectors.dmt import Rehearsed
 from recsys.llm.trainers.selectors.mixing import stacked
+from recsys.llm.trainers.selectors.skill_it import SkillIt
 from recsys.protocols import Context
 from recsys.testing import check_source
 from recsys.train.loader import TrainBatches
@@ -113,6 +114,8 @@ def test_dmt_wrong_arguments() -> None:
         Rehearsed(GENERAL, Numbers(4, prepared=False))
     with pytest.raises(TypeError, match="'special' is a list"):
         Rehearsed(GENERAL, [1, 2])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="different numbers of rows"):
+        Rehearsed(GENERAL, SkillIt({"a": GENERAL}, lambda model: [1.0]))
     one, other = (next(Numbers(4).epoch(0)) for _ in range(2))
     with pytest.raises(ValueError, match="targets"):
         stacked([one, Batch(other.rows, other.users, other.ids, other.lengths)])

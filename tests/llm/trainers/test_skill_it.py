@@ -14,6 +14,7 @@ import torch
 import recsys as rs
 from recsys.errors import DataError
 from recsys.llm.trainers.selectors.skill_it import SkillIt, held_out_losses, shares
+from recsys.testing import check_source
 from recsys.train.loader import TrainBatches
 from recsys.train.source import BatchSource
 from tests.llm.trainers.numbered import Numbers, rows_of
@@ -116,6 +117,17 @@ def test_skill_it_an_epoch_goes_on_from_any_batch_and_on_any_process(tmp_path: P
     parts = [list(mixture.epoch(2, 0, rank, 2)) for rank in range(2)]
     for batch, *both in zip(whole, *parts, strict=True):
         assert sorted(batch) == sorted(rows_of(both))
+
+
+def test_skill_it_passes_the_check_of_sources_and_tells_what_an_epoch_holds_on_average() -> None:
+    sources = {"short": Numbers(40, size=2), "long": Numbers(60, size=10, first=100)}
+    mixture = told(SkillIt(sources, lambda model: [1.0, 1.0], batches=2_000, prior=[3, 1]), [[1.0, 2.0], [1.0, 2.0]])
+    check_source(mixture)
+    assert mixture.num_rows == mixture.num_targets == 2_000 * (0.75 * 2 + 0.25 * 10)
+    assert len(rows_of(mixture.epoch(0))) == pytest.approx(mixture.num_rows, rel=0.1)
+    again = told(SkillIt(sources, lambda model: [1.0, 1.0], batches=8), [[1.0, 2.0]])
+    sizes = {len(rows_of(again.epoch(epoch))) for epoch in (0, 1)}
+    assert len(sizes) == 2 and again.varying, "which is why no number can be right for every epoch"
 
 
 def test_skill_it_measured_losses_of_a_former_run_are_not_used(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from recsys.data.batch import Batch
 from recsys.errors import DataWarning
-from recsys.llm.trainers.selectors.mixing import Source, begin, identity_of, picked, prepared_alike, stacked
+from recsys.llm.trainers.selectors.mixing import Source, begin, fixed, identity_of, picked, prepared_alike, stacked
 from recsys.randomness import numpy_generator
 
 
@@ -38,13 +38,15 @@ class Rehearsed:
 
     Raises:
         TypeError: something else than sources.
-        ValueError: a share that is none, or sources of two kinds.
+        ValueError: a share that is none, sources of two kinds, or specialised ones whose epochs differ in size.
     """
 
     def __init__(self, general: Source, special: Source, share: float = 1 / 256, seed: int = 0) -> None:
         if not 0 <= share <= 1:
             raise ValueError(f"share must lie in 0..1, found {share}")
         self.prepared = prepared_alike({"general": general, "special": special})
+        fixed("special", special)
+        self.varying = bool(getattr(general, "varying", False))
         self.general, self.special, self.share, self.seed = general, special, share, seed
         self._pool: Batch | None = None
 

@@ -50,6 +50,15 @@ def prepared_alike(sources: Mapping[str, Source]) -> bool:
     return next(iter(found.values()))
 
 
+def fixed(name: str, source: Source) -> None:
+    """Raise ValueError if epochs of a source hold different numbers of rows where their number is counted on."""
+    if getattr(source, "varying", False):
+        raise ValueError(
+            f"{name!r} is a {type(source).__name__}, whose epochs hold different numbers of rows: a share of its rows "
+            "cannot be taken; give the sources that it is made of"
+        )
+
+
 def begin(sources: Sequence[Source], context: Any) -> None:
     """Call ``bind(context)`` of those that have it."""
     for source in sources:

@@ -95,6 +95,8 @@ class SkillIt:
         ValueError: no source, or as :func:`shares`.
     """
 
+    varying = True  # domains have batches of different sizes, and the number of each is drawn
+
     def __init__(
         self,
         sources: Mapping[str, Source],
@@ -164,12 +166,12 @@ class SkillIt:
 
     @property
     def num_rows(self) -> int:
-        """Rows of an epoch, if all domains had equal shares of it."""
+        """Rows of an epoch by the shares before any evaluation, about: the shares change, and batches are drawn."""
         return self._scaled("num_rows")
 
     @property
     def num_targets(self) -> int:
-        """What an epoch predicts, if all domains had equal shares of it."""
+        """What an epoch predicts by the shares before any evaluation, about."""
         return self._scaled("num_targets")
 
     def identity(self) -> dict[str, Any]:
@@ -219,7 +221,8 @@ class SkillIt:
 
     def _scaled(self, name: str) -> int:
         per_batch = [getattr(source, name) / max(source.num_batches(0), 1) for source in self.sources.values()]
-        return round(self.num_batches(0) * sum(per_batch) / len(per_batch))
+        chances = self.shares_of(0).values()
+        return round(self.num_batches(0) * sum(p * size for p, size in zip(chances, per_batch, strict=True)))
 
 
 def held_out_losses(sources: Mapping[str, Source], batches: int = 8, seed: int = 0) -> Losses:
