@@ -55,6 +55,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {}, {"method": "prl"}, {"encoder": "gru4rec", "method": "prl"}, {"encoder": "sigma"}, {"data": "amazon-beauty"},
     ],
     "mender": [{}, {"mixture": ("sentiment", "fine", "coarse"), "use": "preference", "rows": 30}],
+    "mixed": [{}, {"mix": "dmt", "share": 0.2}, {"mix": "skill-it"}],
     "noisy": [{"flipped": 0.3}, {"by": "dpo"}],
     "own": [{}, {"split": "leave-last", "loss": "sampled", "min_user": 3}],
     "recformer": [{}, {"train": "last", "pooling": "first", "pretrain_epochs": 0}, {"cold": True, "share": 0.2}],

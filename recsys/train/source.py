@@ -32,7 +32,7 @@ class BatchSource(Protocol):
 
     @property
     def num_rows(self) -> int:
-        """Rows of each epoch, over all processes; where they are ``varying``, about how many: told, never counted on."""
+        """Rows of each epoch, over all processes; where epochs are ``varying``, about how many: never counted on."""
 
     @property
     def num_targets(self) -> int:
