@@ -60,6 +60,7 @@ def main() -> None:
             if target.is_file():
                 continue
             figures, each = measure(name, seed, asked.runs, flags)
+            figures["flags"] = flags
             target.parent.mkdir(parents=True, exist_ok=True)
             np.save(target.with_suffix(".npy"), each.astype(np.float32))
             write_text(target, json.dumps({"row": name, "seed": seed, **figures}, indent=1) + "\n")
@@ -102,13 +103,15 @@ def table(folder: Path, flags: list[str]) -> str:
     """Means over seeds with their range; differences from proportional mixing.
 
     Raises:
-        ValueError: seeds or rows that were trained for different numbers of steps.
+        ValueError: seeds or rows that were trained for different numbers of steps, or by other flags than asked for.
     """
     found = {name: read(folder, name) for name in ROWS}
     found = {name: seeds for name, seeds in found.items() if seeds}
     steps = {one["steps"] for seeds in found.values() for one in seeds}
     if len(steps) > 1:
         raise ValueError(f"rows of {folder} took different numbers of optimizer steps, {sorted(steps)}: delete some")
+    if any(one["flags"] != flags for seeds in found.values() for one in seeds):
+        raise ValueError(f"some rows of {folder} were trained by other flags than {flags}: delete them")
     domains = [key for key in next(iter(found.values()))[0]["ndcg@10"] if key != "both"] if found else []
     parts = [*domains, "both"]
     head = [f"NDCG@10, {part}" for part in parts] + [f"{one}, own items" for one in domains]

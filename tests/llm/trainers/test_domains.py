@@ -148,6 +148,9 @@ def test_a_row_is_measured_and_the_table_compares_users(
     file = folder / f"{domains.filed('dmt, 1/16')}-seed0.json"
     file.write_text(json.dumps({**told, "steps": told["steps"] + 1}))
     with pytest.raises(ValueError, match="optimizer steps"):
+        domains.table(folder, flags)
+    file.write_text(json.dumps(told))
+    with pytest.raises(ValueError, match="other flags"):
         domains.table(folder, [])
 
 
