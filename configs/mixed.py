@@ -8,7 +8,7 @@ is what a mixture can decide, and the two differ in all that matters for it (few
 
 Every batch is of one domain and holds about the same number of events, so that a share of the batches is a share of the
 events, and all ways of mixing make the same number of optimizer steps: as many as ``--epochs`` passes over all
-data take. Validation chooses nothing; the last weights are kept.
+data take. No epoch is chosen on validation; the last weights are kept.
 
 ``proportional`` draws domains by their number of batches, ``equal`` evenly; ``dmt`` (arXiv 2310.05492) trains on the
 specialised domain first, then on the other with a sample of it (``--share 0``: with nothing of it);
