@@ -19,8 +19,9 @@ Beside it, what the text names: as titles count what stands between quotation ma
 inside a sentence, and single ones that are a title; of these the share that is in the catalogue, and in what the prompt
 shows. Titles are shown without marks around each, which this small model goes on to repeat.
 
-Each text is kept as it arrives (``RUNS/texts.answers.jsonl``), so a stopped run goes on there. Written to
-``benchmarks/quality/results/written-ml-100k.md``, with figures and texts of each row and seed in ``results/written``.
+Each text is kept as it arrives (``RUNS/texts.answers.jsonl``), so a stopped run goes on there; those of a row and seed
+lie in ``RUNS/ROW-seedN.jsonl``, to be read. Written to ``benchmarks/quality/results/written-ml-100k.md``, with the
+figures of each row and seed, and of each user, in ``results/written``.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ ASKED = "A person watched {}.\nIn two sentences, say what kinds of films this pe
 BEGIN = "This person likes"
 PLAUSIBLE = 0.1  # only tokens with this share of the largest probability are contrasted
 QUOTED = re.compile(r'["“]([^"“”\n]{2,80})["”]|\*([^*\n]{2,80})\*')
-CAPITALISED = re.compile(r"[A-Z0-9][\w'’&-]*(?:\s+(?:(?:of|the|a|an|and|in|on|to|for|with)\s+)*[A-Z0-9][\w'’&-]*)*")
+_WORD, _SMALL = r"[A-Z0-9][\w'’&-]*", "of|the|a|an|and|in|on|to|for|with"
+CAPITALISED = re.compile(rf"{_WORD}(?::?\s+(?:(?:{_SMALL})\s+)*{_WORD})*")
 
 
 def main() -> None:
@@ -85,6 +87,7 @@ def main() -> None:
     settings = {name: getattr(asked, name) for name in names}
     folder = asked.results / "written" / DATA
     folder.mkdir(parents=True, exist_ok=True)
+    asked.runs.mkdir(parents=True, exist_ok=True)
     for seed in asked.seeds:
         for row in asked.only:
             target = folder / f"{filed(row)}-seed{seed}.json"
@@ -93,7 +96,7 @@ def main() -> None:
             figures, each = measure(row, seed, split, asked)
             np.save(target.with_suffix(".npy"), each)
             found = {"row": row, "seed": seed, "settings": settings, **figures}
-            write_text(target, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+            write_text(target, json.dumps(found, indent=1) + "\n")
             print(row, seed, {name: figures[name] for name in ("ndcg@10", "mrr", "named", "empty")}, flush=True)
     text = table(folder, settings)
     write_text(asked.results / f"written-{DATA}.md", text)
@@ -122,9 +125,10 @@ def measure(row: str, seed: int, split: Split, asked: argparse.Namespace) -> tup
         "named": len(mentioned) / len(texts),
         "in catalogue": share([item is not None for item, _ in mentioned]),
         "in history": share([item in items for item, items in mentioned]),
-        "ids": split.users.raw(split.test.users[index]).tolist(),
-        "texts": texts,
     }
+    ids = split.users.raw(split.test.users[index]).tolist()
+    lines = [json.dumps({"user": raw, "text": text}, ensure_ascii=False) for raw, text in zip(ids, texts, strict=True)]
+    write_text(asked.runs / f"{filed(row)}-seed{seed}.jsonl", "\n".join(lines) + "\n")
     return figures, each
 
 

@@ -75,6 +75,8 @@ def test_what_a_text_names() -> None:
     assert named("This person likes horror, drama and Romance.", known) == []
     assert named("It is The Big Lie of Old Men, or heat.", known) == [("The Big Lie of Old Men", None)]
     assert named("", known) == []
+    known |= {normal("Star Trek: First Contact"): 4}
+    assert named("They like Star Trek: First Contact, and new.", known) == [("Star Trek: First Contact", 4)]
 
 
 def test_ranks_leave_out_the_history_and_share_ties(written: Any) -> None:
@@ -140,11 +142,14 @@ def test_a_table_compares_rows_of_the_same_settings(
     line = next(one for one in text.splitlines() if one.startswith("| titles"))
     assert f"{change:+.4f}" in line and line.split("|")[-2].strip() == "2"
     told = json.loads((folder / "titles-seed0.json").read_text(encoding="utf-8"))
-    assert len(told["texts"]) == 6 and told["in catalogue"] == told["in history"] == 1.0
+    assert told["in catalogue"] == told["in history"] == 1.0
+    read = [json.loads(line) for line in (tmp_path / "runs" / "titles-seed0.jsonl").read_text().splitlines()]
+    assert len({one["user"] for one in read}) == 6 and all(one["text"] for one in read)
     count = len(asked)
     written.main()
     assert len(asked) == count
-    monkeypatch.setattr("sys.argv", [*given, "--most", "2", "--only", "titles", "--results", str(tmp_path)])
+    monkeypatch.setattr("sys.argv", [*given, "--most", "2", "--only", "titles", "--runs", str(tmp_path / "runs"),
+                                     "--results", str(tmp_path)])  # fmt: skip
     written.main()
     text = (tmp_path / "written-ml-100k.md").read_text(encoding="utf-8")
     assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")] == [
