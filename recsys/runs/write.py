@@ -38,6 +38,7 @@ from recsys.runs.state import State
 from recsys.storage.files import hold, is_folder, refuse_links, sweep, write_text
 from recsys.storage.folders import LOCK, hash_file, hashes, refuse_foreign
 from recsys.storage.layout import CONFIG, FORMAT, KIND, MANIFEST, STOPS, VOCABULARY, WEIGHTS
+from recsys.storage.parts import with_new_defaults
 from recsys.storage.reading import read_json, reading
 from recsys.storage.tensors import write_tensors
 
@@ -104,6 +105,7 @@ class RunFolder:
             before = found.state["identity"] if found else self._identity()
             if found is not None:
                 State.of(found.state["loop"])
+        before = with_new_defaults(before, identity)  # of a run that an earlier version began
         if before is not None and before != identity:
             lines = list(differences(before, identity))
             shown = "\n  ".join(lines[:12] + ([f"... and {len(lines) - 12} more"] if len(lines) > 12 else []))

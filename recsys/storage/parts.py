@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections.abc
 import importlib
 import inspect
+import sys
 import types
 import typing
 from collections import Counter
@@ -70,6 +71,36 @@ def build(description: dict[str, Any], trust: Sequence[str] = ()) -> Any:
     """
     with inert(trust):
         return _build(description, tuple(trust), {})
+
+
+def with_new_defaults(before: Any, now: Any) -> Any:
+    """``before``, plain data with descriptions of parts that an earlier version wrote, with the arguments that they got
+    since, as far as ``now``, the same by this version, leaves them at their defaults."""
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        return [with_new_defaults(left, right) for left, right in zip(before, now, strict=True)]
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return before
+    found = {key: with_new_defaults(value, now[key]) if key in now else value for key, value in before.items()}
+    own, others = found.get("arguments"), now.get("arguments")
+    if isinstance(own, dict) and isinstance(others, dict) and before.get("class") == now.get("class"):
+        defaults = _defaults(str(now["class"]))
+        new = {name: value for name, value in others.items() if name not in own and name in defaults}
+        found["arguments"] = own | {name: value for name, value in new.items() if defaults[name] == value}
+    return found
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    """The plain default values of the constructor of a class whose module is imported, by argument."""
+    module, _, qualified = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for one in qualified.split("."):
+        found = getattr(found, one, None)
+    if not isinstance(found, type):
+        return {}
+    plain = {
+        key: one.default for key, one in inspect.signature(found).parameters.items() if isinstance(one.default, _PLAIN)
+    }
+    return plain | dict(getattr(found, "former", {}))
 
 
 def class_of(description: Any, trust: Sequence[str] = ()) -> type:

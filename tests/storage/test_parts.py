@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -171,3 +172,21 @@ def test_hostile_4_making_a_part_reads_no_other_folder_and_asks_no_hub(name: str
             trust=["/etc"],
         )
     assert not isinstance(caught.value, PermissionError)
+
+
+def test_arguments_that_came_later_count_as_their_defaults() -> None:
+    from recsys.items.codes import CodeItems
+    from recsys.storage.parts import with_new_defaults
+
+    now = {"model": describe(Recommender(CodeItems(8, "ids"), SASRec(8), FullSoftmax())), "settings": {"a": 1}}
+    before = copy.deepcopy(now)
+    items = before["model"]["arguments"]["items"]["arguments"]
+    del items["start"]
+    assert before != now and with_new_defaults(before, now) == now
+    told = copy.deepcopy(now)
+    told["model"]["arguments"]["items"]["arguments"]["start"] = "codewords"
+    assert with_new_defaults(before, told) == before  # what is now asked for is not what it was
+    items["std"] = 0.5
+    assert with_new_defaults(before, now) != now
+    unknown = {"class": "nowhere:Part", "arguments": {}}
+    assert with_new_defaults(unknown, {"class": "nowhere:Part", "arguments": {"x": 1}}) == unknown
