@@ -30,6 +30,7 @@ def run(
     candidates: int = 20,
     dense: float = 1.0,
     temperature: float = 0.07,
+    project: Literal["linear", "mlp"] = "mlp",
     decoding: Decoding = Decoding(),
     codes: Codes = Codes(),
     cold: Cold = Cold(),
@@ -43,6 +44,7 @@ def run(
         candidates: beams that are re-ranked.
         dense: weight of the loss of the dense head.
         temperature: divides the cosines of the dense head.
+        project: what makes item vectors of text vectors, at the input and in the dense head.
     """
     values = KNOBS[knobs.data]
     knobs, decoding = knobs.filled(values), replace(decoding, ff=decoding.ff or values["ff"])
@@ -54,12 +56,12 @@ def run(
     encoder: Any = reader("items", "windows", decoding, knobs)
     model = Liger(
         items=rs.CodeItems(dim, folder),
-        encoder=AddedInputs(encoder, [rs.TextItems(dim, texts, "mlp")]),
+        encoder=AddedInputs(encoder, [rs.TextItems(dim, texts, project)]),
         decoder=decoder(decoding, knobs),
         search=rs.Beam(decoding.beam),
         rank_by=rank_by,
         candidates=candidates,
-        auxiliaries=[DenseRetrieval(rs.TextItems(dim, texts, "mlp"), dense, temperature)],
+        auxiliaries=[DenseRetrieval(rs.TextItems(dim, texts, project), dense, temperature)],
     )
     training = knobs.training(windows=values["windows"], valid_users=decoding.valid_users)
     return rs.Run(model, split, training, evaluate=cold.evaluation(knobs), name="LIGER")
