@@ -49,7 +49,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {}, {"augmenter": "off"}, {"editor_encoder": "bidirectional", "rec_layers": 1, "keep_learning": 0.1},
         {"decision": "gumbel", "dedup": "none", "train": "last"},
     ],
-    "liger": [{}, {"rank_by": "dense", "project": "linear"}, {"rank_by": "generative", "control": "permuted"}, {"cold": True, "share": 0.2}],
+    "liger": [
+        {}, {"rank_by": "dense", "project": "linear"}, {"rank_by": "generative", "control": "permuted"},
+        {"cold": True, "share": 0.2},
+    ],
     "mamba4rec": [{}, {"train": "last", "ssm_init": "mamba"}],
     "rearec": [
         {}, {"method": "prl"}, {"encoder": "gru4rec", "method": "prl"}, {"encoder": "sigma"}, {"data": "amazon-beauty"},
