@@ -66,8 +66,9 @@ def run(
 def other_items(split: Split, users: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """(E,) items drawn evenly; 0 where one of the user's own was drawn."""
     found = random.integers(1, split.num_items + 1, len(users))
-    own = [item in set(split.train.history(user).tolist()) for user, item in zip(users, found, strict=True)]
-    found[own] = 0
+    owners, items, _ = split.train.events(np.arange(split.num_users))
+    width = split.num_items + 1
+    found[np.isin(users * width + found, owners.astype(np.int64) * width + items)] = 0
     return found
 
 

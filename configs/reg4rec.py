@@ -87,7 +87,8 @@ def run(
         kl: weight of the divergence from the decoder of before that stage.
         category: column of the items; paths to the right category are rewarded.
         base: folder of a run of this recipe, whose supervised training is not done again: the stage of rewards goes on
-            from there, and with --reward off nothing is trained, so that another search can be tried.
+            from there, and with --reward off nothing is trained, so that another search can be tried. Encoder, decoder
+            and codes are those of that run, whatever is said of them here.
         num_layers: number of Transformer blocks of the encoder.
         decoder_layers: layers of the decoder.
         num_heads: attention heads per block or layer.

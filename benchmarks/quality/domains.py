@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from run import RESULTS, split_arguments, write_text
-from stories import plain, recipe_of, spread
+from run import RESULTS, changed, recipe_of, split_arguments, spread, write_text
+from stories import plain
 
 from recsys.cli.doctor import processor
-from recsys.eval.significance import bootstrap_interval, sign_flip_test
 
 FIRST = "proportional"
 ROWS: dict[str, tuple[str, ...]] = {
@@ -157,9 +156,7 @@ def difference(before: dict[int, np.ndarray], after: dict[int, np.ndarray], doma
     values = np.mean([after[seed][0] - before[seed][0] for seed in seeds], axis=0)
     if domain is not None:
         values = values[before[seeds[0]][1] == domain]
-    low, high = bootstrap_interval(values[:, None])[0]
-    [(p, _)] = sign_flip_test(values[:, None])
-    return f"{values.mean():+.4f} [{low:+.4f}, {high:+.4f}], {p:.4f}"
+    return changed(values)
 
 
 def filed(name: str) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from run import RESULTS, split_arguments, write_text
+from run import RESULTS, recipe_of, split_arguments, spread, write_text
 
 DATA = ("ml-100k", "amazon-beauty")
 ROWS = ("sasrec", "tiger")
@@ -61,14 +61,10 @@ def main() -> None:
 def trained(name: str, data: str, seed: int, folder: Path, flags: list[str], without: Any = None) -> tuple[Any, float]:
     """The model of a recipe, trained into ``folder`` unless it is there, and the seconds that it took."""
     import recsys as rs
-    from recsys.cli.arguments import parsed
-    from recsys.runs.recipe import find_recipe, load_recipe
 
     clock = folder.with_name(f"{folder.name}.seconds")
     if not clock.is_file():
-        recipe = load_recipe(find_recipe(name))
-        given = dict(parsed(recipe, [*flags, "--data", data, "--seed", str(seed)], f"recsys fit {name}").arguments)
-        run, began = recipe(**given), time.monotonic()
+        run, began = recipe_of(name, [*flags, "--data", data, "--seed", str(seed)]), time.monotonic()
         rs.fit(run.model, run.split if without is None else without, run.training, folder=folder)
         clock.write_text(str(time.monotonic() - began))
     return rs.load_run(folder), float(clock.read_text())
@@ -137,12 +133,6 @@ def table(data: str, folder: Path) -> str:
               "compares with the model trained without them. Paired differences are those of the first seed.", "",
               f"`python benchmarks/quality/forgotten.py --data {data}`, {datetime.date.today()}", ""]  # fmt: skip
     return "\n".join(lines)
-
-
-def spread(values: list[float]) -> str:
-    """A mean and, of several, the least and the most."""
-    text = f"{np.mean(values):.4f}"
-    return text if len(values) == 1 else f"{text} ({min(values):.4f} to {max(values):.4f})"
 
 
 if __name__ == "__main__":

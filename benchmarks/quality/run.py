@@ -23,6 +23,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,32 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {**found, "recsys": recsys.__version__, "python": platform.python_version()}
+
+
+def recipe_of(name: str, flags: Sequence[str]) -> Any:
+    """The run of a recipe by its flags."""
+    from recsys.cli.arguments import parsed
+    from recsys.runs.recipe import find_recipe, load_recipe
+
+    recipe = load_recipe(find_recipe(name))
+    return recipe(**dict(parsed(recipe, list(flags), f"recsys fit {name}").arguments))
+
+
+def spread(values: Sequence[float]) -> str:
+    """A mean and, of several, the least and the most; empty if there is none."""
+    if not values:
+        return ""
+    text = f"{np.mean(values):.4f}"
+    return text if len(values) == 1 else f"{text} ({min(values):.4f} to {max(values):.4f})"
+
+
+def changed(differences: np.ndarray) -> str:
+    """A mean of paired differences (U,), its interval and its p."""
+    from recsys.eval.significance import bootstrap_interval, sign_flip_test
+
+    low, high = bootstrap_interval(differences[:, None])[0]
+    [(p, _)] = sign_flip_test(differences[:, None])
+    return f"{differences.mean():+.4f} [{low:+.4f}, {high:+.4f}], {p:.4f}"
 
 
 if __name__ == "__main__":

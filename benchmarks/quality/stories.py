@@ -29,10 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from run import RESULTS, split_arguments, write_text
+from run import RESULTS, changed, recipe_of, split_arguments, spread, write_text
 
 from recsys.cli.doctor import processor
-from recsys.eval.significance import bootstrap_interval, sign_flip_test
 
 DATA = ("ml-100k", "amazon-beauty")
 MODELS = ("sasrec", "tiger")
@@ -100,15 +99,6 @@ def started(model: str, data: str, seed: int, folder: Path) -> Path:
         recipe_of(model, ["--data", data, "--seed", str(seed)]).fit(folder)
         (folder / "done").touch()
     return folder
-
-
-def recipe_of(name: str, flags: list[str]) -> Any:
-    """The run of a recipe by its flags."""
-    from recsys.cli.arguments import parsed
-    from recsys.runs.recipe import find_recipe, load_recipe
-
-    recipe = load_recipe(find_recipe(name))
-    return recipe(**dict(parsed(recipe, flags, f"recsys fit {name}").arguments))
 
 
 def measure(story: str, name: str, data: str, seed: int, base: Path, flags: list[str]) -> tuple[dict[str, Any], Any]:
@@ -211,17 +201,7 @@ def difference(before: dict[int, Any], after: dict[int, Any], part: str) -> str:
         values = (total / np.maximum(count, 1))[count > 0]
     else:
         values = np.mean(changes, axis=0)
-    low, high = bootstrap_interval(values[:, None])[0]
-    [(p, _)] = sign_flip_test(values[:, None])
-    return f"{values.mean():+.4f} [{low:+.4f}, {high:+.4f}], {p:.4f}"
-
-
-def spread(values: list[float]) -> str:
-    """A mean and, of several, the least and the most."""
-    if not values:
-        return ""
-    text = f"{np.mean(values):.4f}"
-    return text if len(values) == 1 else f"{text} ({min(values):.4f} to {max(values):.4f})"
+    return changed(values)
 
 
 def plain(name: str) -> str:

@@ -36,13 +36,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from run import RESULTS, write_text
-from stories import plain, spread
+from run import RESULTS, changed, spread, write_text
+from stories import plain
 
 import recsys as rs
 from recsys.cli.doctor import processor
 from recsys.data.split import Split
-from recsys.eval.significance import bootstrap_interval, sign_flip_test
 from recsys.llm.chat import Prompt
 from recsys.llm.embed import PACKAGED, embed_texts
 from recsys.llm.journal import Journal
@@ -279,9 +278,7 @@ def difference(before: Mapping[int, Any], after: Mapping[int, Any], metric: int)
     if not seeds:
         return ""
     values = np.mean([after[seed][1][metric] - before[seed][1][metric] for seed in seeds], axis=0)
-    low, high = bootstrap_interval(values[:, None])[0]
-    [(p, _)] = sign_flip_test(values[:, None])
-    return f"{values.mean():+.4f} [{low:+.4f}, {high:+.4f}], {p:.4f}"
+    return changed(values)
 
 
 def share(values: Sequence[bool]) -> float | None:

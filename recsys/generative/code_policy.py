@@ -36,7 +36,10 @@ class CodePolicy:
 
     def __init__(self, encoder: Any, decoder: Any) -> None:
         if not getattr(decoder, "ordered", True):
-            raise TypeError(f"CodePolicy reads codes in order, and {type(decoder).__name__} generates sets")
+            raise TypeError(
+                f"CodePolicy reads codes in order, and {type(decoder).__name__} generates sets: take a generator with "
+                "a CodeDecoder (recipes tiger, liger), or PathRewards for rewards of sets"
+            )
         self.encoder, self.decoder = encoder, decoder
 
     def parts(self) -> list[nn.Module]:
