@@ -18,6 +18,7 @@ def profiles(
     key_env: str = "OPENAI_API_KEY",
     concurrency: int = 8,
     requests_per_minute: float | None = None,
+    repetition: float = 1.1,
     max_history: int = 20,
     histories: int = 0,
     limit: int | None = None,
@@ -39,6 +40,7 @@ def profiles(
         key_env: environment variable that holds the endpoint's key.
         concurrency: concurrent requests to the endpoint.
         requests_per_minute: rate limit of the endpoint (default: none).
+        repetition: of a transformers model: what makes words that a text has already less likely (1: nothing does).
         max_history: maximum history length: newest training events of a user in the prompt.
         histories: training histories that end in the item to put into the prompt, with --of items.
         limit: write only the first N profiles with the model (default: all).
@@ -53,7 +55,7 @@ def profiles(
 
     if url is not None and model is None:
         raise ValueError("--url needs --model: the name under which the endpoint serves it")
-    writer: Writer | None = None if model is None else LocalWriter(model)
+    writer: Writer | None = None if model is None else LocalWriter(model, repetition=repetition)
     if url is not None and model is not None:
         writer = ChatEndpoint(
             url, model, key_env=key_env, concurrency=concurrency, requests_per_minute=requests_per_minute

@@ -62,6 +62,9 @@ class LocalWriter:
         begin: words that every answer is made to begin with, such as "1. Find", which helps small models into a list.
         temperature: of sampling; 0 writes the likeliest token.
         seed: of sampling.
+        repetition: divides the logits of tokens that the answer has already (multiplies negative ones; CTRL, arXiv
+            1909.05858), so that a small model does not write one phrase over and over: 1 is off, 1.1 often enough.
+            Tokens of the prompt do not count.
         steering: parts that change logits before a token is chosen (:class:`Steering`), first to last.
         device: "cpu", "cuda:1" ...; None: the first GPU, if there is one. A model that is there already stays put.
         dtype: of the weights, such as "bfloat16"; None: as the model was saved.
@@ -85,6 +88,7 @@ class LocalWriter:
         begin: str = "",
         temperature: float = 0.0,
         seed: int = 0,
+        repetition: float = 1.0,
         steering: Sequence[Steering] = (),
         device: str | None = None,
         dtype: str | None = None,
@@ -93,6 +97,8 @@ class LocalWriter:
             raise ValueError(f"batch_size and max_tokens must be positive, found {batch_size} and {max_tokens}")
         if temperature < 0:
             raise ValueError(f"temperature must be at least 0, found {temperature}")
+        if repetition < 1:
+            raise ValueError(f"repetition must be at least 1, which is off, found {repetition}")
         if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ValueError(f'dtype must be the name of a torch type, such as "bfloat16", found {dtype!r}')
         ready = not isinstance(model, (str, Path))
@@ -105,6 +111,7 @@ class LocalWriter:
         self.name = name or (str(model) if held is None else held.resolve().name.removesuffix(GGUF))
         self.batch_size, self.max_tokens, self.device, self.dtype = batch_size, max_tokens, device, dtype
         self.begin, self.temperature, self.seed, self.steering = begin, temperature, seed, list(steering)
+        self.repetition = repetition
         self._loaded: tuple[Any, Any] | None = (model, tokenizer) if ready else None
 
     def __repr__(self) -> str:
@@ -113,7 +120,7 @@ class LocalWriter:
     @property
     def settings(self) -> dict[str, Any]:
         """Model, revision (of a folder the hash of its files, of a name on the hub the commit), number format, longest
-        answer; temperature and seed where answers are drawn, and what steers them.
+        answer; where they are not the usual ones repetition, temperature and seed, and what steers answers.
         """
         revision = self._commit if self._folder is None and self._file is None else self._digest
         told: dict[str, Any] = {
@@ -123,6 +130,7 @@ class LocalWriter:
             "max_tokens": self.max_tokens,
         }
         told |= {"begin": self.begin} if self.begin else {}
+        told |= {"repetition": self.repetition} if self.repetition != 1 else {}
         told |= {"temperature": self.temperature, "seed": self.seed} if self.temperature else {}
         return told | ({"steering": [part.settings for part in self.steering]} if self.steering else {})
 
@@ -176,10 +184,12 @@ class LocalWriter:
         for start in range(0, len(fits), self.batch_size):
             batch = fits[start : start + self.batch_size]
             asked = [prompts[index] for index in batch]
+            rows = [encode(prompt) for prompt in asked]
             changes: list[Logits] = [part.begin(model, tokenizer, encode, asked) for part in self.steering]
+            if self.repetition != 1:
+                changes.append(_Unrepeated(self.repetition, max(map(len, rows))))
             if self.temperature:
                 changes.append(_Draws(asked, self.temperature, self.seed))
-            rows = [encode(prompt) for prompt in asked]
             for index, answer in zip(batch, self._generate(model, tokenizer, rows, changes), strict=True):
                 done(index, answer)
         # Last: who is refused first takes it for a model that answers nobody.
@@ -269,6 +279,18 @@ class _Draws:
         noise = torch.stack([torch.rand(scores.shape[1], generator=one, dtype=torch.float64) for one in self.streams])
         gumbel = -(-noise.clamp(1e-300, 1 - 1e-16).log()).log()
         return scores.float() / self.temperature + gumbel.float().to(scores.device)
+
+
+class _Unrepeated:
+    """Logits in which tokens behind the first ``width`` ones, those of the prompt, are less likely another time."""
+
+    def __init__(self, factor: float, width: int) -> None:
+        self.factor, self.width = factor, width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        own = input_ids[:, self.width :]
+        values = scores.gather(1, own)
+        return scores.scatter(1, own, torch.where(values < 0, values * self.factor, values / self.factor))
 
 
 def _defused(prompt: Prompt, special: set[str]) -> Prompt:

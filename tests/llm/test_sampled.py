@@ -104,6 +104,27 @@ def test_context_trust_of_a_batch_is_one_by_one(tiny: tuple[Any, Any]) -> None:
     assert ask(writer(tiny, steering=[same]), *users) == ask(writer(tiny), *users)
 
 
+def test_words_that_an_answer_has_become_less_likely_and_those_of_its_prompt_do_not(tiny: tuple[Any, Any]) -> None:
+    users, factor, length = ["red", "blue hat shoe", "shoe red"], 2.0, 8
+    made = writer(tiny, repetition=factor, max_tokens=length)
+    model, tokenizer = tiny
+    for user, answer in zip(users, ask(made, *users), strict=True):
+        ids = made._encode(tokenizer, Prompt("Describe.", user))
+        begun = len(ids)
+        while len(ids) < begun + length and (len(ids) == begun or ids[-1] != 3):
+            with torch.inference_mode():
+                logits = model(torch.tensor([ids])).logits[0, -1].tolist()
+            for token in set(ids[begun:]):
+                logits[token] = logits[token] * factor if logits[token] < 0 else logits[token] / factor
+            ids.append(int(np.argmax(logits)))
+        assert answer.text == tokenizer.decode(ids[begun:], skip_special_tokens=True)
+    plain = writer(tiny, max_tokens=length)
+    assert ask(made, *users) != ask(plain, *users) and "repetition" not in plain.settings
+    assert made.settings == plain.settings | {"repetition": factor}
+    with pytest.raises(ValueError, match="repetition"):
+        writer(tiny, repetition=0.5)
+
+
 def test_an_endpoint_is_asked_with_another_temperature() -> None:
     plain = ChatEndpoint("http://localhost:1/v1", "m", extra={"top_p": 0.9})
     other = plain.sampled(0.7, 5)
