@@ -28,6 +28,7 @@ def forget(
     batch_size: int = 128,
     seed: int = 0,
     purge: bool = False,
+    among: tuple[Path, ...] = (),
     split: Path | None = None,
     trust: tuple[str, ...] = (),
 ) -> None:
@@ -50,7 +51,10 @@ def forget(
         rank: of low-rank adapters, trained instead of all weights (default: all weights).
         batch_size: events to be forgotten in a batch.
         seed: random seed.
-        purge: delete what is kept of the old split in the cache, and the users' rows in reports of the old run.
+        purge: delete what the cache holds of the old split, the users' rows in reports of the old run, and texts
+            about them in profiles.
+        among: folders in which profiles, bundles and other runs of the same data are looked for (default: the one that
+            the run lies in).
         split: folder of a saved split with the same items (default: the split the run was trained on).
         trust: modules outside recsys whose classes the model may use; their code is run (default: none).
     """
@@ -79,8 +83,9 @@ def forget(
     if not done.facts["chosen epoch"]:
         raise ValueError(f"nothing was forgotten, and no run is written\n{done}")
     _write(done, run, target)
-    kept = purged(run, found) if purge else []
-    text = _tell(done, target, kept, remains(run, found))
+    told: tuple[Any, ...] = (run, found, ids, "items" if items else "users", list(among) or None)
+    kept = purged(*told) if purge else []
+    text = _tell(done, target, kept, remains(*told, but=target))
     print(f"{text}\nthe new run: {target}; recsys evaluate {target}, recsys export {target} as any other")
 
 

@@ -18,11 +18,14 @@ from recsys.data.split import Split
 from recsys.errors import DataError, DataWarning
 from recsys.forgetting.forget import forget
 from recsys.forgetting.memory import auc, log_probs, training_events
+from recsys.forgetting.purge import purge, remains
+from recsys.llm.profiles import Profiles
 from recsys.llm.trainers.drafts import Judged
 from recsys.llm.trainers.item_policy import ItemPolicy
 from recsys.llm.trainers.objectives.d2o import D2O
 from recsys.llm.trainers.tuning import Tuning
 from recsys.runs.split import split_of
+from recsys.serve.bundle import export
 from tests.cycles import ODD, tiny, two_circles
 from tests.generative.test_generator import codes, generator
 
@@ -148,6 +151,41 @@ def test_who_was_never_trained_on_cannot_be_forgotten(split: Split, model: Any) 
         forget(model, split, users=split.users.ids.tolist(), **FAST)
     with pytest.raises(TypeError, match="fitted in one go"):
         forget(rs.EASE(), split, users=[1], **FAST)
+
+
+def test_what_holds_them_elsewhere_is_named_and_their_texts_are_purged(
+    split: Split, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECSYS_CACHE", str(tmp_path / "cache"))
+    runs, ids = tmp_path / "runs", ODD.tolist()
+    for name in ("run", "other"):
+        rs.fit(model, split, epochs=0, init="keep", validate_every=0, progress=False, folder=runs / name)
+    export(model, tmp_path / "serving" / "bundle", split=split)
+    rs.fit(tiny(), two_circles(30), epochs=0, validate_every=0, progress=False, folder=runs / "elsewhere")
+    report = {"of": "user", "data": "made up"}
+    users = split.users.ids.tolist()
+    Profiles(users, [f"likes {user}" for user in users], ["llm"] * len(users), report).save(runs / "profiles" / "users")
+    Profiles(ids, ["an item"] * len(ids), ["llm"] * len(ids), {"of": "item"}).save(runs / "items")
+    (runs / "profiles" / "users.answers.jsonl").write_text("{}\n")
+    (runs / "broken").mkdir()
+    (runs / "broken" / "manifest.json").write_text("no manifest of ours")
+
+    run = runs / "run"
+    told = remains(run, split, ids, places=[tmp_path])
+    assert sum("weights of before" in line for line in told) == 1
+    lines = {Path(line.partition(":")[0]).name: line for line in told if "weights of before" not in line}
+    assert {"other", "bundle", "users"} <= set(lines) and not {"run", "elsewhere", "items", "broken"} & set(lines)
+    assert f"{len(ids)} texts" in lines["users"]
+    assert not any("bundle" in line for line in remains(run, split, ids)), "it does not lie beside the run"
+
+    done = purge(run, split, ids, places=[tmp_path])
+    assert sum("texts in" in line for line in done) == 1
+    left = Profiles.load(runs / "profiles" / "users")
+    assert left.ids == [user for user in users if user not in ids]
+    assert left.texts == [f"likes {user}" for user in left.ids] and left.report == report
+    assert not (runs / "profiles" / "users.answers.jsonl").exists()
+    assert len(Profiles.load(runs / "items")) == len(ids), "items that are called as these users are no users"
+    assert rs.load_run(runs / "other") and not any("texts" in line for line in remains(run, split, ids))
 
 
 def test_from_the_shell(split: Split, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
