@@ -31,6 +31,7 @@ def run(
     dense: float = 1.0,
     temperature: float = 0.07,
     project: Literal["linear", "mlp"] = "mlp",
+    decay: Literal["none", "linear", "cosine"] = "none",
     decoding: Decoding = Decoding(),
     codes: Codes = Codes(),
     cold: Cold = Cold(),
@@ -45,6 +46,7 @@ def run(
         dense: weight of the loss of the dense head.
         temperature: divides the cosines of the dense head.
         project: what makes item vectors of text vectors, at the input and in the dense head.
+        decay: how the learning rate falls to 0 over the epochs (cosine in the paper).
     """
     values = KNOBS[knobs.data]
     knobs, decoding = knobs.filled(values), replace(decoding, ff=decoding.ff or values["ff"])
@@ -63,5 +65,5 @@ def run(
         candidates=candidates,
         auxiliaries=[DenseRetrieval(rs.TextItems(dim, texts, project), dense, temperature)],
     )
-    training = knobs.training(windows=values["windows"], valid_users=decoding.valid_users)
+    training = knobs.training(windows=values["windows"], valid_users=decoding.valid_users, decay=decay)
     return rs.Run(model, split, training, evaluate=cold.evaluation(knobs), name="LIGER")

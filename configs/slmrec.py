@@ -21,12 +21,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from _adapters import ORTHOGONAL, Adapter, adapter_of
 from _knobs import TrainingKnobs
 
 import recsys as rs
 from recsys.auxiliaries.distillation import Distillation
 from recsys.encoders.slmrec import PREFIX, SUFFIX, SLMRec
 from recsys.items.frozen import FrozenItems
+from recsys.llm.trainers.adapters.penalty import AdapterPenalty
 from recsys.nn.backbone import SMALL, Backbone
 from recsys.nn.decoder import load_config, load_tokenizer
 from recsys.targets.last_item import LastOfUser
@@ -49,6 +51,8 @@ def run(
     weights: Literal["pretrained", "random"] = "pretrained",
     hidden: int = 64,
     rank: int = 16,
+    adapter: Adapter = "lora",
+    best: bool = True,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     cosine: float = 1.0,
     norm: float = 0.1,
@@ -74,6 +78,11 @@ def run(
         weights: those of ``model``, or random ones in its shape, from a fixed seed.
         hidden: width of the small Llama; a model by name has its own.
         rank: rank of the LoRA adapters.
+        adapter: what is trained in the layers' feed-forward parts: LoRA, another adapter of as many trained numbers
+            (experimental; AdaLoRA in the end, ASLoRA at the start; "sparse" is LT-SFT over all weights of the layers,
+            all of them in a first stage of as many epochs), or nothing.
+        best: keep the best epoch by validation; else train all epochs and keep the last, as the schedules of adalora
+            and aslora ask for.
         dtype: data type of the language model's frozen weights.
         cosine: weight of the direction of the teacher's states (the paper's lambda 1), of a student.
         norm: weight of their length (lambda 2), of a student.
@@ -90,26 +99,41 @@ def run(
         raise ValueError("sasrec= must name the folder of a SASRec run: recsys fit configs/sasrec.py --out FOLDER")
     if (role == "student") != bool(teacher):
         raise ValueError("only a student has a teacher: give teacher= the folder of a run with role teacher")
-    chosen: str | dict[str, Any] = model or {**SMALL, "hidden_size": hidden, "intermediate_size": hidden * 43 // 16}
-    prompts: tuple[Any, Any] = (PREFIX, SUFFIX)
-    if model:
-        config = load_config(model)
-        hidden = config["hidden_size"]
-        if weights == "random":
-            chosen, tokens = config, load_tokenizer(model)
-            prompts = tuple(tokens(text, add_special_tokens=False)["input_ids"] for text in prompts)
-    backbone = Backbone(chosen, layers=layers or DEPTHS[role], rank=rank, alpha=rank, dtype=dtype)
+    small = {**SMALL, "hidden_size": hidden, "intermediate_size": hidden * 43 // 16}
+    config = load_config(model) if model else small
+    prompts: Any = (PREFIX, SUFFIX)
+    if model and weights == "random":
+        tokens = load_tokenizer(model)
+        prompts = [tokens(text, add_special_tokens=False)["input_ids"] for text in prompts]
+    depth, split = layers or DEPTHS[role], rs.load(data).split(rs.LeaveLast())
+    lengths = split.train.lengths[split.train.lengths > 1]
+    batches = -(-(len(lengths) if rows == "users" else int((lengths - 1).sum())) // (knobs.batch_size or 256))
+    trained = adapter_of(adapter, rank, config, depth, batches * knobs.epochs)
+    backbone = Backbone(
+        model if model and weights == "pretrained" else config,
+        layers=depth,
+        rank=0 if adapter == "none" else rank,
+        alpha=rank,
+        dtype=dtype,
+        adapter=trained,
+    )
     items = FrozenItems(sasrec)
     distillation = Distillation(
-        teacher, cosine, norm, supervision, BLOCKS, norm_reduce=norm_reduce, dim=items.dim, hidden=hidden,
-        cache=rows if cache else None, **PRESETS[preset],
+        teacher, cosine, norm, supervision, BLOCKS, norm_reduce=norm_reduce, dim=items.dim,
+        hidden=config["hidden_size"], cache=rows if cache else None, **PRESETS[preset],
     ) if role == "student" else None  # fmt: skip
     recommender = rs.Recommender(
         items=items,
         encoder=SLMRec(backbone, items.dim, max_length, *prompts, blocks=BLOCKS if distillation else 0),
         objective=rs.FullSoftmax(),
         targets=LastOfUser() if rows == "users" else rs.LastItem(),
-        auxiliaries=[distillation] if distillation else [],
+        auxiliaries=[
+            *([distillation] if distillation else []),
+            *([AdapterPenalty(trained)] if adapter in ORTHOGONAL else []),
+        ],
     )
-    training = knobs.training(warmup_steps=warmup_steps, decay=decay, clip_norm=1.0)
-    return rs.Run(recommender, rs.load(data).split(rs.LeaveLast()), training, evaluate=knobs.evaluation())
+    more: dict[str, Any] = {} if best else {"validate_every": 0}
+    if adapter == "sparse":
+        more["stages"] = [rs.Stage(knobs.epochs, name="all", validate=False), rs.Stage(knobs.epochs, name="chosen")]
+    training = knobs.training(warmup_steps=warmup_steps, decay=decay, clip_norm=1.0, **more)
+    return rs.Run(recommender, split, training, evaluate=knobs.evaluation())

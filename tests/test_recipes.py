@@ -79,7 +79,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "sasrec_ml1m": [{}, {"loss": "sampled"}, {"loss": "bce"}, {"loss": "gbce"}],
     "sigma": [{}, {"gate_cross": "clean", "ssm_init": "mamba"}],
     "slmrec": [{"role": "teacher"}, {"role": "student"}, {"role": "student", "preset": "code", "cache": True},
-               {"role": "ce-only", "rows": "users"}],
+               {"role": "ce-only", "rows": "users"}, {"role": "ce-only", "adapter": "none"},
+               {"role": "ce-only", "adapter": "adalora", "best": False}, {"role": "ce-only", "adapter": "allora"},
+               {"role": "ce-only", "adapter": "aslora", "best": False}, {"role": "ce-only", "adapter": "sparse"}],
     "sracl": [{}, {"preset": "parity", "cross_loss": "infonce"}, {"cross": 0.0, "intra": 0.0}, {"shuffle": True}],
     "text_items": [
         {}, {"table": "ids+text", "encoder": "gru4rec"}, {"table": "ids", "encoder": "mamba4rec"},

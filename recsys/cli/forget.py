@@ -83,9 +83,9 @@ def forget(
     if not done.facts["chosen epoch"]:
         raise ValueError(f"nothing was forgotten, and no run is written\n{done}")
     _write(done, run, target)
-    told: tuple[Any, ...] = (run, found, ids, "items" if items else "users", list(among) or None)
-    kept = purged(*told) if purge else []
-    text = _tell(done, target, kept, remains(*told, but=target))
+    kind, places = "items" if items else "users", list(among) or None
+    kept = purged(run, found, ids, kind, places) if purge else []
+    text = _tell(done, target, kept, remains(run, found, ids, kind, places, but=target))
     print(f"{text}\nthe new run: {target}; recsys evaluate {target}, recsys export {target} as any other")
 
 

@@ -148,8 +148,8 @@ def _without_texts(one: Holder, ids: Collection[Any]) -> str:
 
     asked, old = set(ids), Profiles.load(one.folder)
     rows = [row for row in zip(old.ids, old.texts, old.sources, strict=True) if row[0] not in asked]
-    columns: list[Any] = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
-    Profiles(*columns, old.report).save(one.folder)
+    ids_left, texts, sources = ([row[column] for row in rows] for column in range(3))
+    Profiles(ids_left, texts, sources, old.report).save(one.folder)
     answers = one.folder.with_name(one.folder.name + ".answers.jsonl")
     told = f"{one.texts:,} texts in {one.folder}"
     if answers.is_file() and not answers.is_symlink():

@@ -45,6 +45,8 @@ class Backbone(nn.Module):
         alpha: adapters are scaled by alpha / rank.
         dropout: before the adapters, in training.
         adapt: names of the linear layers that get an adapter; those of the MLP of Llama and its kin by default.
+        adapter: what is trained in the decoder layers instead, such as ``recsys.llm.trainers.adapters.adalora.AdaLoRA``
+            (experimental); ``rank``, ``alpha``, ``dropout`` and ``adapt`` are not looked at then.
         dtype: of the base weights.
         seed: of the random weights of a config dict. The layers that two depths have in common are equal.
         merged: the saved form of a backbone whose adapters were merged; set by :meth:`merge`, not by hand.
@@ -69,6 +71,7 @@ class Backbone(nn.Module):
         dtype: str = "float32",
         seed: int = 0,
         merged: bool = False,
+        adapter: Any = None,
     ) -> None:
         super().__init__()
         for name, value, known in (("drop", drop, DROPS), ("dtype", dtype, DTYPES)):
@@ -85,7 +88,7 @@ class Backbone(nn.Module):
         self.model = dict(model) if isinstance(model, dict) else str(model)
         self.layers, self.drop, self.revision = layers, drop, revision
         self.rank, self.alpha, self.dropout, self.adapt = rank, alpha, dropout, list(adapt)
-        self.dtype, self.seed, self.merged = dtype, seed, merged
+        self.dtype, self.seed, self.merged, self.adapter = dtype, seed, merged, adapter
         self.body: Any = None  # the decoder of transformers, once bound
         self._frozen: list[tuple[nn.Module, str]] = []  # weights of the base: their modules and names
         self._own = torch.zeros(0, 3 + SAMPLES)  # fingerprint of the base as it was made
@@ -119,12 +122,17 @@ class Backbone(nn.Module):
                 "a merged backbone cannot be trained again, as its adapters are gone: begin with the model by name, "
                 "folder or config"
             )
+        if self.adapter is not None:
+            self.adapter.detach()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.body = self._loaded(getattr(torch, self.dtype))
-        if self.rank and not self.merged:
+        weights = [(part, name) for part in self.body.modules() for name in part._parameters]
+        if self.adapter is not None:
+            self.adapter.attach(decoder_layers(self.body))
+        elif self.rank and not self.merged:
             self._add_adapters()
-        self._freeze()
+        self._freeze(weights)
 
     def embed(self, ids: Tensor) -> Tensor:
         """The base's vectors (..., H) of its own tokens (...)."""
@@ -183,12 +191,17 @@ class Backbone(nn.Module):
         """Fold the adapters into the base, in place. From then on all weights are saved, and none can be trained."""
         body = self._bound()
         self._check_base()
+        if self.adapter is not None:
+            self.adapter.merge()
+            self.adapter = None
         for name, module in list(body.named_modules()):
             if hasattr(module, "get_base_layer"):
                 parent, _, leaf = name.rpartition(".")
                 setattr(body.get_submodule(parent), leaf, _folded(module))
         for module, name in self._frozen:
-            module.register_buffer(name, getattr(module, name), persistent=True)
+            value = getattr(module, name).detach()
+            module._parameters.pop(name, None)  # some adapters make parameters of them again
+            module.register_buffer(name, value, persistent=True)
         if not self.merged:
             del self.fingerprint
         self.model = json.loads(json.dumps(body.config.to_dict(), default=str))
@@ -222,15 +235,17 @@ class Backbone(nn.Module):
                 f"no adapter fits: adapt={self.adapt} must name linear layers of the model ({error})"
             ) from error
 
-    def _freeze(self) -> None:
-        """Make every weight of the base a buffer, saved only if it is merged, and take its hash if it is not."""
+    def _freeze(self, weights: Sequence[tuple[nn.Module, str]]) -> None:
+        """Make the weights of the base buffers, saved only if it is merged, and take their hash if it is not."""
+        whole = getattr(self.adapter, "trains_base", False)
+        trained = set(decoder_layers(self.body).modules()) if whole else set()
         self._frozen = []
-        for path, module in self.body.named_modules():
-            for name, value in [] if "lora_" in path else list(module._parameters.items()):
-                if value is not None:
-                    del module._parameters[name]
-                    module.register_buffer(name, value.detach(), persistent=self.merged)
-                    self._frozen.append((module, name))
+        for module, name in weights:
+            value = getattr(module, name)
+            if value is not None and module not in trained:
+                module._parameters.pop(name, None)
+                module.register_buffer(name, value.detach(), persistent=self.merged)
+                self._frozen.append((module, name))
         self._checked = None
         if not self.merged:
             self._own = self._measure()

@@ -44,6 +44,7 @@ pytest.importorskip("peft")
 from recsys.auxiliaries.distillation import Distillation
 from recsys.auxiliaries.teacher import TeacherStates
 from recsys.encoders.slmrec import SLMRec
+from recsys.llm.trainers.adapters.penalty import AdapterPenalty
 from recsys.nn.backbone import SMALL, Backbone, block_ends, count_parameters
 from recsys.targets.last_item import LastOfUser
 
@@ -496,6 +497,60 @@ def test_the_recipe_takes_the_shape_and_tokens_of_a_model_without_its_weights(tm
     assert not torch.isclose(bases[0], bases[1]).any()
     assert prompts[0] == prompts[1] and 2 in prompts[0]
     assert str(tmp_path) not in json.dumps(model.encoder.backbone.model)
+
+
+@pytest.mark.filterwarnings("ignore::recsys.errors.DataWarning")
+@pytest.mark.parametrize("name", ["adalora", "aslora", "allora", "sparse"])
+def test_another_adapter_trains_beside_the_frozen_base_and_merges(name: str, tmp_path: Path) -> None:
+    load_recipe(find_recipe("slmrec"))  # puts what the recipe imports on the path
+    from _adapters import adapter_of
+
+    split, rank, depth = toy_split(), 2, 4
+    rows = int((split.train.lengths > 1).sum())
+    adapter = adapter_of(name, rank, TINY, depth, 3 * -(-rows // 32))
+    parts = [AdapterPenalty(adapter)] if name == "adalora" else []
+    model = recommender(depth, backbone={"adapter": adapter}, targets=LastOfUser(), auxiliaries=parts)
+    base = Backbone(TINY, layers=depth, rank=0)
+    base.bind()
+    stages = [rs.Stage(3, name="all", validate=False), rs.Stage(3, name="chosen")] if name == "sparse" else None
+    more: dict[str, Any] = {"stages": stages} if stages else {"epochs": 3}
+    rs.fit(model, split, validate_every=0, folder=tmp_path / "run", clip_norm=1.0, **more, **QUIET)
+    body, found = model.encoder.backbone.body, dict(base.body.named_buffers())
+    found = {key: value for key, value in found.items() if "rotary" not in key}
+    assert not [one for one in body.parameters() if one.shape == (300, HIDDEN)], "vectors of tokens are not trained"
+    lora = 3 * depth * rank * (HIDDEN + 24)
+    if name == "sparse":
+        moved = {key: int((body.get_parameter(key) != value).sum()) for key, value in found.items() if "layers" in key}
+        assert 0.9 * lora <= sum(moved.values()) <= lora
+        assert adapter.delta().places.keys() == {key.removeprefix("layers.") for key, count in moved.items() if count}
+    else:
+        trained = sum(one.numel() for one in body.parameters())
+        assert name != "allora" or trained == lora
+        layer = body.layers[3].mlp.down_proj.get_base_layer()
+        assert torch.equal(layer.weight, base.body.layers[3].mlp.down_proj.weight)
+        assert "mlp.down_proj.base_layer.weight" not in "".join(model.encoder.backbone.state_dict())
+    if name == "adalora":
+        assert int(adapter.kept.sum()) == 3 * depth * rank
+        terms = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["terms"]
+        assert terms["AdapterPenalty0"] == pytest.approx(float(adapter.penalty()), rel=0.2)
+    if name == "aslora":
+        assert {len(adapter.groups_of(number)) for number in range(3)} == {1}
+
+    loaded = rs.load_run(tmp_path / "run")
+    batch = toy_batch()
+    with torch.no_grad():
+        before = model.encoder.eval()(batch, model.items).user
+        assert torch.equal(loaded.encoder(batch, loaded.items).user, before)
+        for one in (model, loaded):
+            one.encoder.merge()
+            assert largest(one.encoder(batch, one.items).user, before) < 1e-5
+        keys = model.encoder.backbone.state_dict().keys()
+        assert {f"body.{key}" for key in found} == keys and not any("lora" in key for key in keys)
+
+
+def test_a_penalty_is_of_an_adapter_that_has_one() -> None:
+    with pytest.raises(TypeError, match="no penalty"):
+        AdapterPenalty(torch.nn.Linear(2, 2))
 
 
 def test_texts_around_the_items_are_bytes_of_a_config_and_tokens_of_a_model() -> None:

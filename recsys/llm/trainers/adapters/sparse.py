@@ -103,6 +103,7 @@ class SparseTuning(nn.Module):
         ValueError: a number out of range.
     """
 
+    trains_base = True  # the weights themselves, not something beside them
     chosen: Tensor
     rewound: Tensor
 
