@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,7 @@ def forget(
     _write(done, run, target)
     kind, places = "items" if items else "users", list(among) or None
     kept = purged(run, found, ids, kind, places) if purge else []
-    text = _tell(done, target, kept, remains(run, found, ids, kind, places, but=target))
+    text = _tell(done, run, target, kept, remains(run, found, ids, kind, places, but=target))
     print(f"{text}\nthe new run: {target}; recsys evaluate {target}, recsys export {target} as any other")
 
 
@@ -98,15 +99,15 @@ def _write(done: Any, run: Path, target: Path) -> None:
     fit(done.model, done.split, epochs=0, init="keep", validate_every=0, folder=target, name=name, progress=False)
 
 
-def _tell(done: Any, target: Path, kept: list[str], left: list[str]) -> str:
+def _tell(done: Any, run: Path, target: Path, kept: list[str], left: list[str]) -> str:
     """What was done and what is left, also written into the folder."""
     from recsys.storage.files import write_text
 
     facts = {"facts": done.facts, "before": done.before, "after": done.after, "epochs": done.epochs, "purged": kept}
-    text = f"{done}\n{'Purged: ' + '; '.join(kept) if kept else 'Nothing was purged (--purge does it).'}\n"
-    text += "".join(
-        ["Still there, as far as this machine is known:\n", *(f"- {line}\n" for line in left)] if left else []
-    )
+    lines = [f"{run}, {datetime.date.today()}", "", str(done), ""]
+    lines += ["Purged:", *(f"- {line}" for line in kept)] if kept else ["Nothing was purged (--purge does it)."]
+    lines += ["Still there, as far as this machine is known:", *(f"- {line}" for line in left)] if left else []
+    text = "\n".join(lines) + "\n"
     write_text(target / "forgotten.json", json.dumps(facts, indent=1))
     write_text(target / "forgotten.txt", text)
     return text

@@ -1,8 +1,9 @@
 """What else holds the data of users beside the weights: kept splits, artifacts, reports by user, texts, bundles, runs.
 
-The cache holds whole splits and what was made of them, which can be made again from the source: theirs is removed
-whole. A report of a run has a row per user: the report is removed, ``recsys evaluate`` writes it anew. Texts about
-users lose those of the forgotten. Other runs and bundles of the same data are named, as their owner decides on them.
+The cache holds whole splits and what was made of them by user or event, which can be made again from the source: theirs
+is removed whole. What was learned there of everybody's events together, such as semantic ids, is named. A report of a
+run has a row per user: the report is removed, ``recsys evaluate`` writes it anew. Texts about users lose those of the
+forgotten. Other runs and bundles of the same data are named, as their owner decides on them.
 
 A folder of ours says in its manifest what it was made of. One that was made of the same training data is known by their
 hashes, which tells nothing of copies that were renamed by hand, archives, or other machines.
@@ -28,6 +29,7 @@ from recsys.storage.kinds import kind_name
 REPORTS = ("per_user.parquet", "per_user.npz", "report.json", "report.html", "sections.json")
 PROFILES = "recsys.profiles"
 DEPTH = 4  # folders below a place that are looked into
+_OF_ALL = ("recsys.semantic-ids", "recsys.vectors")  # made of everybody's events together, and other runs read them
 _PARTS = ("checkpoints", "index", "vocabulary")  # of a run or bundle, of which the whole is told
 
 
@@ -63,6 +65,8 @@ def purge(
         remove(folder)
         done.append(f"the split kept in {folder}")
     for one in holders(split, ids, kind, [artifacts_root(cache_folder())]):
+        if one.kind in _OF_ALL:
+            continue
         remove(one.folder)
         done.append(f"{kind_name(one.kind)} in the cache ({one.folder})")
     files = [run / name for name in REPORTS if (run / name).is_file() and not (run / name).is_symlink()]

@@ -26,6 +26,7 @@ from recsys.llm.trainers.objectives.d2o import D2O
 from recsys.llm.trainers.tuning import Tuning
 from recsys.runs.split import split_of
 from recsys.serve.bundle import export
+from recsys.storage.folders import write_folder
 from tests.cycles import ODD, tiny, two_circles
 from tests.generative.test_generator import codes, generator
 
@@ -167,6 +168,10 @@ def test_what_holds_them_elsewhere_is_named_and_their_texts_are_purged(
     Profiles(users, [f"likes {user}" for user in users], ["llm"] * len(users), report).save(runs / "profiles" / "users")
     Profiles(ids, ["an item"] * len(ids), ["llm"] * len(ids), {"of": "item"}).save(runs / "items")
     (runs / "profiles" / "users.answers.jsonl").write_text("{}\n")
+    cache = tmp_path / "cache" / "artifacts"
+    facts = {"data_hash": split.data_hash or split.cut.digest}
+    for kind in ("recsys.teacher-states", "recsys.semantic-ids"):
+        write_folder(cache / kind, kind, 1, lambda work: {"facts": facts})
     (runs / "broken").mkdir()
     (runs / "broken" / "manifest.json").write_text("no manifest of ours")
 
@@ -180,6 +185,7 @@ def test_what_holds_them_elsewhere_is_named_and_their_texts_are_purged(
 
     done = purge(run, split, ids, places=[tmp_path])
     assert sum("texts in" in line for line in done) == 1
+    assert not (cache / "recsys.teacher-states").exists() and (cache / "recsys.semantic-ids").exists()
     left = Profiles.load(runs / "profiles" / "users")
     assert left.ids == [user for user in users if user not in ids]
     assert left.texts == [f"likes {user}" for user in left.ids] and left.report == report
