@@ -77,3 +77,27 @@ def test_importing_the_library_is_light_and_silent() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.stderr) == ("True []", "")
+
+
+def test_23_7_without_transformers_everything_imports_and_a_language_part_names_the_extra() -> None:
+    code = """
+import importlib, pkgutil, sys
+for name in ("transformers", "peft", "trl", "sentence_transformers", "tokenizers", "gguf"):
+    sys.modules[name] = None
+import recsys, torch
+for package in ("llm", "encoders", "generative", "forgetting", "nn", "auxiliaries", "preferences"):
+    found = importlib.import_module(f"recsys.{package}")
+    for module in pkgutil.walk_packages(found.__path__, f"recsys.{package}."):
+        importlib.import_module(module.name)
+from recsys.llm.trainers.adapters.lora import LoRA
+from recsys.nn.backbone import SMALL, Backbone
+for make in (lambda: LoRA().attach(torch.nn.Sequential(torch.nn.Linear(2, 2))), lambda: Backbone(SMALL).bind()):
+    try:
+        make()
+    except ImportError as error:
+        assert "recsys[llm]" in str(error), error
+    else:
+        raise AssertionError("made without its packages")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

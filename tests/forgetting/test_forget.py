@@ -19,6 +19,7 @@ from recsys.errors import DataError, DataWarning
 from recsys.forgetting.forget import forget
 from recsys.forgetting.memory import auc, log_probs, training_events
 from recsys.forgetting.purge import purge, remains
+from recsys.forgetting.statement import NAMES
 from recsys.llm.profiles import Profiles
 from recsys.llm.trainers.drafts import Judged
 from recsys.llm.trainers.item_policy import ItemPolicy
@@ -133,9 +134,10 @@ def test_with_adapters_only_these_are_trained(split: Split, model: Any) -> None:
     assert torch.equal(after["items.weight"], before["items.weight"])
 
 
-def test_where_quality_would_be_lost_nothing_changes(split: Split, model: Any) -> None:
+def test_23_6_where_quality_would_be_lost_nothing_changes_and_all_is_told(split: Split, model: Any) -> None:
     done = forget(model, split, users=ODD.tolist(), **(FAST | {"tolerance": 0.0, "epochs": 2, "learning_rate": 1.0}))
     assert done.facts["chosen epoch"] == 0 and "NOT FORGOTTEN" in str(done)
+    assert set(done.before) == set(done.after) == set(NAMES) and all(title in str(done) for title in NAMES.values())
     assert done.after["log-probability"] == pytest.approx(done.before["log-probability"], abs=1e-6)
 
 

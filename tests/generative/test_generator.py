@@ -67,7 +67,9 @@ def model(split: Split, tmp_path_factory: pytest.TempPathFactory) -> rs.Generato
 @pytest.mark.parametrize(
     ("reads", "memory"), [("items", "both"), ("items", "newest"), ("tokens", "both"), ("prefixes", "past")]
 )
-def test_learns_cycles_and_is_evaluated_by_its_lists(split: Split, tmp_path: Path, reads: str, memory: str) -> None:
+def test_23_5_learns_cycles_and_is_evaluated_by_its_lists(
+    split: Split, tmp_path: Path, reads: str, memory: str
+) -> None:
     model = generator(codes(tmp_path / "ids", split, seed=1), reads=reads, memory=memory)
     trained(model, split, epochs=25 if reads == "prefixes" else 40)
     report = rs.evaluate(model, split.test, metrics=["hr@1"], exclude="none", progress=False)
