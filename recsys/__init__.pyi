@@ -74,6 +74,7 @@ from .preferences.text_backbone import TextBackbone as TextBackbone
 from .preferences.tokens import PreferenceTokens as PreferenceTokens
 from .preferences.vectors import PreferenceVectors as PreferenceVectors
 from .preferences.write import write_preferences as write_preferences
+from .recommenders.blend import Blend as Blend
 from .recommenders.composed import Recommender as Recommender
 from .recommenders.ease import EASE as EASE
 from .recommenders.history import History as History

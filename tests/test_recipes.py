@@ -39,6 +39,7 @@ TINY = {"text": "tfidf", "layers": 1, "heads": 2, "head_dim": 4, "ff": 8, "beam"
 
 # Recipe -> variants, each the flags that change what the model is made of.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "blend": [{}, {"knn": False}],
     "bert4rec": [{}, {"head": False, "last": 1.0}],
     "cl4srec": [{}, {"weight": 0.0}, {"pool": "mean", "cosine": True, "hide": ("target", "user"), "train": "last"}],
     "coserec": [{}, {"warm_up": 0}, {"weight": 0.0, "train": "last"}],
@@ -147,6 +148,8 @@ def made(name: str, flags: dict[str, Any], world: Path, sasrec: Path, teacher: P
     small = {knob: value for knob, value in SMALL.items() if knob in known}
     if name in TUNED:
         small |= {"base": str(sasrec)}
+    if name == "blend":
+        small |= {"members": (str(sasrec),)}
     if name == "sracl":
         del small["window"]  # there it is how a window is pooled
     if name in ("text_items", "sracl"):
@@ -216,7 +219,7 @@ def test_b3_a_recipe_goes_through_every_door(
     name: str, flags: dict[str, Any], toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sasrec, teacher = tmp_path / "sasrec", tmp_path / "teacher"
-    if name == "slmrec" or name in TUNED:
+    if name in ("slmrec", "blend") or name in TUNED:
         made("sasrec", {}, toys, sasrec, teacher).fit(sasrec, progress=False)
         if flags.get("role") == "student":
             made("slmrec", {"role": "teacher"}, toys, sasrec, teacher).fit(teacher, progress=False)

@@ -12,14 +12,18 @@ if TYPE_CHECKING:
 
 
 def quickstart(out: Path = Path("runs/quickstart"), epochs: int | None = None) -> None:
-    """Fetch ml-100k, train SASRec, compare it with four baselines, export a bundle, recommend by title.
+    """Fetch ml-100k, train SASRec, blend it with item-kNN, compare with baselines, export, recommend by title.
 
     Args:
-        out: run folder; the bundle is written into it.
+        out: run folder of SASRec; its bundle, and the run of the blend with its own, are written into it.
         epochs: maximum number of training epochs (default: those of the recipe).
     """
+    from recsys.serve.bundle import export as write
+
     flags = [] if epochs is None else ["--epochs", str(epochs)]
-    show(parse(["sasrec_ml100k", "--out", str(out), *flags])(), out)
+    run = parse(["sasrec_ml100k", "--no-baselines", "--out", str(out), *flags])()
+    print(f"\n{write(run.model, out / 'bundle', split=run.split)}\n")
+    show(parse(["blend", "--members", str(out), "--out", str(out / "blend")])(), out / "blend")
 
 
 def show(run: Run, out: Path) -> None:

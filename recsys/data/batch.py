@@ -185,6 +185,21 @@ class Batch:
         cut = {name: getattr(self, name)[:, :width] for name in names if getattr(self, name) is not None}
         return self.replace(**cut, features={name: value[:, :width] for name, value in self.features.items()})
 
+    def newest(self, length: int | None) -> Batch:
+        """The histories alone, cut to their newest ``length`` items; None for all of them."""
+        if length is None or self.ids.shape[1] <= length:
+            return self.histories()
+        kept = self.lengths.clamp(max=length)
+        column = torch.arange(length, device=self.ids.device)
+        inside = column < kept[:, None]
+        index = ((self.lengths - kept)[:, None] + column).clamp(max=self.ids.shape[1] - 1)
+        return self.histories().replace(
+            ids=events_at(self.ids, index, inside),
+            lengths=kept,
+            times=None if self.times is None else events_at(self.times, index, inside),
+            features={name: events_at(value, index, inside) for name, value in self.features.items()},
+        )
+
     @classmethod
     def join(cls, batches: Sequence[Batch]) -> Batch:
         """The histories of several batches under each other, so that one pass of an encoder reads them all.

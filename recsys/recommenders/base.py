@@ -84,6 +84,7 @@ class Ranker(nn.Module):
     max_length: int | None = None
     needs: frozenset[str] = frozenset()
     saved: bool = True
+    scale: str = "softmax"  # what its scores are: logits of a "softmax", or a "share" of the largest (counted ones)
     learned: bool = False  # whether fit or load_tensors gave it what it knows, and bind alone did not
     cut: Cut | None = None  # which events it learned from, as far as that is known
     users: Vocabulary | None = None  # raw user ids of the training; not saved

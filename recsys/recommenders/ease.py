@@ -40,6 +40,7 @@ class EASE(Ranker):
         MemoryError: items x items does not fit, said before anything starts.
     """
 
+    scale = "share"
     weights: Tensor  # (M, M) float32, from history item (row) to scored item (column)
     kept: Tensor  # (M,) int64 item rows, ascending
 

@@ -34,6 +34,7 @@ class ItemKNN(Ranker):
         MemoryError: the neighbours do not fit, said before anything starts.
     """
 
+    scale = "share"
     neighbours: Tensor  # (N+1, K) int32 item rows, 0 where there are fewer
     similarities: Tensor  # (N+1, K) float32
 

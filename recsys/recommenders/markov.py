@@ -29,6 +29,7 @@ class Markov(Ranker):
         ValueError: ``smoothing`` is negative.
     """
 
+    scale = "share"
     starts: Tensor  # (N+2,) int64: pairs of item row r are starts[r] .. starts[r + 1]
     following: Tensor  # (P,) int32 item rows
     counts: Tensor  # (P,) float32

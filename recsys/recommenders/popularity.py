@@ -30,6 +30,7 @@ class Popularity(Ranker):
         DataError: ``window_days`` is given and the data have no times.
     """
 
+    scale = "share"
     counts: Tensor
 
     def __init__(self, window_days: float | None = None) -> None:

@@ -19,6 +19,7 @@ from recsys.errors import DataWarning, LeakageError, closest
 from recsys.hooks import member, sources
 from recsys.protocols import Context
 from recsys.recommenders.base import Ranker
+from recsys.recommenders.blend import Blend
 from recsys.recommenders.parts import Composed
 from recsys.runs.checkpoint import REMEDY, Checkpoint, random_state, restore_random_state
 from recsys.runs.read import cut_of, read_config
@@ -26,6 +27,7 @@ from recsys.runs.split import remember_split
 from recsys.runs.write import CHECKPOINTS, RunFolder, data_facts, machine_facts
 from recsys.storage.parts import describe
 from recsys.storage.reading import reading
+from recsys.train.blending import choose_weights
 from recsys.train.callbacks import Epoch, consult, frozen
 from recsys.train.engine import start
 from recsys.train.loader import TrainBatches
@@ -330,7 +332,11 @@ def _learn(run: _Request) -> Fitted:
     known = run.model.learned or run.model.vocabulary is not None
     run.model.learn(run.context())
     run.model.learned, run.model.cut = True, run.split.cut
+    blend = isinstance(run.model, Blend)
+    if blend and run.model.weights is None and validation.enabled:
+        choose_weights(run.model, lambda kept: validation(kept, metric), len(validation.part))
     record: dict[str, Any] = {"epoch": 1, "stage": 0, "seconds": round(time.monotonic() - began, 3)}
+    record |= {"weights": run.model.chosen.tolist(), "tried": run.model.curve} if blend else {}
     best: dict[str, Any] = {"metric": metric, "value": None, "epoch": 1, "stage": 0}
     if validation.enabled:
         best["value"] = record[metric] = validation(run.model, metric)
@@ -343,6 +349,7 @@ def _learn(run: _Request) -> Fitted:
     if settings.progress and leads():
         how = "learned anew" if known else "learned"
         text = f"{run.name or type(run.model).__name__}: {how} in {record['seconds']:.1f} s"
+        text += f", weights {', '.join(f'{one:.3g}' for one in record['weights'])}" if blend else ""
         text += f"  {metric} {record[metric]:.4f}" if metric in record else ""
         print(text, file=sys.stderr, flush=True)
     return Fitted(run.model, run.path, [record], best)

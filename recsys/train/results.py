@@ -22,6 +22,7 @@ from recsys.eval.html import write_html
 from recsys.eval.report import Report, align, number
 from recsys.eval.scoring import require_same_items
 from recsys.hooks import having
+from recsys.recommenders.parts import Composed
 from recsys.runs.read import read_config
 from recsys.runs.write import BASELINES, METRICS, clear_baselines
 from recsys.storage.files import write_text
@@ -96,8 +97,8 @@ def finish(run: Run, fitted: Fitted) -> Results:
 
     The run folder, if there is one, gets ``per_user.parquet``, ``report.json``, ``baselines/`` and ``report.html``,
     which has the sections that parts of the model show (see :func:`sections`); ``sections.json`` holds them too. The
-    baselines are fitted on training events only, like the model; none is chosen by its test result. One that cannot be
-    had is left out, with a warning.
+    baselines are fitted on training events only, like the model, or compared as they are if they were trained before;
+    none is chosen by its test result. One that cannot be had is left out, with a warning.
     """
     name = run.name or type(getattr(run.model, "encoder", run.model)).__name__
     reports = [evaluate(fitted.model, run.split.test, name=name, users=run.split.users, **run.evaluate)]
@@ -152,9 +153,13 @@ def renew(folder: Path, model: Any, split: Split, report: Report) -> Comparison 
 def _baseline(run: Run, baseline: Any) -> Report:
     began, asked = time.monotonic(), run.training
     alike = Training(exclude=asked.exclude, seed=asked.seed, validate_every=0, progress=False, init="fresh")
-    fit(baseline, run.split, alike)
-    report = evaluate(baseline, run.split.test, name=title(baseline), users=run.split.users, **run.evaluate)
-    print(f"{report.name}: fitted and evaluated in {time.monotonic() - began:.1f} s", file=sys.stderr)
+    trained = isinstance(baseline, Composed) and baseline.learned
+    if not trained:
+        fit(baseline, run.split, alike)
+    name = type(baseline.encoder).__name__ if trained else title(baseline)
+    report = evaluate(baseline, run.split.test, name=name, users=run.split.users, **run.evaluate)
+    what = "evaluated as it is" if trained else "fitted and evaluated"
+    print(f"{report.name}: {what} in {time.monotonic() - began:.1f} s", file=sys.stderr)
     return report
 
 

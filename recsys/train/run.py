@@ -21,7 +21,7 @@ class Run:
 
     Args:
         training: a :class:`recsys.Training`, or its fields by name.
-        baselines: recommenders to fit on the same split and compare with.
+        baselines: recommenders to fit on the same split and compare with; a trained one is compared as it is.
         evaluate: arguments for :func:`recsys.evaluate` on the test part, by name.
         settings, stages: what recipes of 0.1 call ``training`` and ``training.stages``.
 
