@@ -19,6 +19,7 @@ def run(
     knn: bool = True,
     baselines: bool = True,
     exclude: Literal["history", "none"] = "history",
+    seed: int = 0,
 ) -> rs.Run:
     """The runs and the kNN, blended.
 
@@ -27,6 +28,7 @@ def run(
         knn: blend in an item-kNN in which recent items count more.
         baselines: evaluate the members and the usual baselines as well.
         exclude: seen items when ranking: "history" leaves out the items of the user's history, "none" ranks them too.
+        seed: kept for the record: a blend draws nothing.
     """
     if not members:
         raise ValueError("--members names the folders of finished runs, as that of recsys fit sasrec --out runs/sasrec")
@@ -35,4 +37,4 @@ def run(
     near = rs.ItemKNN(shrink=0.0, decay=0.5)
     ranked = [*models, rs.Popularity(), rs.ItemKNN(), near, rs.EASE(l2=100.0), rs.Markov()] if baselines else []
     blend = rs.Blend([*models, *([near] if knn else [])])
-    return rs.Run(blend, split, {"exclude": exclude}, "Blend", ranked, {"exclude": exclude})
+    return rs.Run(blend, split, {"exclude": exclude, "seed": seed}, "Blend", ranked, {"exclude": exclude})

@@ -18,6 +18,7 @@ from recsys.recommenders.markov import Markov
 from recsys.recommenders.popularity import Popularity
 from recsys.runs.read import load_run
 from recsys.runs.split import remember_split
+from recsys.train.fit import fit
 from recsys.train.results import finish, keep_baselines, kept_baselines, renew, sections
 from recsys.train.run import Run
 
@@ -164,6 +165,18 @@ def test_an_evaluation_keeps_comparison_and_sections_on_the_page(split, tmp_path
         assert ("Compared with run" in page) == bool(compared) and "<h2>Edits" in page
         assert ("No comparison" in page) == (not compared)
     assert len(kept_baselines(tmp_path / "run")) == 2 and Report.load(tmp_path / "run" / "baselines" / "0-Markov").users
+
+
+def test_a_baseline_that_was_trained_is_compared_as_it_is(split):
+    model = tiny()
+    fit(model, split, epochs=1, progress=False)
+    before = {name: one.clone() for name, one in model.tensors().items()}
+    run = Run(Popularity(), split, {"progress": False, "epochs": 3}, baselines=[model, Markov()])
+    found = finish(run, run.fit())
+    assert [one.name for one in found.reports] == ["Popularity", "SASRec", "Markov"]
+    assert all(torch.equal(one, before[name]) for name, one in model.tensors().items())
+    alone = evaluate(model, split.test, progress=False)
+    assert found.reports[1].mean("ndcg@10") == alone.mean("ndcg@10")
 
 
 def test_a_page_of_a_run_made_in_python_has_its_curves_and_sections(split, tmp_path, monkeypatch):
