@@ -12,6 +12,9 @@ from typing import Any, Literal, TypeVar
 
 T = TypeVar("T", bound="TrainingKnobs")
 
+# What ``recsys tune`` tries of them, in recipes that take these over.
+RANGES = {"learning_rate": "3e-4..1e-2 log", "dropout": "0..0.6", "dim": "32,64,128"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingKnobs:

@@ -26,18 +26,20 @@ from recsys.cli import (
     recommend,
     semantic_ids,
     similar,
+    tune,
 )
 from recsys.cli.arguments import parsed
 from recsys.cli.terminal import plain_output, told, tolerate_any_locale
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {  # in the order in which a user needs them
     "Data": (fetch.fetch, audit.audit, models.models, embed.embed, profiles.profiles, semantic_ids.semantic_ids),
-    "Models": (fit.fit, evaluate.evaluate, compare.compare, forget.forget),
+    "Models": (fit.fit, tune.tune, evaluate.evaluate, compare.compare, forget.forget),
     "Serving": (export.export, recommend.recommend, similar.similar),
     "About": (quickstart.quickstart, doctor.doctor),
 }
 ELSEWHERE = {
     "unlearn": "forget", "erase": "forget",
+    "search": "tune", "optimize": "tune", "hpo": "tune",
     "train": "fit", "predict": "recommend", "infer": "recommend", "test": "evaluate", "eval": "evaluate",
     "benchmark": "compare", "split": "audit", "stats": "audit", "download": "fetch", "neighbours": "similar",
     "neighbors": "similar", "serve": "export", "tokenize": "semantic-ids", "ids": "semantic-ids",
@@ -86,8 +88,8 @@ def _parse(arguments: list[str]) -> Callable[[], object]:
         from recsys.errors import closest
 
         raise ValueError(f"there is no command {arguments[0]!r}; {closest(arguments[0], COMMANDS, ELSEWHERE)}")
-    if arguments[0] == "fit":  # whose flags are those of the recipe
-        return fit.parse(arguments[1:])
+    if arguments[0] in ("fit", "tune"):  # whose flags are those of the recipe
+        return (fit if arguments[0] == "fit" else tune).parse(arguments[1:])
     command = COMMANDS[arguments[0]]
     given = parsed(command, arguments[1:], f"recsys {arguments[0]}")
     return lambda: command(*given.args, **given.kwargs)

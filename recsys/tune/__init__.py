@@ -1,0 +1,1 @@
+"""Choosing the knobs of a recipe on validation."""
