@@ -56,8 +56,14 @@ def main(plan: Plan, description: str | None, table: Callable[[Work, str], str] 
     named = tuple(plan.by_name[name] for name in chosen.only or plan.by_name)
     rows = tuple(map(recbole, models)) if models else named
     work = Work(plan, chosen.runs, chosen.results, flags, 60 * chosen.budget_minutes)
-    for row, data, seed in jobs(rows, chosen.data, chosen.seeds, asked=bool(chosen.only or models)):
+    asked = list(jobs(rows, chosen.data, chosen.seeds, asked=bool(chosen.only or models)))
+    for row, data, seed in asked:
         work.do(row, data, seed)
+    if work.failed:  # what builds on runs of several seeds may have come too soon
+        late = [job for job in asked if any(RUNS in flag for flag in job[0].flags_for(job[1]))]
+        work.failed = [line for line in work.failed if not any(line.startswith(work.failure(*job)) for job in late)]
+        for row, data, seed in late:
+            work.do(row, data, seed)
     for data in chosen.data:
         work.summarise(data, rows)
     for data in chosen.data if table else ():
@@ -106,10 +112,14 @@ class Work:
         if status == BUSY:
             self.passed.append(f"not run: {label}: another process is at it")
         elif status:
-            self.failed.append(f"failed: {label}: status {status}, see above")
+            self.failed.append(f"{self.failure(row, data, seed)} status {status}, see above")
         else:
             print(f"{label}: {shown(read(folder, seed))}", flush=True)
             self.summarise(data, (row,))
+
+    def failure(self, row: Row, data: str, seed: int) -> str:
+        """How the line on a run that failed begins."""
+        return f"failed: {self.named(row.name)} on {data}, seed {seed}:"
 
     def summarise(self, data: str, rows: Sequence[Row]) -> None:
         """Write the results of every row with runs on ``data``: a new run of a reference changes all comparisons."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def quickstart(out: Path = Path("runs/quickstart"), epochs: int | None = None) -> None:
-    """Fetch ml-100k, train SASRec, blend it with item-kNN, compare with baselines, export, recommend by title.
+    """Fetch ml-100k, train SASRec, blend it with item-kNN, compare, export a bundle, recommend by title.
 
     Args:
         out: run folder of SASRec; its bundle, and the run of the blend with its own, are written into it.

@@ -11,7 +11,7 @@ from recsys.cli.arguments import parsed
 
 
 def tune(arguments: list[str]) -> None:
-    """Search the knobs of a recipe for the best validation metric; a search that was stopped goes on."""
+    """Search the knobs of a recipe by its validation metric; a stopped search goes on."""
     parse(arguments)()
 
 
