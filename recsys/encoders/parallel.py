@@ -15,6 +15,7 @@ Legend: B histories, T tokens, Q wanted ones, M levels, D width of the encoder.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -62,15 +63,60 @@ class ParallelHeads(nn.Module):
         encoded = self.encoder(batch, _Inputs(items, self.width))
         wanted = batch.wanted_tokens
         heads = self._heads(encoded.tokens[wanted])
-        if len(wanted) < len(encoded.tokens):
-            heads = heads.new_zeros(len(encoded.tokens), self.dim).index_copy(0, wanted, heads)
         users = None if encoded.users is None else self._heads(encoded.users)
+        if len(wanted) < len(encoded.tokens):
+            return Wanted(encoded.batch, None, encoded.given, users, wanted, heads)
         return replace(encoded, tokens=heads, users=users)
 
     def _heads(self, hidden: Tensor) -> Tensor:
         """(Q, D) to (Q, M D)."""
         inner = F.silu(F.linear(hidden, self.weight, self.bias)).unflatten(1, (self.levels, self.width))
         return F.normalize(hidden[:, None] + inner, dim=2).flatten(1)
+
+
+class Wanted(Encoded):
+    """States (Q, D) of some tokens, wide ones: zeros of all others are laid out only if somebody reads ``tokens``.
+
+    Targets, and the newest items of histories that are ranked, are looked up among the states that there are.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        tokens: Tensor | None = None,
+        given: tuple[Any, ...] = (),
+        users: Tensor | None = None,
+        rows: Tensor | None = None,
+        values: Tensor | None = None,
+    ) -> None:
+        found = {"batch": batch, "given": given, "users": users, "rows": rows, "values": values}
+        vars(self).update(found if tokens is None else {**found, "tokens": tokens})
+
+    rows: Tensor  # (Q,) ascending, which of the flat tokens they are
+    values: Tensor  # (Q, D)
+
+    @cached_property
+    def tokens(self) -> Tensor:  # type: ignore[override]
+        """(T, D): all of them."""
+        return self.values.new_zeros(len(self.batch.flat), self.values.shape[1]).index_copy(0, self.rows, self.values)
+
+    @cached_property
+    def user(self) -> Tensor:
+        """(B, D), as of any encoder."""
+        known = self.batch.lengths > 0
+        if self.users is None and "tokens" not in vars(self) and torch.equal(self.rows, self.batch.last[known]):
+            place = known.nonzero().squeeze(1)
+            return self.values.new_zeros(len(self.batch), self.values.shape[1]).index_copy(0, place, self.values)
+        return super().user
+
+    def at_targets(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """States, targets and weights, as of any encoder."""
+        if "tokens" not in vars(self) and batch.targets is not None:
+            chosen = batch.flatten(batch.targets) > 0
+            if torch.equal(self.rows, chosen.nonzero().squeeze(1)):
+                _, targets, weights = Encoded(batch, self.rows.new_zeros(len(chosen), 1)).at_targets(batch)
+                return self.values, targets, weights
+        return super().at_targets(batch)
 
 
 class _Inputs:

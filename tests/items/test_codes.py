@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import recsys as rs
 from recsys.data.split import Split
@@ -255,16 +256,42 @@ def test_rpg_14_10_padding_and_company_change_no_state_and_padding_learns_nothin
     assert not items.tokens.grad[0].any() and items.tokens.grad[1:-1].any()  # token 0 stands for padding
 
 
+class Largest(TorchDispatchMode):
+    """Notes the shapes of all tensors that are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for one in found if isinstance(found, (tuple, list)) else (found,):
+            if isinstance(one, torch.Tensor):
+                self.shapes.add(tuple(one.shape))
+        return found
+
+
 @pytest.mark.parametrize("targets", [rs.NextItem(), rs.LastItem()])
 def test_rpg_14_11_heads_are_made_for_labelled_positions_alone(tmp_path: Path, targets: Any, monkeypatch: Any) -> None:
-    """As many rows as there are targets go through the heads, and the loss is that of all positions."""
+    """As many rows as there are targets go through the heads, no tensor of heads is longer, and the loss is that of all
+    positions."""
     items = bound(ParallelItems(DIM, LEVELS, saved(tmp_path / "ids")))
     encoder = ParallelHeads(rs.SASRec(DIM, num_layers=1, dropout=0.0, max_length=8), LEVELS)
     encoder.bind(toy_context())
     made, heads = [], encoder._heads
     monkeypatch.setattr(encoder, "_heads", lambda hidden: made.append(len(hidden)) or heads(hidden))
     batch = targets.train(toy_batch((7, 3, 6)))
-    few = CodeSoftmax()(encoder(batch, items), batch, items, torch.Generator())
+    with Largest() as seen:
+        few = CodeSoftmax()(encoder(batch, items), batch, items, torch.Generator())
+        few.backward()
+    labels, tokens = int((batch.targets > 0).sum()), int(batch.lengths.sum())
+    assert labels == tokens or not any(shape[:1] == (tokens,) and shape[-1] == encoder.dim for shape in seen.shapes)
+    asked = replace(batch, targets=None)
+    with Largest() as seen, torch.no_grad():
+        ranked = encoder(asked, items).user
+    assert torch.allclose(ranked, encoder(asked.ask_all(), items).user, atol=1e-6)
+    assert not any(shape[:1] == (tokens,) and shape[-1] == encoder.dim for shape in seen.shapes)
+    made[:] = made[:1]
     assert made == [int((batch.targets > 0).sum())]
     every = CodeSoftmax()(encoder(batch.ask_all(), items), batch, items, torch.Generator())
     assert made[1] == int(batch.lengths.sum()) >= made[0]
