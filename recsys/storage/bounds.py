@@ -16,7 +16,9 @@ from torch.overrides import TorchFunctionMode
 from recsys.storage.reading import is_bounded
 from recsys.storage.tensors import Sizes
 
-SPARE_ELEMENTS, SPARE_TENSORS = 1 << 26, 4_000  # what any model may ask for besides
+# What any model may ask for besides: 1 GiB of float32, so that the base of a small language model made from its config
+# (of which a run keeps the adapters alone) can be made again.
+SPARE_ELEMENTS, SPARE_TENSORS = 1 << 28, 4_000
 TIMES = 16  # how often what is in the file may be made: as drawn, as copied, in tables that are not saved
 _BY_SHAPE = (
     "empty", "zeros", "ones", "full", "rand", "randn", "randint", "new_empty", "new_zeros", "new_ones", "new_full",

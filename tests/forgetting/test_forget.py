@@ -154,6 +154,8 @@ def test_who_was_never_trained_on_cannot_be_forgotten(split: Split, model: Any) 
         forget(model, split, users=split.users.ids.tolist(), **FAST)
     with pytest.raises(TypeError, match="fitted in one go"):
         forget(rs.EASE(), split, users=[1], **FAST)
+    with pytest.raises(TypeError, match="its members"):
+        forget(rs.Blend([model]), split, users=[1], **FAST)
 
 
 def test_what_holds_them_elsewhere_is_named_and_their_texts_are_purged(
