@@ -34,6 +34,7 @@ from recsys.recommenders.base import Ranker, Scores
 from recsys.recommenders.history import History
 
 SMOOTHING = 60  # of reciprocal ranks, as published
+SCALES = ("softmax", "share")
 
 
 class Blend(Ranker):
@@ -66,6 +67,11 @@ class Blend(Ranker):
         for member in members:
             if not isinstance(member, Ranker):
                 raise TypeError(f"members are recommenders, such as rs.ItemKNN(); found {type(member).__name__}")
+            if member.scale not in SCALES:
+                raise TypeError(
+                    f"{type(member).__name__}.scale says what its scores are, one of {', '.join(SCALES)}; found "
+                    f"{member.scale!r}: if it means something else there, call that otherwise"
+                )
             if not isinstance(member, Scores) and any(_of_features(need) for need in member.needs):
                 raise TypeError(f"{type(member).__name__} makes lists from features, which a blend cannot hand to it")
         if weights is not None and (

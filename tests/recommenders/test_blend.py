@@ -192,6 +192,10 @@ def test_blends_refuse_what_they_cannot_do(split: Split, members: list[Any]) -> 
         Blend([])
     with pytest.raises(TypeError, match="recommenders"):
         Blend([members[0], "ItemKNN"])
+    odd = rs.Popularity()
+    odd.scale = 2.0
+    with pytest.raises(TypeError, match="scale"):
+        Blend([members[0], odd])
     with pytest.raises(ValueError, match="fit it first"):
         rs.fit(Blend([tiny(), rs.ItemKNN()]), split, **QUIET)
     other = rs.Popularity()
