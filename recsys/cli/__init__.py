@@ -25,6 +25,7 @@ from recsys.cli import (
     quickstart,
     recommend,
     semantic_ids,
+    serve,
     similar,
     tune,
 )
@@ -34,7 +35,7 @@ from recsys.cli.terminal import plain_output, told, tolerate_any_locale
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {  # in the order in which a user needs them
     "Data": (fetch.fetch, audit.audit, models.models, embed.embed, profiles.profiles, semantic_ids.semantic_ids),
     "Models": (fit.fit, tune.tune, evaluate.evaluate, compare.compare, forget.forget),
-    "Serving": (export.export, recommend.recommend, similar.similar),
+    "Serving": (export.export, recommend.recommend, similar.similar, serve.serve),
     "About": (quickstart.quickstart, doctor.doctor),
 }
 ELSEWHERE = {
@@ -42,7 +43,7 @@ ELSEWHERE = {
     "search": "tune", "optimize": "tune", "hpo": "tune",
     "train": "fit", "predict": "recommend", "infer": "recommend", "test": "evaluate", "eval": "evaluate",
     "benchmark": "compare", "split": "audit", "stats": "audit", "download": "fetch", "neighbours": "similar",
-    "neighbors": "similar", "serve": "export", "tokenize": "semantic-ids", "ids": "semantic-ids",
+    "neighbors": "similar", "deploy": "serve", "api": "serve", "tokenize": "semantic-ids", "ids": "semantic-ids",
 }  # fmt: skip
 
 

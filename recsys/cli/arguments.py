@@ -99,12 +99,17 @@ def raw_ids(given: tuple[str, ...], vocabulary: Vocabulary) -> list[Any] | None:
     """
     if not given:
         return None
-    listed = len(given) == 1 and Path(given[0]).suffix in _LISTS
-    words = _listed(Path(given[0])) if listed else list(given)
+    of_file = len(given) == 1 and Path(given[0]).suffix in _LISTS
+    words = listed(Path(given[0])) if of_file else list(given)
     return words if vocabulary.kind == "str" else [_whole(word) for word in words]
 
 
-def _listed(path: Path) -> list[str]:
+def listed(path: Path) -> list[str]:
+    """Words for raw ids from one file: a line each, or the column ``item``.
+
+    Raises:
+        FileNotFoundError, DataError: the file is not there, or cannot be read.
+    """
     import polars as pl
 
     if not path.is_file():

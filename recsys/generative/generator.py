@@ -28,7 +28,7 @@ from recsys.generative.beam import Beam, exact_log_probs
 from recsys.hooks import member
 from recsys.ids.ranges import padded_blocks
 from recsys.protocols import Augmentation, Auxiliary, Decoder, Encoded, Encoder, Objective, Targets, Weighting
-from recsys.ranking.filters import Shown
+from recsys.ranking.filters import EVERYTHING, Limits, Shown
 from recsys.ranking.ties import best
 from recsys.recommenders.history import as_histories, collate
 from recsys.recommenders.modes import evaluating
@@ -165,12 +165,18 @@ class Generator(Composed):
         return self.encode(self.targets.query(batch.trim(int(batch.lengths.max()))))
 
     def _rank(
-        self, histories: Sequence[Any], k: int, exclude: str, allow: Any = None, deny: Any = None
+        self,
+        histories: Sequence[Any],
+        k: int,
+        exclude: str,
+        allow: Any = None,
+        deny: Any = None,
+        limits: Limits = EVERYTHING,
     ) -> tuple[TopK, Shown]:
-        """``recommend`` without warnings, and what might be shown."""
+        """``recommend`` without warnings, within rows besides, and what might be shown."""
         k = self._check(k, exclude)
         histories = self._ready(histories, 4)
-        shown = Shown.of(self._find, [one.items for one in histories], exclude, allow, deny)
+        shown = self._shown(histories, exclude, allow, deny, limits)
         width, first = min(k, self.num_items), 0
         found: list[tuple[np.ndarray, ...]] = []
         with evaluating(self), torch.inference_mode():

@@ -47,6 +47,7 @@ KINDS = ("auto", "exact", "hnsw")
 EXACT_ITEMS = 50_000  # up to which "auto" compares with everything
 SCAN_BYTES = 128 * 2**20  # scores held at a time when a query is compared with everything
 WALK_BYTES = 32 * 2**20  # vectors looked up at a time behind a walk
+MANY = 0.25  # share of the items above which what is allowed is not taken out before it is compared
 REBUILD = 0.2  # share of tombstones at which a graph is built anew
 FILE = "index.faiss"
 ADDED = 4096  # vectors put into a graph at a time, between two words of progress
@@ -185,21 +186,28 @@ class Index:
             positions[rows], scores[rows] = self._best(found, k, None)
         return Hits(self._raw(positions), scores, (positions < 0).sum(1))
 
-    def nearest(self, queries: np.ndarray, k: int, shown: Shown | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """:meth:`search` in positions (-1 at padding), and scores; the columns of ``shown`` are positions."""
+    def nearest(
+        self, queries: np.ndarray, k: int, shown: Shown | None = None, exact: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """:meth:`search` in positions (-1 at padding), and scores; the columns of ``shown`` are positions.
+
+        With ``exact`` a graph is not asked.
+        """
         if not len(self):
             raise ValueError("the index is empty, and k must be at most the number of its items: add some first")
         shown = shown or Shown()
         k = min(k, len(self))
         positions, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
         left = np.arange(len(queries))
-        if self.kind == "hnsw" and not shown.few and k <= self.depth:
+        if self.kind == "hnsw" and not exact and not shown.few and k <= self.depth:
             done = np.zeros(len(queries), bool)
             for rows in _blocks(left, self._beam * self.dim, WALK_BYTES):
                 part = shown.part(int(rows[0]), int(rows[-1]) + 1)
                 positions[rows], scores[rows], done[rows] = self._walk(queries[rows], k, part)
             left = np.flatnonzero(~done)
         columns = shown.columns(len(self.items)) if shown.few else None
+        if columns is not None and len(columns) > MANY * len(self.items):
+            columns = None  # comparing with all takes less than copying these, and the others are hidden
         for rows in _blocks(left, len(self.items) if columns is None else len(columns)):
             positions[rows], scores[rows] = self._scan(queries[rows], k, shown.rows(rows, len(queries)), columns)
         return positions, scores

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +42,16 @@ class Pairs:
 
 
 NO_PAIRS = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+class Limits(NamedTuple):
+    """Item rows for all histories of a request, beside raw ids: a mask over a catalogue is made once, not looked up."""
+
+    only: np.ndarray | None = None  # (n,) rows of which alone something may be shown; None: of all
+    never: np.ndarray | None = None  # (n,) rows that are not shown
+
+
+EVERYTHING = Limits()
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,13 @@ class Shown:
         allowed = None if lists is None else _pairs(find, lists, "allow", told)
         free = None if lists is None else np.array([one is None for one in lists], bool)
         return cls(denied, denied_to_all, allowed, free, allowed_to_all, told)
+
+    def limited(self, only: np.ndarray | None = None, never: np.ndarray | None = None) -> Shown:
+        """The same where, of all columns, ``only`` some may be shown and ``never`` some others."""
+        if only is not None:
+            only = np.unique(only) if self.allowed_to_all is None else np.intersect1d(only, self.allowed_to_all)
+        denied = self.denied_to_all if never is None else np.union1d(self.denied_to_all, never)
+        return replace(self, allowed_to_all=self.allowed_to_all if only is None else only, denied_to_all=denied)
 
     def part(self, start: int, stop: int) -> Shown:
         """What may be shown to the histories ``start``..``stop``."""

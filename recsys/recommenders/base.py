@@ -20,7 +20,7 @@ from recsys.hooks import having
 from recsys.ids.ranges import padded_blocks
 from recsys.ids.vocabulary import Vocabulary
 from recsys.protocols import Context
-from recsys.ranking.filters import EXCLUDE, Shown, checked_k
+from recsys.ranking.filters import EVERYTHING, EXCLUDE, Limits, Shown, checked_k
 from recsys.ranking.products import refuse_nonfinite
 from recsys.ranking.ties import best
 from recsys.recommenders.features import coded, request_columns
@@ -205,12 +205,18 @@ class Ranker(nn.Module):
         return k
 
     def _rank(
-        self, histories: Sequence[Any], k: int, exclude: str, allow: Any = None, deny: Any = None
+        self,
+        histories: Sequence[Any],
+        k: int,
+        exclude: str,
+        allow: Any = None,
+        deny: Any = None,
+        limits: Limits = EVERYTHING,
     ) -> tuple[TopK, Shown]:
-        """:meth:`recommend` without warnings, and what might be shown."""
+        """:meth:`recommend` without warnings, within rows besides, and what might be shown."""
         k = self._check(k, exclude)
         histories = self._ready(histories, 4)
-        shown = Shown.of(self._find, [one.items for one in histories], exclude, allow, deny)
+        shown = self._shown(histories, exclude, allow, deny, limits)
         found: list[tuple[np.ndarray, ...]] = []
         first = 0
         with evaluating(self), torch.inference_mode():
@@ -223,6 +229,11 @@ class Ranker(nn.Module):
                 found.append((values.cpu().numpy(), rows, skipped, (batch.lengths == 0).cpu().numpy()))
                 first += len(batch)
         return top_of(found, min(k, self.num_items), self.vocabulary, histories), shown
+
+    def _shown(self, histories: Sequence[History], exclude: str, allow: Any, deny: Any, limits: Limits) -> Shown:
+        """What may be shown, in columns."""
+        shown = Shown.of(self._find, [one.items for one in histories], exclude, allow, deny)
+        return shown.limited(*(None if rows is None else rows - 1 for rows in limits))
 
     def _find(self, ids: list[Any]) -> np.ndarray:
         """Columns of raw ids, -1 for unknown ones."""

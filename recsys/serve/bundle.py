@@ -29,7 +29,7 @@ from recsys.data.batch import PAD, Batch
 from recsys.data.cut import Cut
 from recsys.errors import DataError, UnknownItemError, not_fitted
 from recsys.ids.vocabulary import Vocabulary
-from recsys.ranking.filters import Shown
+from recsys.ranking.filters import EVERYTHING, Limits, Shown
 from recsys.ranking.products import refuse_nonfinite
 from recsys.ranking.ties import best
 from recsys.recommenders.base import Ranker, Scores
@@ -318,18 +318,29 @@ class Bundle:
         return found
 
     def _rank(
-        self, histories: Sequence[Any], k: int, exclude: str, allow: Any = None, deny: Any = None
+        self,
+        histories: Sequence[Any],
+        k: int,
+        exclude: str,
+        allow: Any = None,
+        deny: Any = None,
+        limits: Limits = EVERYTHING,
+        exact: bool = False,
     ) -> tuple[TopK, Shown]:
-        """:meth:`recommend` without warnings, and what might be shown."""
-        if self.index is None and not isinstance(self.model, Scores):  # one that makes lists
-            with evaluating(self.model):
-                return self.model.recommend(histories, k, exclude, allow, deny), Shown()
-        if self.index is None:
-            return self.model._rank(histories, k, exclude, allow, deny)
+        """:meth:`recommend` without warnings, within rows of :attr:`vocabulary` besides, and what might be shown.
+
+        With ``exact`` a graph is not asked.
+        """
         model, catalogue = self.model, self._catalogued()
+        if self.index is None and (isinstance(model, Scores) or type(model)._rank is not Ranker._rank):
+            return model._rank(histories, k, exclude, allow, deny, limits)
+        if self.index is None:  # one that makes lists, by a recommend of its own
+            with evaluating(model):
+                return model.recommend(histories, k, exclude, *_by_id(catalogue, allow, deny, limits)), Shown()
         k = model._check(k, exclude)
         histories = model._ready(histories, 4)
         shown = Shown.of(catalogue.find, [one.items for one in histories], exclude, allow, deny)
+        shown = shown.limited(*(None if rows is None else catalogue.positions(rows) for rows in limits))
         width, first = min(k, len(catalogue.vocabulary)), 0
         found: list[tuple[np.ndarray, ...]] = []
         with evaluating(model), torch.inference_mode():
@@ -341,7 +352,8 @@ class Bundle:
                 if len(asking) and len(self.index):
                     queries = self._users(batch, histories[first : first + len(batch)])
                     refuse_nonfinite(queries.abs(), first)
-                    near = self.index.nearest(queries.cpu().numpy()[asking], width, part.rows(asking, len(batch)))
+                    may = part.rows(asking, len(batch))
+                    near = self.index.nearest(queries.cpu().numpy()[asking], width, may, exact)
                     positions[asking, : near[0].shape[1]], values[asking, : near[1].shape[1]] = near
                 for rows in np.array_split(others, -(-len(others) // POPULAR_ROWS)) if len(others) else ():
                     positions[rows], values[rows] = self._popular(part.rows(rows, len(batch)), len(rows), width)
@@ -392,6 +404,31 @@ class _Catalogue:
         """Positions in the index of raw ids: -1 for unknown ones, -2 for those that were removed from the index."""
         rows = self.vocabulary.rows(ids)
         return np.where(rows > PAD, self.position_of_row[np.maximum(rows, PAD)], -1)
+
+    def positions(self, rows: np.ndarray) -> np.ndarray:
+        """Positions in the index of those of ``rows`` that have one."""
+        found = self.position_of_row[rows]
+        return found[found >= 0]
+
+
+def _by_id(catalogue: _Catalogue, allow: Any, deny: Any, limits: Limits) -> tuple[Any, Any]:
+    """``allow`` and ``deny`` with ``limits`` in them, as raw ids."""
+    only, never = (None if rows is None else catalogue.vocabulary.raw(rows).tolist() for rows in limits)
+
+    def per_history(lists: Any) -> bool:
+        return bool(lists) and any(one is None or isinstance(one, (list, tuple, np.ndarray)) for one in lists)
+
+    if only is not None and allow is not None:
+        kept = set(only)
+        nested = per_history(allow)
+        given = allow if nested else [allow]
+        lists = [only if one is None else [item for item in one if item in kept] for one in given]
+        allow = lists if nested else lists[0]
+    elif only is not None:
+        allow = only
+    if never:
+        deny = [[*(one or ()), *never] for one in deny] if per_history(deny) else [*(deny or ()), *never]
+    return allow, deny
 
 
 def _same_catalogue(index: Index, vocabulary: Vocabulary) -> bool:

@@ -1,0 +1,1 @@
+"""The web server of ``recsys serve``: messages, limits, routes, the page. Needs the extra ``serve``."""
