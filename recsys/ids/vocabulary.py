@@ -210,7 +210,7 @@ class Vocabulary:
         if self.kind == "str":
             get = self._by_string.get
             try:
-                return np.fromiter((get(key, -1) for key in flat.tolist()), dtype=np.int64, count=len(flat))
+                return np.fromiter(map(get, flat.tolist(), itertools.repeat(-1)), dtype=np.int64, count=len(flat))
             except TypeError as error:
                 raise DataError(f"ids must be ints or strings ({error}): is there a list too many?") from error
         keys, known = _as_integers(flat)
@@ -306,7 +306,10 @@ def _as_array(raw: Sequence[Any]) -> np.ndarray:
     """A flat sequence of ids as an array that keeps ints ints and strings strings."""
     if isinstance(raw, (str, bytes)):
         raise TypeError(f"a list of ids is expected, and {raw!r} is one id: pass [{raw!r}]")
-    values = [value.item() if isinstance(value, np.generic) else value for value in raw]
+    values = list(raw)
+    if set(map(type, values)) <= {str}:
+        return _objects(values)
+    values = [value.item() if isinstance(value, np.generic) else value for value in values]
     if values and all(type(value) is int and -(2**63) <= value < 2**63 for value in values):
         return np.array(values, dtype=np.int64)
     return _objects(values)

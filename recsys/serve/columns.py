@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -53,12 +54,17 @@ class Columns:
         """Names of the columns."""
         return self._frame.columns
 
+    @cached_property
+    def shown(self) -> np.ndarray:
+        """(N + 1,) object: the title of each row, None where there is none."""
+        texts = [None] * len(self._frame) if self.title is None else self._frame[self.title].to_list()
+        found = np.empty(len(texts), object)
+        found[:] = [one or None for one in texts]
+        return found
+
     def titles(self, rows: np.ndarray) -> list[str | None]:
-        """The titles of ``rows``, None where there is none."""
-        if self.title is None:
-            return [None] * len(rows)
-        inside = np.where(rows < len(self._frame), rows, 0)
-        return [one or None for one in self._frame[self.title].gather(inside).to_list()]
+        """The titles of ``rows``."""
+        return list(self.shown[rows].tolist())
 
     def entries(self, row: int) -> dict[str, str]:
         """What the table says of an item, column by column."""

@@ -200,12 +200,9 @@ class Served:
         self, asks: Sequence[Ask], rows: np.ndarray, scores: np.ndarray, sources: list[str], unknown: np.ndarray
     ) -> Iterable[Answer]:
         """The lists of each ask, cut to what it asked for."""
-        there = rows > 0
-        ids, titles = np.zeros(rows.shape, object), np.full(rows.shape, None, object)
-        ids[there] = self.vocabulary.raw(rows[there])
-        titles[there] = self.columns.titles(rows[there])
-        lengths, missing = there.sum(1).tolist(), unknown.tolist()
-        lists = list(zip(ids.tolist(), scores.tolist(), titles.tolist(), lengths, strict=True))
+        lengths, missing = (rows > 0).sum(1).tolist(), unknown.tolist()
+        ids, titles = self.vocabulary.ids[rows - 1].tolist(), self.columns.shown[rows].tolist()
+        lists = list(zip(ids, scores.tolist(), titles, lengths, strict=True))
         begin = 0
         for ask in asks:
             part = slice(begin, begin + len(ask))

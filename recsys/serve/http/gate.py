@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TextIO
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -18,6 +18,7 @@ from recsys.serve.http.problems import Refused, busy
 
 OPEN = ("/", "/health/live", "/health/ready")  # and what the page is made of: nothing that a key protects
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
+LOG_SECONDS = 0.2
 RETRY = 1.0  # seconds, where too many ask at a time
 
 
@@ -119,9 +120,29 @@ def _refusal(error: Exception, scope: Scope) -> Refused:
     return Refused(500, f"{type(error).__name__} in the server; its log tells more")
 
 
-def to_stderr(line: str) -> None:
-    """A line of the log."""
-    sys.stderr.write(line + "\n")
+class Lines:
+    """A log on a stream, written several times a second rather than with every request.
+
+    Lines go out as they are: JSON has no character that a terminal would obey.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream, self._lines = stream, list[str]()
+
+    def __call__(self, line: str) -> None:
+        """Take a line; it is written soon."""
+        if self._stream is None:
+            return
+        if not self._lines:
+            asyncio.get_running_loop().call_later(LOG_SECONDS, self.flush)
+        self._lines.append(line)
+
+    def flush(self) -> None:
+        """Write what was taken."""
+        lines, self._lines = self._lines, []
+        if lines and self._stream is not None:
+            self._stream.write("\n".join(lines) + "\n")
+            self._stream.flush()
 
 
 def _name(host: str) -> str:

@@ -16,12 +16,14 @@ class Metrics:
     def __init__(self, waiting: Callable[[], int], in_flight: Callable[[], int]) -> None:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter("recsys_requests_total", "Requests", ["path", "status"], registry=registry)
+        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}  # labels are slow to look up
         self._seconds = Histogram("recsys_request_seconds", "From request to answer", ["path"], buckets=SECONDS,
                                   registry=registry)  # fmt: skip
         self._batches = Histogram("recsys_batch_histories", "Histories ranked together", buckets=SIZES,
                                   registry=registry)  # fmt: skip
         self._ranking = Histogram("recsys_batch_seconds", "Ranking of a batch", buckets=SECONDS, registry=registry)
         self._lists = Counter("recsys_lists_total", "Lists by what made them", ["bundle", "source"], registry=registry)
+        self._made: dict[tuple[str, str], Counter] = {}
         self._unknown = Counter("recsys_unknown_items_total", "Unknown items of histories", ["bundle"],
                                 registry=registry)  # fmt: skip
         self._swaps = Counter("recsys_swaps_total", "Bundles exchanged", ["bundle", "outcome"], registry=registry)
@@ -34,8 +36,12 @@ class Metrics:
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """A request was answered."""
-        self._requests.labels(path, str(status)).inc()
-        self._seconds.labels(path).observe(seconds)
+        counted = self._answered.get((path, status))
+        if counted is None:
+            counted = self._requests.labels(path, str(status)), self._seconds.labels(path)
+            self._answered[path, status] = counted
+        counted[0].inc()
+        counted[1].observe(seconds)
 
     def batch(self, asks: int, histories: int, seconds: float) -> None:
         """A batch was ranked."""
@@ -45,7 +51,10 @@ class Metrics:
     def lists(self, bundle: str, sources: list[str], unknown: int) -> None:
         """Lists were made."""
         for source in set(sources):
-            self._lists.labels(bundle, source).inc(sources.count(source))
+            counted = self._made.get((bundle, source))
+            if counted is None:
+                counted = self._made[bundle, source] = self._lists.labels(bundle, source)
+            counted.inc(sources.count(source))
         if unknown:
             self._unknown.labels(bundle).inc(unknown)
 

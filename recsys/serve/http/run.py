@@ -14,7 +14,7 @@ import uvicorn
 from recsys.serve.bundle import FORMAT, KIND
 from recsys.serve.feedback import FeedbackLog
 from recsys.serve.http.app import make_app
-from recsys.serve.http.gate import LOCAL, to_stderr
+from recsys.serve.http.gate import LOCAL, Lines
 from recsys.serve.http.server import Limits
 from recsys.serve.service import Service
 from recsys.storage.folders import read_manifest
@@ -50,6 +50,7 @@ def run(
 
         torch.set_num_threads(threads)
     service = Service(folders, trust, chain, lists)
+    lines = Lines(sys.__stderr__)
     failures: list[Exception] = []
 
     def failed(error: Exception) -> None:
@@ -63,15 +64,17 @@ def run(
         (*LOCAL, host) if key is None else None,
         None if feedback is None else FeedbackLog(feedback),
         watch,
-        to_stderr if log else None,
+        lines if log else None,
         failed,
     )
     config = uvicorn.Config(
         app, host, port, log_config=None, access_log=False, server_header=False, timeout_keep_alive=IDLE,
         timeout_graceful_shutdown=STOPPING, ws="none",
+        proxy_headers=False,
     )  # fmt: skip
     server = _Server(config, service)
     server.run()
+    lines.flush()
     if failures:
         raise failures[0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -52,10 +53,15 @@ class Server:
         """Start the ranking thread, load the bundles behind the open door, and stop in order."""
         loop = asyncio.get_running_loop()
 
-        def deliver(pairs: list[tuple[Any, Any]]) -> None:
-            loop.call_soon_threadsafe(_fulfil, pairs)
+        here = threading.get_ident()
 
-        self.batcher = Batcher(self.service.answer, deliver, self.limits.batch, self.limits.waiting)
+        def deliver(pairs: list[tuple[Any, Any]]) -> None:
+            if threading.get_ident() == here:
+                _fulfil(pairs)
+            else:
+                loop.call_soon_threadsafe(_fulfil, pairs)
+
+        self.batcher = Batcher(self.service.answer, deliver, self.limits.batch, self.limits.waiting, loop.call_soon)
         self.batcher.observe = self.metrics.batch
         tasks = [asyncio.create_task(self._start())]
         try:
