@@ -17,6 +17,7 @@ EXTRAS = {
     "text": "sentence_transformers",
     "llm": "transformers",
     "serve": "fastapi",
+    "report": "matplotlib",
     "parity": "recbole",
     "parity-trl": "trl",
 }

@@ -7,7 +7,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +18,19 @@ import torch
 from recsys.errors import DataWarning
 from recsys.eval.compare import Comparison, compare
 from recsys.eval.evaluate import evaluate
-from recsys.eval.html import write_html
 from recsys.eval.report import Report, align, number
 from recsys.eval.scoring import require_same_items
 from recsys.hooks import having
+from recsys.pages.data import data_section
+from recsys.pages.examples import examples, examples_section
+from recsys.pages.run import write_html
 from recsys.recommenders.parts import Composed
 from recsys.runs.read import read_config
 from recsys.runs.write import BASELINES, METRICS, clear_baselines
 from recsys.storage.files import write_text
+from recsys.storage.layout import MANIFEST
 from recsys.storage.parts import title
+from recsys.storage.reading import read_json
 from recsys.train.fit import Fitted, fit
 from recsys.train.settings import Training
 
@@ -68,7 +72,7 @@ def sections(model: Any, split: Split) -> tuple[dict[str, Any], list[str]]:
     """What the parts of a trained model have to show in the report: its sections by heading, and what went wrong.
 
     A part that has a hook ``sections(model, split)`` returns contents by heading, as ``extras`` of
-    :func:`recsys.eval.html.write_html`. It is called once, however often the part stands in the model, in evaluation
+    :func:`recsys.pages.run.write_html`. It is called once, however often the part stands in the model, in evaluation
     mode and without gradients. A hook that fails costs its own section, not the run: the section holds the error.
 
     Raises:
@@ -118,36 +122,95 @@ def finish(run: Run, fitted: Fitted) -> Results:
         if extras:
             text = json.dumps(_plain(extras), indent=1, default=str, ensure_ascii=False)
             write_text(fitted.folder / SECTIONS, text.encode("utf-8", "replace").decode())
-        page = fitted.folder / "report.html"
-        write_html(page, name, reports[0], comparison, curves(fitted.history), _audit(run.split), extras)
+        page = _Page(fitted.folder, name, reports[0], reports[1:], comparison)
+        failures += page.write(fitted.model, run.split, fitted.history, extras)
     for failure in failures:  # last, since a warning may be an error
         warnings.warn(failure, DataWarning, stacklevel=2)
     return Results(tuple(reports), comparison)
 
 
 def renew(folder: Path, model: Any, split: Split, report: Report) -> Comparison | None:
-    """Put a new report into a run folder, and on its page beside what training left there.
+    """Put a new report into a run folder, and on its page beside what training left there, see :func:`write_page`."""
+    report.save(folder)
+    return write_page(folder, report, model, split)
+
+
+def write_page(
+    folder: Path, report: Report, model: Any = None, split: Split | None = None, notes: Sequence[str] = ()
+) -> Comparison | None:
+    """Write ``report.html`` of a run folder anew, from ``report`` and from what training left there.
 
     The page keeps its curves, the sections of parts and, where ``report`` is over what the run's baselines were ranked
     on, the comparison with them; where it is not, it says why there is none.
+
+    Args:
+        model, split: for the examples, the data and the audit, which a page without them lacks.
+        notes: what the page lacks, and why.
     """
-    extras, comparison = dict[str, Any](), None
-    report.save(folder)
+    extras, kept, comparison = dict[str, Any](), list[Report](), None
     try:
         kept = kept_baselines(folder)
         if kept:
             comparison = compare(report, *kept, metrics=_asked([report, *kept], _metric(folder)))
     except (OSError, ValueError) as error:
         extras["No comparison with the baselines"] = f"They were ranked otherwise, or cannot be read: {error}"
+        kept = []
     try:
-        extras |= _kept_sections(folder) or sections(model, split)[0]
+        made = model is not None and split is not None
+        extras |= _kept_sections(folder) or (sections(model, split)[0] if made and split is not None else {})
         history = _history(folder)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         warnings.warn(f"{folder} is damaged, and its page lacks sections or curves: {error}", DataWarning, stacklevel=2)
         history = []
-    name = folder.resolve().name
-    write_html(folder / "report.html", name, report, comparison, curves(history), _audit(split), extras)
+    page = _Page(folder, folder.resolve().name, report, kept, comparison)
+    for failure in page.write(model, split, history, extras, notes):
+        warnings.warn(failure, DataWarning, stacklevel=2)
     return comparison
+
+
+@dataclass(frozen=True)
+class _Page:
+    """``report.html`` of a run folder; what cannot be shown costs its own section, not the page."""
+
+    folder: Path
+    name: str
+    report: Report
+    baselines: Sequence[Report]
+    comparison: Comparison | None
+
+    def write(
+        self, model: Any, split: Split | None, history: list[dict[str, Any]], extras: Any, notes: Sequence[str] = ()
+    ) -> list[str]:
+        """Write the page, and say what could not be shown."""
+        failures: list[str] = []
+        data = None if split is None else _shown(lambda: data_section(split), "the data", failures)
+        part = None if split is None else {"valid": split.valid, "test": split.test}.get(self.report.meta["part"])
+        people = None
+        if model is not None and part is not None:
+            people = _shown(lambda: examples_section(examples(model, part, self.report)), "the examples", failures)
+        repeat = _shown(lambda: _repeat(self.folder), "how to repeat it", failures)
+        write_html(
+            self.folder / "report.html", self.name, self.report, self.comparison, curves(history), _audit(split),
+            extras, baselines=self.baselines, data=data, examples=people, repeat=repeat, notes=[*notes, *failures],
+        )  # fmt: skip
+        return failures
+
+
+def _shown(make: Callable[[], Any], what: str, failures: list[str]) -> Any:
+    """What ``make`` gives, or None and a line in ``failures``."""
+    try:
+        return make()
+    except Exception as error:  # as with sections of parts: the run is whole
+        failures.append(f"report.html lacks {what}: {type(error).__name__}: {error}")
+        return None
+
+
+def _repeat(folder: Path) -> dict[str, Any]:
+    """Of the manifest of a run: the command, and what it ran on."""
+    manifest = read_json(folder / MANIFEST, "copy the run folder again")
+    data = manifest.get("data") or {}
+    found = {key: manifest.get(key) for key in ("command", "seed", "started", "commit", "versions", "machine")}
+    return found | {"data": {key: data.get(key) for key in ("name", "hash")}}
 
 
 def _baseline(run: Run, baseline: Any) -> Report:
@@ -181,8 +244,11 @@ def _metric(folder: Path) -> str:
     return found if isinstance(found, str) else METRIC
 
 
-def _audit(split: Split) -> str | None:
-    return None if split.audit is None else str(split.audit)
+def _audit(split: Split | None) -> dict[str, str] | None:
+    if split is None or split.audit is None:
+        return None
+    signs = {"ok": "ok", "note": "worth knowing", "leak": "leak"}
+    return {one.name: f"{signs.get(one.level, one.level)}: {one.text}" for one in split.audit.findings}
 
 
 def _kept_sections(folder: Path) -> dict[str, Any] | None:

@@ -16,10 +16,10 @@ from recsys.data.prepared import Prepared
 from recsys.data.split import Split
 from recsys.data.splitters import LeaveLast
 from recsys.errors import DataError
-from recsys.eval.html import write_html
 from recsys.eval.report import Report
 from recsys.eval.sampled import evaluate_sampled
 from recsys.ids.vocabulary import Vocabulary
+from recsys.pages.run import write_html
 from recsys.recommenders.base import Ranker, Recommends, Scores
 from recsys.serve.files import recommend_file
 

@@ -11,9 +11,9 @@ from recsys.data.splitters import LeaveLast
 from recsys.errors import DataError
 from recsys.eval.compare import compare
 from recsys.eval.evaluate import evaluate
-from recsys.eval.html import write_html
 from recsys.eval.report import Report
 from recsys.ids.vocabulary import Vocabulary
+from recsys.pages.run import write_html
 from recsys.statistics.transitions import LABELS
 
 ITEMS = 30

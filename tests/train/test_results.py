@@ -55,7 +55,7 @@ def test_parts_show_their_sections_in_the_report(split, tmp_path):
     run = Run(tiny(auxiliaries=[shared, Told(shared)]), split, {"epochs": 1, "progress": False})
     _, page = report(run, tmp_path / "run")
     assert shared.calls == [(False, False, True)]
-    assert "<rect" in page and "keep &lt;all&gt;" in page and page.count("<h2>Edits") == 2
+    assert 'class="bar"' in page and "keep &lt;all&gt;" in page and page.count("<h2>Edits") == 2
     assert (tmp_path / "run" / "per_user.parquet").is_file()
     kept = json.loads((tmp_path / "run" / "sections.json").read_text(encoding="utf-8"))
     assert len(kept) == 2 and all("bars" in content for content in kept.values())
@@ -65,7 +65,7 @@ def test_a_section_that_fails_does_not_lose_the_run(split, tmp_path):
     run = Run(tiny(auxiliaries=[Broken(), Told()]), split, {"epochs": 1, "progress": False})
     with pytest.warns(DataWarning, match="no such column"):
         found, page = report(run, tmp_path / "run")
-    assert found.reports[0].users and "KeyError" in page and "<rect" in page
+    assert found.reports[0].users and "KeyError" in page and 'class="bar"' in page
 
 
 def test_a_warning_that_is_an_error_comes_after_the_report(split, tmp_path):
