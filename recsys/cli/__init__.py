@@ -24,6 +24,7 @@ from recsys.cli import (
     profiles,
     quickstart,
     recommend,
+    report,
     semantic_ids,
     serve,
     similar,
@@ -34,7 +35,7 @@ from recsys.cli.terminal import plain_output, told, tolerate_any_locale
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {  # in the order in which a user needs them
     "Data": (fetch.fetch, audit.audit, models.models, embed.embed, profiles.profiles, semantic_ids.semantic_ids),
-    "Models": (fit.fit, tune.tune, evaluate.evaluate, compare.compare, forget.forget),
+    "Models": (fit.fit, tune.tune, evaluate.evaluate, compare.compare, report.report, forget.forget),
     "Serving": (export.export, recommend.recommend, similar.similar, serve.serve),
     "About": (quickstart.quickstart, doctor.doctor),
 }
