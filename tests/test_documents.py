@@ -79,6 +79,11 @@ def test_links_between_documents_lead_somewhere(page: Path) -> None:
             assert not anchor or anchor in heads, f"{page.name} links to {target}, its headings are {heads}"
 
 
+def test_pictures_of_the_readme_are_there() -> None:
+    found = re.findall(r'<img src="([^"]+)"', (ROOT / "README.md").read_text())
+    assert found and all((ROOT / one).is_file() for one in found if not one.startswith("http"))
+
+
 def headings(page: Path) -> list[str]:
     return re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE) if page.suffix == ".md" else []
 

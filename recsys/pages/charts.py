@@ -175,6 +175,7 @@ def _histogram(axes: Any, chart: Chart) -> None:
             axes.stairs(series.y, edges, fill=True, color=_colour(at), label=_cut(series.name))
         else:
             axes.stairs(series.y, edges, color=_colour(at), linewidth=1.6, label=_cut(series.name))
+    _zero(axes, [] if chart.dates else [x for one in chart.series for x in one.x])
     axes.grid(True, axis="y")
 
 
@@ -196,6 +197,7 @@ def _intervals(axes: Any, chart: Chart) -> None:
         for place, low, high in zip(places, series.low, series.high, strict=True):
             axes.plot([low, high], [place, place], color=_colour(at), linewidth=2.2, alpha=0.55, solid_capstyle="round")
         axes.plot(series.y, places, "o", color=_colour(at), markersize=4.5, label=_cut(series.name))
+    _zero(axes, [low for one in chart.series for low in one.low])
     axes.set_yticks(range(len(chart.series[0].x)), [_cut(label) for label in chart.series[0].x])
     axes.invert_yaxis()
     axes.margins(y=0.08)
@@ -207,6 +209,12 @@ def _points(axes: Any, chart: Chart) -> None:
         axes.plot(series.x, series.y, "o", color=_colour(at), markersize=6, label=_cut(series.name))
     axes.grid(True)
     axes.margins(x=0.12, y=0.15)
+
+
+def _zero(axes: Any, places: Sequence[float]) -> None:
+    """A line at zero, where there is something on its left."""
+    if min(places, default=0.0) < 0:
+        axes.axvline(0, color=_MUTED, linewidth=0.9, linestyle=(0, (3, 2)))
 
 
 _DRAWERS = {"lines": _lines, "histogram": _histogram, "bars": _bars, "intervals": _intervals, "points": _points}

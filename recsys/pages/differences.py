@@ -41,7 +41,9 @@ def renamed(comparison: Comparison, names: Sequence[str]) -> Comparison:
 def folded(comparison: Comparison) -> Html:
     """The differences within segments, open where they are few."""
     inner, count = tests(comparison, segments=True), len(comparison.segments)
-    return Html(f"<details><summary>{count:,} differences</summary>{inner}</details>") if count > FOLDED else inner
+    if count <= FOLDED:
+        return inner
+    return Html(f'<details class="more"><summary>{count:,} differences</summary>{inner}</details>')
 
 
 def signed(value: float) -> str:

@@ -190,7 +190,7 @@ def _tables(recorded: Recorded) -> Html:
     for one in recorded.tables:
         made = f" {len(one.of):,} files of results beside it." if one.of else ""
         file = f'<p class="muted">{text(one.file)}.{made}</p>'
-        shown.append(f"<details><summary>{text(one.title)}</summary>{as_html(one.text)}{file}</details>")
+        shown.append(f'<details class="more"><summary>{text(one.title)}</summary>{as_html(one.text)}{file}</details>')
     return Html("\n".join(shown))
 
 

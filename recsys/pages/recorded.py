@@ -121,20 +121,16 @@ def read_recorded(folder: str | Path) -> Recorded:
     tables = [Table(name, text) for name, text in texts.items()]
     whole = {name: found for name, found in contents.items() if _is_result(found)}
     known = sorted({*card_names(), *(str(found["data"]) for found in whole.values() if found.get("data"))}, key=len)
-    results, by_table = [], dict[str, list[str]]()
-    for name, found in whole.items():
-        try:
-            results.append(_result(name, found, known))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            others.append((name, f"a result of another format ({type(error).__name__}: {error})"))
+    results = _read(whole, known, others)
     rows = {name: found for name, found in contents.items() if name not in whole and _is_row(found)}
-    for name in contents:
-        told = _table_of(name, tables) if name not in whole else None
+    results += _together(rows, known, tables)
+    by_table: dict[str, list[str]] = {}
+    for name in contents.keys() - whole.keys():
+        told = _table_of(name, tables)
         if told is not None:
             by_table.setdefault(told.file, []).append(name)
-        elif name not in whole and name not in rows:
+        elif name not in rows:
             others.append((name, "neither a result nor beside a table"))
-    results += _together(rows, known, tables)
     if not results and not tables:
         said = (
             f"; {len(others):,} files cannot be read as such, the first: {others[0][0]}: {others[0][1]}"
@@ -145,7 +141,7 @@ def read_recorded(folder: str | Path) -> Recorded:
             f"{printable(root, None)} holds no recorded results{said}: pass a folder with files that "
             "benchmarks/quality/run.py wrote, or the folder of a run"
         )
-    shown = tuple(replace(table, of=tuple(by_table.get(table.file, ()))) for table in tables)
+    shown = tuple(replace(table, of=tuple(sorted(by_table.get(table.file, ())))) for table in tables)
     return Recorded(tuple(_corrected(results)), shown, tuple(sorted(others)), len(paths))
 
 
@@ -171,6 +167,17 @@ def _contents(names: Mapping[Path, str]) -> tuple[dict[str, Any], list[tuple[str
         except (OSError, ValueError, RecursionError) as error:
             others.append((name, f"damaged: {type(error).__name__}: {error}"))
     return found, others
+
+
+def _read(whole: Mapping[str, dict[str, Any]], known: Sequence[str], others: list[tuple[str, str]]) -> list[Result]:
+    """Results of several seeds; what is no such thing after all goes to ``others``."""
+    results = []
+    for name, found in whole.items():
+        try:
+            results.append(_result(name, found, known))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            others.append((name, f"a result of another format ({type(error).__name__}: {error})"))
+    return results
 
 
 def _is_result(found: Any) -> bool:

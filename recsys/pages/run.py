@@ -58,20 +58,19 @@ def write_html(
     """
     drawn = bool(report or comparison or curves or data)
     said = [*notes, *([MISSING] if drawn and not can_draw() else [])]
-    lead = "".join(f'<p class="note">{text(note)}</p>' for note in said)
-    sections: list[Section] = []
-    if report is not None:
-        lead = f"<p>{text(report.header().splitlines()[0])}</p>" + lead
-        sections += [Section("Headline", _headline(report, comparison)), Section("Protocol", _protocol(report))]
-    sections += [Section("Audit of the split", content(audit) if audit else ""), Section("Data", data or "")]
-    sections.append(Section("Training", figures(list(_curves(curves or ()))[:CHARTS])))
-    if report is not None:
-        sections += _measured(report, baselines)
-    if comparison is not None:
-        sections += _compared(comparison)
-    sections.append(Section("Examples", examples or ""))
-    sections += [Section(str(heading), content(one)) for heading, one in (extras or {}).items()]
-    sections.append(Section("How to repeat it", _repeated(repeat or {})))
+    lead = "" if report is None else f"<p>{text(report.header().splitlines()[0])}</p>"
+    lead += "".join(f'<p class="note">{text(note)}</p>' for note in said)
+    sections = [
+        *(_headed(report, comparison) if report is not None else []),
+        Section("Audit of the split", content(audit) if audit else ""),
+        Section("Data", data or ""),
+        Section("Training", figures(list(_curves(curves or ()))[:CHARTS])),
+        *(_measured(report, baselines) if report is not None else []),
+        *(_compared(comparison) if comparison is not None else []),
+        Section("Examples", examples or ""),
+        *(Section(str(heading), content(one)) for heading, one in (extras or {}).items()),
+        Section("How to repeat it", _repeated(repeat or {})),
+    ]
     write_text(Path(path), document(title, sections, lead))
 
 
@@ -79,6 +78,10 @@ def interval(report: Report, metric: str) -> str:
     """A mean with its interval, as text."""
     low, high = report.interval(metric)
     return f"{number(report.mean(metric))} [{number(low)}, {number(high)}]"
+
+
+def _headed(report: Report, comparison: Comparison | None) -> list[Section]:
+    return [Section("Headline", _headline(report, comparison)), Section("Protocol", _protocol(report))]
 
 
 def _headline(report: Report, comparison: Comparison | None) -> Html:

@@ -90,7 +90,8 @@ th[aria-sort=descending] button::after { content: " \\2193"; opacity: 1; }
 @media print { :root { color-scheme: light; --ink: #000000; --muted: #444444; --line: #cccccc; --page: #ffffff;
   --paper: #ffffff; --accent: #000000; --hit: #eeeeee; --s0: #1f6fb2; --s1: #d9822b; --s2: #2a9d6f; --s3: #b3478e;
   --s4: #7a5cc0; --s5: #8a6d3b; --s6: #4c8c9b; --s7: #888f99; --good: #1c7c45; --bad: #b3372f; }
-  body { max-width: none; padding: 0; font-size: 10.5pt; } nav, .tools, details:not([open]) { display: none; }
+  body { max-width: none; padding: 0; font-size: 10.5pt; } nav, .tools, details:not([open], .more) { display: none; }
+  details.more::details-content { content-visibility: visible; }
   section { border: 0; padding: .5rem 0; } figure, .card, .person, tr { break-inside: avoid; }
   h2, h3 { break-after: avoid; } .wide { overflow: visible; } table { font-size: 9pt; }
   th, td { white-space: normal; padding: .2rem .4rem; } .bar, .split i, .key, li.hit { print-color-adjust: exact; } }

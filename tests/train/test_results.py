@@ -19,7 +19,7 @@ from recsys.recommenders.popularity import Popularity
 from recsys.runs.read import load_run
 from recsys.runs.split import remember_split
 from recsys.train.fit import fit
-from recsys.train.results import finish, keep_baselines, kept_baselines, renew, sections
+from recsys.train.results import finish, keep_baselines, kept_baselines, renew, sections, write_page
 from recsys.train.run import Run
 
 
@@ -232,3 +232,39 @@ def test_hostile_1_reports_of_baselines_are_neither_written_nor_removed_through_
                 action()
         (tmp_path / "run" / link).unlink()
     assert (tmp_path / "home" / "0-mine" / "report.json").read_text() == "mine"
+
+
+def test_the_page_of_a_run_shows_its_data_users_and_how_to_repeat_it(split, tmp_path):
+    run = Run(tiny(), split, {"epochs": 2, "progress": False}, baselines=[Popularity()])
+    _, page = report(run, tmp_path / "run")
+    for heading in ("Headline", "Protocol", "Data", "Training", "Metrics", "Segments", "Users", "Examples"):
+        assert f"<h2>{heading}</h2>" in page
+    assert "Beside the baselines" in page and "How to repeat it" in page
+    history = split.items.raw(split.prepared.items[: split.prepared.offsets[1]]).tolist()
+    assert any(f"<li>{item}</li>" in page for item in history)
+
+
+def test_what_cannot_be_shown_costs_its_own_section(split, tmp_path, monkeypatch):
+    def fails(*_given):
+        raise MemoryError("too many events")
+
+    monkeypatch.setattr("recsys.train.results.data_section", fails)
+    monkeypatch.setattr("recsys.train.results.examples", fails)
+    run = Run(tiny(), split, {"epochs": 1, "progress": False})
+    with pytest.warns(DataWarning, match="too many events"):
+        _, page = report(run, tmp_path / "run")
+    assert "<h2>Metrics</h2>" in page and page.count("too many events") == 2
+    assert "<h2>Data</h2>" not in page and "<h2>Examples</h2>" not in page
+
+
+def test_a_page_made_anew_keeps_its_curves_sections_and_baselines(split, tmp_path):
+    run = Run(tiny(auxiliaries=[Told()]), split, {"epochs": 2, "progress": False}, baselines=[Popularity()])
+    _, before = report(run, tmp_path / "run")
+    write_page(tmp_path / "run", Report.load(tmp_path / "run"), run.model, split)
+    after = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    headings = [part.partition("</h2>")[0] for part in before.split("<h2>")[1:]]
+    assert headings == [part.partition("</h2>")[0] for part in after.split("<h2>")[1:]]
+    assert {"Edits", "Training"} <= set(headings)
+    write_page(tmp_path / "run", Report.load(tmp_path / "run"), notes=["no <split>"])
+    without = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "no &lt;split&gt;" in without and "<h2>Edits</h2>" in without and "<h2>Data</h2>" not in without
