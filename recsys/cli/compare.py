@@ -12,7 +12,8 @@ def compare(runs: tuple[Path, ...], /, metrics: tuple[str, ...] = (), html: Path
         runs: two or more run folders, evaluated alike; the first is the reference. Baselines of a run are folders in
             RUN/baselines.
         metrics: metrics to compare, such as ndcg@10 (default: NDCG, recall and MRR at 10, or at the longest list).
-        html: write a page of it to this file: differences, segments, and who wins for which users (default: none).
+        html: write a page of it to this file: differences, segments, and who wins for which users, of whom it names
+            some by their raw ids (default: none).
     """
     from recsys.eval.compare import compare as contrast
     from recsys.eval.report import Report

@@ -223,6 +223,8 @@ def protocol(told: str) -> str:
 
 
 def _measured(row: Mapping[str, Any]) -> Measured:
+    if not is_number(row["mean"]):
+        raise ValueError(f"its mean is {row['mean']!r}, and a finite number is expected")
     low, high = (float(row[key]) if is_number(row.get(key)) else None for key in ("low", "high"))
     return Measured(float(row["mean"]), low, high, str(row.get("over", "")))
 

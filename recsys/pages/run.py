@@ -19,7 +19,7 @@ from recsys.eval.storage import write_text
 from recsys.pages.charts import MISSING, Chart, Series, can_draw, figures, is_number, thinned
 from recsys.pages.contents import content
 from recsys.pages.differences import folded, signed, tests
-from recsys.pages.frame import Html, Section, cards, document, facts, table, text
+from recsys.pages.frame import Html, Section, cards, document, facts, rest, table, text
 
 BARS = 20  # bins of the users' metric
 CHARTS = 60  # most learning curves
@@ -53,7 +53,7 @@ def write_html(
         baselines: reports that stand beside this one.
         data: what :func:`recsys.pages.data.data_section` made.
         examples: what :func:`recsys.pages.examples.examples_section` made.
-        repeat: how to run it again, as :func:`manifest <recsys.runs.write.RunFolder.begin>` has it.
+        repeat: how to run it again: "command", "seed", "versions" ... as ``manifest.json`` of a run has them.
         notes: what the page lacks, and why.
     """
     drawn = bool(report or comparison or curves or data)
@@ -64,7 +64,7 @@ def write_html(
         *(_headed(report, comparison) if report is not None else []),
         Section("Audit of the split", content(audit) if audit else ""),
         Section("Data", data or ""),
-        Section("Training", figures(list(_curves(curves or ()))[:CHARTS])),
+        Section("Training", _training(list(_curves(curves or ())))),
         *(_measured(report, baselines) if report is not None else []),
         *(_compared(comparison) if comparison is not None else []),
         Section("Examples", examples or ""),
@@ -196,8 +196,9 @@ def _users(reports: Sequence[Report]) -> list[Chart]:
         return []
     others = [one for one in reports[1:] if name in one.metrics and one.users]
     shown = [reports[0], *sorted(others, key=lambda one: -one.mean(name))[:1]]
-    tops = [float(np.nanmax(one.per_user(name))) for one in shown]
-    edges = np.linspace(0, max(1.0, *tops), BARS + 1)
+    values = np.concatenate([one.per_user(name) for one in shown])
+    values = values[np.isfinite(values)]
+    edges = np.linspace(values.min(initial=0.0), values.max(initial=1.0), BARS + 1)
     series = tuple(
         Series(one.name, edges.tolist(), (np.histogram(one.per_user(name), edges)[0] / one.users).tolist())
         for one in shown
@@ -227,6 +228,10 @@ def _compared(comparison: Comparison) -> list[Section]:
     if comparison.segments:
         found.append(Section("Compared within segments", folded(comparison)))
     return found
+
+
+def _training(charts: Sequence[Chart]) -> Html:
+    return Html(figures(charts[:CHARTS]) + rest(len(charts), CHARTS))
 
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> Iterable[Chart]:

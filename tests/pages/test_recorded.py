@@ -91,10 +91,11 @@ def test_what_cannot_be_read_is_counted_and_shown(tmp_path: Path) -> None:
     put(tmp_path, "other.json", {"name": "x", "metrics": {"ndcg@10": 3}, "runs": []})
     put(tmp_path, "empty.json", {"name": "x", "metrics": {}, "runs": []})
     put(tmp_path, "runs.json", {**result(), "runs": 3})
+    put(tmp_path, "nan.json", json.dumps(result()).replace("0.1,", "NaN,"))
     (tmp_path / "results" / "bytes.json").write_bytes(b"\xff\xfe\x00")
     found = read_recorded(tmp_path)
-    assert len(found.results) == 1 and found.files == 7
-    names = {f"results/{name}.json" for name in ("broken", "list", "other", "empty", "runs", "bytes")}
+    assert len(found.results) == 1 and found.files == 8
+    names = {f"results/{name}.json" for name in ("broken", "list", "other", "empty", "runs", "nan", "bytes")}
     assert {name for name, _ in found.others} == names
     assert all(name in page(tmp_path) for name in names)
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -118,6 +120,23 @@ def test_bars_are_as_long_as_their_numbers(tmp_path):
     assert widths == [longest / 2, longest / 4, 0, longest] and all(left == zero for left, _ in found)
     assert "insert <b>" in checker.text and "0.25" in checker.text
     assert "b" not in checker.tags and "script" not in checker.tags
+
+
+def test_every_user_is_in_the_distribution_whatever_the_metric(reports, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # charts as tables
+    first = reports[0]
+    values = np.random.default_rng(0).normal(0, 5, first.users)
+    odd = replace(first, meta={**first.meta, "metrics": ["gain"]}, columns={**first.columns, "gain": values})
+    write_html(tmp_path / "page.html", "Own", odd)
+    own = (tmp_path / "page.html").read_text(encoding="utf-8").partition("<figcaption>gain of each user")[2]
+    shares = re.findall(r"<tr><td>[^<]*</td><td>([^<]*)</td></tr>", own.partition("</figure>")[0])
+    assert sum(map(float, shares)) == pytest.approx(1, abs=1e-3)
+
+
+def test_more_curves_than_a_page_shows_are_counted(tmp_path):
+    write_html(tmp_path / "page.html", "Many", curves=[{f"number {at}": 1.0 for at in range(100)}])
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("<figcaption>") == 60 and "40 more" in page
 
 
 def test_half_a_surrogate_pair_costs_no_page(tmp_path):
