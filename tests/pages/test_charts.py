@@ -85,6 +85,26 @@ def test_without_the_library_the_numbers_stand_there(name: str, monkeypatch: pyt
 
 
 @drawn
+def test_the_settings_of_the_user_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib
+
+    before = figure(CHARTS["intervals"])
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
+    monkeypatch.setitem(matplotlib.rcParams, "axes.facecolor", "red")
+    assert figure(CHARTS["intervals"]) == before and matplotlib.rcParams["text.usetex"]
+
+
+@drawn
+def test_a_chart_that_cannot_be_drawn_is_a_table_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(chart: Chart) -> str:
+        raise ImportError("DLL <load> failed")
+
+    monkeypatch.setattr("recsys.pages.charts.svg", broken)
+    found = Parsed(figure(CHARTS["bars"]))
+    assert "svg" not in found.tags and "table" in found.tags and "DLL <load> failed" in found.text
+
+
+@drawn
 def test_a_long_line_is_thinned_and_keeps_its_ends() -> None:
     few = thinned(range(1_000_000), 100)
     assert few[0] == 0 and few[-1] == 999_999 and len(few) <= 101

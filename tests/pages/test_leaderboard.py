@@ -7,6 +7,8 @@ import hashlib
 import html
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,17 @@ def test_every_recorded_result_is_on_the_page() -> None:
             assert path.relative_to(RESULTS).as_posix() in page and f'data-v="{content["name"]}"' in page
     for path in RESULTS.rglob("results/*.md"):
         assert path.relative_to(RESULTS).as_posix() in page
+
+
+@committed
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_the_script_runs_in_a_browser(tmp_path: Path) -> None:
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    more = "--disable-component-update --disable-sync --dump-dom"
+    command = ["chromium", *flags.split(), *more.split(), f"--user-data-dir={tmp_path}", PAGE.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    results = len(read_recorded(RESULTS).results)
+    assert f">{results} of {results} results</output>" in shown and 'aria-sort="none"' in shown
 
 
 @committed
