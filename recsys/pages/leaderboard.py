@@ -18,7 +18,7 @@ from recsys.pages.recorded import Measured, Paired, Recorded, Result
 
 FIRST = ("ndcg@10", "hr@10", "mrr@10", "coverage@10")  # the metrics that have a column, the first decides the order
 COLUMNS = 6  # of metrics, at most
-_UNTOLD = re.compile(r"seconds|log-probability|divergence")  # of rows of one seed: the tables below have them
+_ASIDE = re.compile(r"seconds|log-probability|divergence|.* weight")  # no measures of quality, where there are others
 _SCRIPT = """
 (() => {
   const tools = document.querySelector('.tools'), boards = [...document.querySelectorAll('table.board')];
@@ -106,11 +106,11 @@ def _called(data: str, told: str) -> str:
 def _board(data: str, told: str, results: Sequence[Result]) -> Html:
     """One table: data and protocol are the same, so its numbers may be compared."""
     metrics = _metrics(results)
-    ordered = sorted(results, key=lambda one: (-_mean(one, metrics[0]), one.method, one.table) if metrics else (0,))
+    ordered = sorted(results, key=lambda one: (-_mean(one, metrics[0]), one.method, one.table))
     most = {
         name: max((one.metrics[name].mean for one in results if name in one.metrics), default=0.0) for name in metrics
     }
-    heading = ["method", *metrics, "seeds", "date", "against others", "how it was made"]
+    heading = ["method", *metrics, "seeds", "date", "against others"]
     head = "".join(f'<th scope="col">{text(cell)}</th>' for cell in heading)
     rows = "\n".join(f"<tr>{_row(one, metrics, most)}</tr>" for one in ordered)
     note = f'<p class="muted">{text(told)}</p>' if told else ""
@@ -121,10 +121,10 @@ def _board(data: str, told: str, results: Sequence[Result]) -> Html:
 
 
 def _metrics(results: Sequence[Result]) -> list[str]:
-    named = dict.fromkeys(name for one in results for name in one.metrics if not _UNTOLD.match(name))
-    first = [name for name in FIRST if name in named]
-    others = [] if any("seeds" in one.command for one in results) else [name for name in named if name not in first]
-    return (first + others)[:COLUMNS]
+    """The metrics with a column of their own, one at least; the others stand with the command."""
+    named = list(dict.fromkeys(name for one in results for name in one.metrics))
+    told = [name for name in named if not _ASIDE.match(name)] or named
+    return [name for name in FIRST if name in named] or told[:COLUMNS]
 
 
 def _mean(one: Result, metric: str) -> float:
@@ -137,7 +137,7 @@ def _row(one: Result, metrics: Sequence[str], most: dict[str, float]) -> str:
     paired = "".join(f"<div>{_against(found)}</div>" for found in one.paired if found.metric == metrics[0])
     leading = next((found.difference for found in one.paired if found.metric == metrics[0]), "")
     seeds = f'<td data-v="{len(one.seeds)}" title="{text(", ".join(map(str, one.seeds)))}">{len(one.seeds)}</td>'
-    cells.append(f'{seeds}<td>{text(one.date)}</td><td data-v="{leading}">{paired}</td><td>{_made(one)}</td>')
+    cells.append(f'{seeds}<td>{text(one.date)}</td><td data-v="{leading}">{paired}{_made(one, metrics)}</td>')
     return "".join(cells)
 
 
@@ -165,12 +165,18 @@ def _against(found: Paired) -> str:
     )
 
 
-def _made(one: Result) -> str:
-    """Command, machine, tuning and files, folded."""
+def _made(one: Result, metrics: Sequence[str]) -> str:
+    """Command, machine, tuning, files, further metrics and the intervals of differences, folded."""
     files = one.files[0] if len(one.files) == 1 else f"{one.files[0]} and {len(one.files) - 1} beside it"
-    told = facts([("machine", one.machine), ("tuning", one.tuning), ("recorded in", files)])
+    more = [(name, number(found.mean)) for name, found in one.metrics.items() if name not in metrics]
+    changes = [
+        (f"against {found.reference}", f"[{number(found.low)}, {number(found.high)}], p {number(found.p)} uncorrected")
+        for found in one.paired
+        if found.metric == metrics[0]
+    ]
+    told = facts([("machine", one.machine), ("tuning", one.tuning), *more, *changes, ("recorded in", files)])
     command = f"<pre>{text(one.command)}</pre>" if one.command else ""
-    return f"<details><summary>command</summary>{command}{told}</details>"
+    return f"<details><summary>how it was made</summary>{command}{told}</details>"
 
 
 def _read() -> Html:

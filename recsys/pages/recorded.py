@@ -185,7 +185,8 @@ def _is_result(found: Any) -> bool:
 
 
 def _is_row(found: Any) -> bool:
-    return isinstance(found, dict) and {"row", "seed"} <= found.keys()
+    named = isinstance(found, dict) and {"row", "seed"} <= found.keys()
+    return named and any(is_number(value) for key, value in found.items() if key != "seed")
 
 
 def _result(file: str, found: dict[str, Any], known: Sequence[str]) -> Result:

@@ -63,7 +63,10 @@ table.bars td:nth-child(2) { width: 58%; } table.bars td:last-child { text-align
   2px; }
 table.board td { vertical-align: top; } table.board details { text-align: left; max-width: 24rem; white-space: normal; }
 table.board .facts { grid-template-columns: 1fr; font-size: 12.5px; } td:first-child small { display: block; }
-table.board th:first-child, table.board td:first-child { position: sticky; left: 0; background: var(--paper); }
+table.board th:first-child, table.board td:first-child { position: sticky; left: 0; background: var(--paper);
+  z-index: 1; } table.board details[open] { width: 17.2rem; max-width: 75vw; }
+table.board td:last-child, table.board th:last-child { text-align: left; padding-left: 1rem; }
+table.board .facts dd { flex: 0 1 auto; }
 table.board td:first-child { min-width: 7.5rem; max-width: 12rem; white-space: normal; }
 table.board th, table.board td { padding: .3rem .45rem; } table.board td:first-child { padding-left: 0; }
 .key { display: inline-block; width: .8rem; height: .8rem; border-radius: 2px; margin: 0 .35rem 0 .9rem;

@@ -89,15 +89,25 @@ def test_what_cannot_be_read_is_counted_and_shown(tmp_path: Path) -> None:
     put(tmp_path, "broken.json", '{"name": "x", ')
     put(tmp_path, "list.json", [1, 2])
     put(tmp_path, "other.json", {"name": "x", "metrics": {"ndcg@10": 3}, "runs": []})
+    put(tmp_path, "row.json", {"row": "x", "seed": 0})
     put(tmp_path, "empty.json", {"name": "x", "metrics": {}, "runs": []})
     put(tmp_path, "runs.json", {**result(), "runs": 3})
     put(tmp_path, "nan.json", json.dumps(result()).replace("0.1,", "NaN,"))
     (tmp_path / "results" / "bytes.json").write_bytes(b"\xff\xfe\x00")
     found = read_recorded(tmp_path)
-    assert len(found.results) == 1 and found.files == 8
-    names = {f"results/{name}.json" for name in ("broken", "list", "other", "empty", "runs", "nan", "bytes")}
+    assert len(found.results) == 1 and found.files == 9
+    names = {f"results/{name}.json" for name in ("broken", "list", "other", "empty", "runs", "nan", "row", "bytes")}
     assert {name for name, _ in found.others} == names
     assert all(name in page(tmp_path) for name in names)
+
+
+def test_every_metric_of_a_result_is_shown(tmp_path: Path) -> None:
+    names = [f"metric{at}" for at in range(9)]
+    metrics = {name: {"mean": 0.3 + at / 100} for at, name in enumerate([*names, "ndcg@10"])}
+    put(tmp_path, "a/ml-100k/many.json", {**result("many"), "metrics": metrics})
+    put(tmp_path, "a/own/other.json", {**result("other"), "data": "own", "metrics": {"seconds": {"mean": 7.25}}})
+    shown = page(tmp_path)
+    assert all(name in shown and f".{30 + at}00" in shown for at, name in enumerate(names)) and "7.2500" in shown
 
 
 def test_numbers_beside_a_table_are_told_by_it(tmp_path: Path) -> None:
