@@ -67,7 +67,7 @@ def quickstart(envs: Path, fresh: bool, rest: list[str]) -> None:
 def test(envs: Path, fresh: bool, rest: list[str]) -> None:
     """Install for development and run the tests, as many at once as there are processors, each on one thread."""
     python = environment(envs / ".venv-test", fresh)
-    install(python, "-e", ".[dev,text,llm,tune,report]")
+    install(python, "-e", ".[dev,text,llm,tune,report,serve]")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     step("tests", [str(python), "-m", "pytest", "-q", "-n", "logical", "--dist", "worksteal", *rest])
 
@@ -75,7 +75,7 @@ def test(envs: Path, fresh: bool, rest: list[str]) -> None:
 def check(envs: Path, fresh: bool, rest: list[str]) -> None:
     """Style, types and import directions; all of them run before a failure counts."""
     python = environment(envs / ".venv-test", fresh)
-    install(python, "-e", ".[dev,text,llm,tune,report]")
+    install(python, "-e", ".[dev,text,llm,tune,report,serve]")
     commands = (
         ("style", [str(python), "-m", "ruff", "check", "."]),
         ("format", [str(python), "-m", "ruff", "format", "--check", "."]),
@@ -96,7 +96,7 @@ def check(envs: Path, fresh: bool, rest: list[str]) -> None:
 def docs(envs: Path, fresh: bool, rest: list[str]) -> None:
     """API pages from the docstrings, into docs/api."""
     python = environment(envs / ".venv-test", fresh)
-    install(python, "-e", ".[dev,text,llm,tune,report]")
+    install(python, "-e", ".[dev,text,llm,tune,report,serve]")
     step("API pages", [str(python), "docs/build.py", *rest])
 
 

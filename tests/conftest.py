@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def charts_are_drawn_in_their_own_tests() -> Iterator[None]:
+    """Every run writes a page, and its charts take longer than most runs of tests."""
+    from recsys.pages import charts
+
+    can_draw = charts.can_draw
+    with pytest.MonkeyPatch.context() as patch:
+        own = ("tests/pages/", "tests/cli/test_report.py")
+        patch.setattr(
+            charts, "can_draw", lambda: os.environ.get("PYTEST_CURRENT_TEST", "").startswith(own) and can_draw()
+        )
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ EXTRAS = {
     "fast": "numba",
     "text": "sentence_transformers",
     "llm": "transformers",
-    "serve": "fastapi",
+    "serve": "starlette",
     "report": "matplotlib",
     "parity": "recbole",
     "parity-trl": "trl",

@@ -100,8 +100,9 @@ class Server:
             self.metrics.swap(name, "refused")
             raise
         self.metrics.swap(name, "loaded")
-        gc.collect()
-        gc.freeze()  # what lives as long as the bundle is not looked through in the middle of requests
+        gc.unfreeze()
+        gc.collect()  # the bundle before, once nobody waits for its answers
+        gc.freeze()  # and what lives as long as this one is not looked through in the middle of requests
         self.metrics.items(name, served.hash, len(served.vocabulary))
         return served
 
