@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, Stric
 LONGEST_HISTORY, MOST_HISTORIES, LONGEST_LIST = 10_000, 256, 100
 LARGEST_K, MOST_IDS, MOST_EVENTS = 1_000, 100_000, 1_000
 
-Id = Annotated[StrictStr, Field(max_length=1_000)] | Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
-Number = StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)]
+Whole = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
+Id = Annotated[StrictStr, Field(max_length=1_000)] | Whole
+Number = Whole | Annotated[StrictFloat, Field(allow_inf_nan=False)]
 Time = Number | Annotated[StrictStr, Field(max_length=100)]
 Scalar = Annotated[StrictStr, Field(max_length=1_000)] | Number | None
 Text = Annotated[StrictStr, Field(max_length=10_000)]

@@ -269,7 +269,8 @@ def _of_items(items: list[m.NewItem]) -> tuple[Any, Any, dict[str, list[Any]]]:
     lengths = {None if one.vector is None else len(one.vector) for one in items}
     if len(lengths) > 1:
         raise Refused(422, "all new items of a request have a vector of one length, or none of them has one")
-    vectors = None if None in lengths else np.array([one.vector for one in items], np.float32)
+    with np.errstate(over="ignore"):  # what is infinite then is refused where it is used
+        vectors = None if None in lengths else np.array([one.vector for one in items], np.float32)
     names = {frozenset(one.features or ()) for one in items}
     if len(names) > 1:
         raise Refused(422, "all new items of a request have the same features, or none of them has any")

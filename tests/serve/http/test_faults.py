@@ -31,6 +31,7 @@ JSON = some.recursive(
     some.none()
     | some.booleans()
     | some.integers()
+    | some.just(10**400)
     | some.floats()
     | some.text(max_size=8)
     | some.sampled_from(["i1", "i2"]),

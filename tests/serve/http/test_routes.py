@@ -223,3 +223,8 @@ def test_the_document_describes_every_route(serving, bundle: Path) -> None:
     names = set(document["components"]["schemas"])
     assert all(part.split('"')[0] in names for part in text.split("#/components/schemas/")[1:])
     assert server.get("/")[0] == server.get("/page.js")[0] == server.get("/page.css")[0] == 200
+
+
+@pytest.mark.parametrize("vector", [[10**400, 1], [1e308, 1.0], [1.0]])
+def test_numbers_that_no_vector_holds_are_refused(serving, bundle: Path, vector: list[Any]) -> None:
+    assert serving({"toy": bundle}).post("/items", {"items": [{"id": "new", "vector": vector}]})[0] == 422
