@@ -72,10 +72,11 @@ def serve(
 
 
 def _named(bundles: tuple[Path, ...]) -> dict[str, Path]:
-    """Name -> folder: the last part of the path, with a number where two are called the same."""
+    """Name -> folder: the last part of the path, with the one before it or a number where two are called the same."""
     found: dict[str, Path] = {}
     for folder in bundles:
         stem = folder.resolve().name
+        stem = f"{folder.resolve().parent.name}-{stem}" if stem in found else stem
         name, number = stem, 2
         while name in found:
             name, number = f"{stem}-{number}", number + 1

@@ -32,9 +32,9 @@ class Influence:
 
     items: list[Any]  # (M,) raw ids asked about
     history: list[Any]  # (L,) raw ids, oldest first: those that the model reads
-    rank: np.ndarray  # (M,) int64 rank among all items, 1 the best; 0: not in the list of a model that makes lists
+    rank: np.ndarray  # (M,) int64 rank among the items outside the history, 1 the best; 0: beyond a list that is made
     change: np.ndarray  # (L, M) float64: what the item has less when the history lacks this one
-    rank_without: np.ndarray  # (L, M) int64: its rank then
+    rank_without: np.ndarray  # (L, M) int64: its rank then, among the same items
 
 
 def leave_one_out(bundle: Bundle, history: History | Sequence[Any], items: Sequence[Any]) -> Influence:
@@ -58,7 +58,9 @@ def leave_one_out(bundle: Bundle, history: History | Sequence[Any], items: Seque
         raise ValueError("the history holds no known item, so there is nothing that could be left out")
     variants = [history, *(_without(history, int(at)) for at in read)]
     scaled = _on_scale(bundle, variants)
-    ranks = _ranks(scaled, rows)
+    others = np.ones(scaled.shape[1], bool)
+    others[vocabulary.rows([history.items[at] for at in np.flatnonzero(known).tolist()]) - 1] = False
+    ranks = _ranks(scaled, rows, others)
     wanted = scaled[:, rows - 1]
     left = [history.items[at] for at in read.tolist()]
     return Influence(list(items), left, ranks[0], (wanted[0] - wanted[1:]).astype(np.float64), ranks[1:])
@@ -97,8 +99,8 @@ def _on_scale(bundle: Bundle, histories: list[History]) -> np.ndarray:
     return np.divide(found, largest, out=np.zeros_like(found), where=largest > 0)
 
 
-def _ranks(scaled: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """(B, M) 1 + how many items are better; 0 for those that a list does not hold."""
-    own = scaled[:, rows - 1]
-    ranks = np.stack([(scaled > own[:, [column]]).sum(1) + 1 for column in range(len(rows))], 1)
+def _ranks(scaled: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(B, M) 1 + how many of the ``others`` (N,) are better; 0 for those that a list does not hold."""
+    own, among = scaled[:, rows - 1], scaled[:, others]
+    ranks = np.stack([(among > own[:, [column]]).sum(1) + 1 for column in range(len(rows))], 1)
     return np.where((own == 0) & (scaled.min(1) == 0)[:, None] & (scaled.max(1) <= 1 / SMOOTHING)[:, None], 0, ranks)

@@ -197,7 +197,7 @@ class WhyItem(BaseModel):
 
     id: str | int
     title: str | None
-    rank: int = Field(description="among all items, 1 the best; 0: beyond the list of a model that makes lists")
+    rank: int = Field(description="among items outside the history, 1 the best; 0: beyond a list that is made")
     influence: list[InfluenceOut]
 
 
@@ -234,6 +234,7 @@ class BundleFacts(BaseModel):
     items: int
     withdrawn: int
     index: dict[str, Any] | None
+    similar: bool = Field(description="whether it has vectors, by which items are compared")
     columns: list[str]
     fallbacks: list[str]
     created: str | None

@@ -246,6 +246,7 @@ def _facts(served: Served) -> dict[str, Any]:
     return {
         **_named(served), "model": type(bundle.model).__name__, "items": len(served.vocabulary),
         "withdrawn": len(served.withdrawn), "index": bundle.manifest.get("index"), "columns": served.columns.names,
+        "similar": bundle.index is not None or hasattr(bundle.model, "similar"),
         "fallbacks": list(served.fallbacks.chain), "created": bundle.manifest.get("created"),
         "reads": sorted(bundle.model.needs),
     }  # fmt: skip

@@ -105,6 +105,7 @@ def test_similar_search_why_and_facts(serving, bundle: Path, other: Path) -> Non
     assert server.post("/why", {"history": ["zz"], "items": ["i3"]})[0] == 422
     facts = server.get("/bundles")[1]["bundles"]
     assert [one["name"] for one in facts] == ["toy", "counted"] and facts[0]["columns"] == ["title"]
+    assert [one["similar"] for one in facts] == [True, False]
 
 
 def test_items_come_and_go_while_it_serves(serving, split: Split, tmp_path: Path) -> None:
