@@ -161,6 +161,7 @@ def load(port: int, connections: int, seconds: int, work: Path) -> dict[str, flo
     base = ["wrk", "-t1", f"-c{connections}", "--timeout", "30s", "-s", str(work / "ask.lua")]
     url = f"http://127.0.0.1:{port}/recommend"
     subprocess.run([*base, "-d1s", url], check=True, capture_output=True)
+    time.sleep(1)  # what the tool hung up on is worked off, before it connects again all at once
     done = subprocess.run([*base, f"-d{seconds}s", url], check=True, capture_output=True, text=True).stdout
     told = json.loads(next(line for line in done.splitlines() if line.startswith("FOUND ")).removeprefix("FOUND "))
     row = {"rate": told["requests"] / told["seconds"], "errors": told["errors"]}

@@ -6,9 +6,12 @@ well: its layers take a third of the requests per second of an echo, and it read
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from starlette.routing import Router
+from starlette.requests import Request
+from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
 
 from recsys.serve.feedback import FeedbackLog
 from recsys.serve.http.gate import Gate
@@ -37,7 +40,23 @@ def make_app(
     """
     limits = limits or Limits()
     server = Server(service, limits, feedback, watch, failed)
-    router = Router(routes(server), redirect_slashes=False, lifespan=server.lifespan)
-    gate = Gate(router, key, hosts, limits.in_flight, server.metrics.request, log)
+    gate = Gate(_Straight(routes(server), server.lifespan), key, hosts, limits.in_flight, server.metrics.request, log)
     server.in_flight = lambda: gate.in_flight
     return gate
+
+
+class _Straight:
+    """A router that finds a route by its exact path first, which nearly all requests have."""
+
+    def __init__(self, routes: Sequence[Route], lifespan: Any) -> None:
+        self._router = Router(routes, redirect_slashes=False, lifespan=lifespan)
+        self._known = {(method, one.path): one for one in routes for method in one.methods or () if "{" not in one.path}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._known.get((scope.get("method", ""), scope.get("path", "")))
+        if route is None:
+            await self._router(scope, receive, send)
+            return
+        scope["route"] = route
+        response = await route.endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)

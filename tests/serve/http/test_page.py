@@ -142,8 +142,8 @@ def test_the_keyboard_alone_will_do(serving, bundle: Path, visit) -> None:
     before = titles(page)
     page.focus("#search")
     page.keyboard.type("title 2")
-    page.wait_for_function("() => { const found = [...document.querySelectorAll('#found li')];"
-                           "return found.length > 1 && found.every(one => one.textContent.includes('2')); }")  # fmt: skip
+    those = "[...document.querySelectorAll('#found li')].map(one => one.textContent)"
+    page.wait_for_function(f"() => {those}.length > 1 && {those}.every(one => one.includes('2'))")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
     chosen = page.locator("#found [aria-selected=true]").inner_text()
