@@ -102,7 +102,8 @@ class Shown:
     def limited(self, only: np.ndarray | None = None, never: np.ndarray | None = None) -> Shown:
         """The same where, of all columns, ``only`` some may be shown and ``never`` some others."""
         if only is not None:
-            only = np.unique(only) if self.allowed_to_all is None else np.intersect1d(only, self.allowed_to_all)
+            only = only if bool((only[1:] > only[:-1]).all()) else np.unique(only)
+            only = only if self.allowed_to_all is None else np.intersect1d(only, self.allowed_to_all)
         denied = self.denied_to_all if never is None else np.union1d(self.denied_to_all, never)
         return replace(self, allowed_to_all=self.allowed_to_all if only is None else only, denied_to_all=denied)
 

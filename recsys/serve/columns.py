@@ -19,7 +19,7 @@ from recsys.errors import closest, printable
 if TYPE_CHECKING:
     import polars as pl
 
-KEPT = 64  # masks of the filters asked for last
+KEPT = 2**23  # rows that are kept of the filters asked for last
 OPERATORS = ("is", "is_not", "has", "has_not", "min", "max")
 TITLES = ("title", "name", "movie_title")  # which column is shown, else the first
 
@@ -98,7 +98,7 @@ class Columns:
         found = np.flatnonzero(kept)
         with self._lock:
             self._masks[key] = found
-            if len(self._masks) > KEPT:
+            while len(self._masks) > 1 and sum(map(len, self._masks.values())) > KEPT:
                 self._masks.popitem(last=False)
         return found
 
@@ -113,8 +113,8 @@ class Columns:
             return np.zeros(0, np.int64)
         if self._lower is None:
             self._lower = self._frame[self.title].fill_null("").str.to_lowercase()
-        found = np.arange(len(self._lower))
-        for word in words:  # each looks through what the one before left
+        found = np.flatnonzero(self._lower.str.contains(words[0], literal=True).to_numpy())
+        for word in words[1:]:  # each looks through what the one before left
             found = found[self._lower.gather(found).str.contains(word, literal=True).to_numpy()]
         found = found[found > 0]
         near = self._lower.gather(found)

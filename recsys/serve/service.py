@@ -30,6 +30,7 @@ from recsys.serve.files import UNREADABLE
 from recsys.storage.folders import MANIFEST
 
 MODEL = "model"  # the source of what the model recommends
+LONG = 100  # denied items, beyond which an ask is ranked alone: lists are looked up once, not for each history
 STEPS = (10, 100)  # lists up to these lengths are made together, cut to what each asked for
 
 
@@ -53,7 +54,8 @@ class Ask:
     def group(self) -> tuple[Any, ...]:
         """Asks of one group are ranked together."""
         step = next((step for step in STEPS if self.k <= step), self.k)
-        return id(self.served), step, self.exact, id(self.rows) if self.rows is not None else None
+        alone = id(self) if self.allow is not None or len(self.deny or ()) > LONG else None
+        return id(self.served), step, self.exact, id(self.rows) if self.rows is not None else None, alone
 
 
 @dataclass
@@ -180,18 +182,21 @@ class Served:
     def _answer(self, asks: Sequence[Ask]) -> Iterable[Answer]:
         first, k = asks[0], max(ask.k for ask in asks)
         histories = [one for ask in asks for one in ask.histories]
-        denied = [[*(one.items if ask.exclude else ()), *(ask.deny or ())] for ask in asks for one in ask.histories]
-        allowed = [ask.allow for ask in asks for _ in ask.histories]
-        lists = allowed if any(one is not None for one in allowed) else None
+        exclude, allow, deny = "none", first.allow, first.deny  # an ask with lists of its own is alone
+        if len(asks) == 1:
+            exclude = "history" if first.exclude else "none"
+        else:
+            deny = [[*(one.items if ask.exclude else ()), *(ask.deny or ())] for ask in asks for one in ask.histories]
         limits = Limits(first.rows, self.withdrawn if len(self.withdrawn) else None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DataWarning)  # the answer itself says what was not known
-            top, _ = self.bundle._rank(histories, k, "none", lists, denied, limits, first.exact)
+            top, _ = self.bundle._rank(histories, k, exclude, allow, deny, limits, first.exact)
         rows, scores, sources = top.rows, top.scores, np.where(top.fallback, POPULAR, MODEL).tolist()
         if not self.fallbacks.only_popular:
+            owners = [ask for ask in asks for _ in ask.histories]
             for at in np.flatnonzero(top.fallback).tolist():
-                hidden = np.append(self.withdrawn, self.find(denied[at]))
-                only = first.rows if allowed[at] is None else self.find(allowed[at] or [])
+                hidden = np.append(self.withdrawn, self.find(owners[at].deny or []))
+                only = first.rows if allow is None else self.find(allow)
                 only = np.intersect1d(only, first.rows) if only is not None and first.rows is not None else only
                 rows[at], scores[at], sources[at] = self.fallbacks.answer(rows[at], scores[at], hidden, only)
         yield from self._told(asks, rows, scores, sources, np.asarray(top.unknown))
@@ -247,6 +252,11 @@ class Service:
     def ready(self) -> bool:
         """Whether every bundle was loaded."""
         return self._current.keys() == self.folders.keys()
+
+    @property
+    def loaded(self) -> list[str]:
+        """Names of the bundles that are asked."""
+        return list(self._current)
 
     def current(self, name: str | None = None) -> Served:
         """The bundle of a name, as it is now.

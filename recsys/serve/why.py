@@ -24,6 +24,8 @@ from recsys.recommenders.history import History
 from recsys.serve.bundle import Bundle
 
 DEPTH = 200  # of the lists of a model that only makes lists
+NEWEST = 100  # items of a history that are left out in turn, of models that read it whole
+NUMBERS = 2**23  # scores held at a time
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Influence:
 def leave_one_out(bundle: Bundle, history: History | Sequence[Any], items: Sequence[Any]) -> Influence:
     """The influence of each item of ``history`` on each of ``items``.
 
-    Histories are scored L + 1 times in batches. Only the newest items that the model reads are left out; unknown ones
-    have no influence and are not among them.
+    Histories are scored L + 1 times in batches. Only the newest items that the model reads are left out, at most 100;
+    unknown ones have no influence and are not among them.
 
     Raises:
         UnknownItemError: an item asked about is not one that the model scores.
@@ -53,17 +55,21 @@ def leave_one_out(bundle: Bundle, history: History | Sequence[Any], items: Seque
     if (rows < 1).any():
         unknown = [one for one, row in zip(items, rows, strict=True) if row < 1]
         raise UnknownItemError(f"{len(unknown)} items are none that the model scores, such as {unknown[:3]}")
-    read = np.flatnonzero(known)[-(bundle.model.max_length or len(known)) :]
+    read = np.flatnonzero(known)[-min(bundle.model.max_length or NEWEST, NEWEST) :]
     if not len(read):
         raise ValueError("the history holds no known item, so there is nothing that could be left out")
-    variants = [history, *(_without(history, int(at)) for at in read)]
-    scaled = _on_scale(bundle, variants)
-    others = np.ones(scaled.shape[1], bool)
+    others = np.ones(bundle.model.num_items, bool)
     others[vocabulary.rows([history.items[at] for at in np.flatnonzero(known).tolist()]) - 1] = False
-    ranks = _ranks(scaled, rows, others)
-    wanted = scaled[:, rows - 1]
+    variants = [history, *(_without(history, int(at)) for at in read)]
+    size = max(1, NUMBERS // bundle.model.num_items)
+    wanted, ranks = [], []
+    for first in range(0, len(variants), size):
+        scaled = _on_scale(bundle, variants[first : first + size])
+        wanted.append(scaled[:, rows - 1])
+        ranks.append(_ranks(scaled, rows, others))
+    own, places = np.concatenate(wanted), np.concatenate(ranks)
     left = [history.items[at] for at in read.tolist()]
-    return Influence(list(items), left, ranks[0], (wanted[0] - wanted[1:]).astype(np.float64), ranks[1:])
+    return Influence(list(items), left, places[0], (own[0] - own[1:]).astype(np.float64), places[1:])
 
 
 def _without(history: History, at: int) -> History:

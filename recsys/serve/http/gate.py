@@ -50,6 +50,7 @@ class Gate:
         self._key = None if key is None else key.encode()
         self._hosts = None if hosts is None else frozenset(one.lower() for one in hosts)
         self.in_flight = 0
+        self.load_all: Callable[[], Any] | None = None  # has every bundle read again
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -89,6 +90,9 @@ class Gate:
             host = _name(headers.get(b"host", b"").decode("latin-1"))
             if host not in self._hosts:
                 return Refused(421, "this server answers under the name it was started with: see recsys serve --host")
+        origin = headers.get(b"origin")
+        if origin is not None and origin.partition(b"://")[2] != headers.get(b"host", b""):
+            return Refused(403, "a page of another website asks, which only a server may do in its place")
         path = scope["path"]
         if path not in OPEN and not path.startswith("/page.") and self._key is not None:
             given = headers.get(b"authorization", b"")

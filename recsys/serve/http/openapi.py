@@ -19,6 +19,7 @@ from recsys.serve.http.problems import PROBLEM
 
 REFUSALS = {
     401: "a key is needed",
+    403: "asked by a page of another website",
     404: "there is nothing of this name",
     421: "asked under a name that the server was not started with",
     422: "the request cannot be answered as it is",

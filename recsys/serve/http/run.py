@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def run(
         timeout_graceful_shutdown=STOPPING, ws="none",
         proxy_headers=False,
     )  # fmt: skip
-    server = _Server(config, service)
+    server = _Server(config, list(folders), app.load_all)
     server.run()
     lines.flush()
     if failures:
@@ -82,9 +82,9 @@ def run(
 class _Server(uvicorn.Server):
     """Tells its address once it listens, and reads bundles again at SIGHUP."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, names: Sequence[str], load_all: Callable[[], Any] | None) -> None:
         super().__init__(config)
-        self._service = service
+        self._names, self._load_all = list(names), load_all
 
     async def startup(self, sockets: Any = None) -> None:
         """Listen."""
@@ -95,19 +95,10 @@ class _Server(uvicorn.Server):
             for socket in one.sockets:
                 host, port = socket.getsockname()[:2]
                 shown = f"[{host}]" if ":" in host else host
-                print(f"serving {', '.join(self._service.folders)} at http://{shown}:{port}", file=sys.stderr)
+                print(f"serving {', '.join(self._names)} at http://{shown}:{port}", file=sys.stderr)
         if hasattr(signal, "SIGHUP"):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._again)
 
     def _again(self) -> None:
-        for name in self._service.folders:
-            future = asyncio.get_running_loop().run_in_executor(None, self._service.load, name)
-            future.add_done_callback(_told)
-
-
-def _told(future: Any) -> None:
-    error = future.exception()
-    if error is None:
-        print(f"recsys: {future.result().name} is now {future.result().hash}", file=sys.stderr)
-    else:
-        print(f"recsys: a bundle was refused, and the one before goes on: {error}", file=sys.stderr)
+        assert self._load_all is not None
+        self._task = asyncio.ensure_future(self._load_all())

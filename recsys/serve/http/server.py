@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -22,6 +23,7 @@ from recsys.serve.http.problems import Refused, busy
 from recsys.serve.service import Ask, Served, Service
 from recsys.storage.folders import MANIFEST
 
+_LOG = logging.getLogger(__name__)
 LOADING = 2.0  # seconds told to who asks while bundles are loaded
 
 
@@ -96,8 +98,10 @@ class Server:
         """Read a bundle; metrics tell how it went."""
         try:
             served = await run_in_threadpool(self.service.load, name)
-        except Exception:
+        except Exception as error:
             self.metrics.swap(name, "refused")
+            if name in self.service.loaded:
+                _LOG.warning("the bundle %s was refused, and the one before goes on: %s", name, error)
             raise
         self.metrics.swap(name, "loaded")
         gc.unfreeze()
@@ -105,6 +109,11 @@ class Server:
         gc.freeze()  # and what lives as long as this one is not looked through in the middle of requests
         self.metrics.items(name, served.hash, len(served.vocabulary))
         return served
+
+    async def load_all(self) -> None:
+        """Read all bundles again; those that are broken leave the ones before."""
+        for name in self.service.folders:
+            await asyncio.gather(self.load(name), return_exceptions=True)
 
     def served(self, name: str | None) -> Served:
         """The bundle that is asked, or a refusal."""

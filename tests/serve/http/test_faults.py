@@ -204,6 +204,13 @@ def test_on_loopback_only_the_own_names_are_answered(serving, bundle: Path) -> N
     assert server.post("/recommend", ASK, Host="[::1]:80")[0] == 200
 
 
+def test_pages_of_other_websites_are_not_answered(serving, bundle: Path) -> None:
+    server = serving({"toy": bundle})
+    assert server.post("/bundles/toy/reload", None, Origin="http://elsewhere.example")[0] == 403
+    assert server.post("/bundles/toy/reload", None, Origin="null")[0] == 403
+    assert server.post("/recommend", ASK, Origin=f"http://127.0.0.1:{server.port}")[0] == 200
+
+
 def test_an_error_of_the_server_says_nothing_of_its_inside_and_it_goes_on(
     serving, bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
