@@ -8,6 +8,7 @@ is below the median of the others' at the same epoch is pruned. The test part is
     own, trials/*   run folders; those of worse trials are removed as a better one is there
     best.py         a recipe: ``recsys fit DIR/best.py`` trains the best values, on other seeds as well
     tune.txt        the table of trials, and what the search cost
+    report.html     the same as a page
 
 Legend: n trials.
 """
@@ -62,8 +63,29 @@ class Tuned:
     space: Space
     folder: Path
 
+    @property
+    def budget(self) -> str:
+        """What the search cost, in a sentence."""
+        states = [one.state for one in self.trials[1:]]
+        minutes = sum(one.seconds for one in self.trials) / 60
+        space = "; ".join(f"{name} {one}" for name, one in self.space.items())
+        return (
+            f"Budget: {len(states)} trials besides the recipe's own values ({states.count('pruned')} pruned, "
+            f"{states.count('failed')} failed), {minutes:,.1f} minutes, over {space}."
+        )
+
+    @property
+    def promise(self) -> str:
+        """What was reached on validation, and how that is to be read."""
+        own = self.trials[0].value
+        gain = "" if own is None or self.best.value is None else f" (own values {own:.4f})"
+        best = "failed" if self.best.value is None else f"{self.best.value:.4f}"
+        return (
+            f"Best on validation: {best}{gain}, of the best of {len(self.trials)}, so it promises more than test will "
+            "show. Test was not looked at."
+        )
+
     def __str__(self) -> str:
-        own, tried = self.trials[0], self.trials[1:]
         lines = [f"{'trial':>5}  {self.metric:>8}  epochs  minutes  values"]
         for one in sorted(self.trials, key=lambda one: -math.inf if one.value is None else one.value, reverse=True):
             value = one.state if one.value is None else f"{one.value:.4f}"
@@ -74,18 +96,7 @@ class Tuned:
             name = "own" if one.number < 0 else str(one.number)
             lines.append(f"{name:>5}  {value:>8}  {one.epochs:>6}  {one.seconds / 60:>7.1f}  {shown}"
                          + (f" ({one.why})" if one.why else ""))  # fmt: skip
-        states = [one.state for one in tried]
-        minutes = sum(one.seconds for one in self.trials) / 60
-        space = "; ".join(f"{name} {one}" for name, one in self.space.items())
-        lines += ["", f"Budget: {len(tried)} trials besides the recipe's own values ({states.count('pruned')} pruned, "
-                  f"{states.count('failed')} failed), {minutes:,.1f} minutes, over {space}."]  # fmt: skip
-        gain = "" if own.value is None or self.best.value is None else f" (own values {own.value:.4f})"
-        best = "failed" if self.best.value is None else f"{self.best.value:.4f}"
-        lines.append(
-            f"Best on validation: {best}{gain}, of the best of {len(self.trials)}, so it promises more than test will "
-            "show. Test was not looked at."
-        )
-        return "\n".join([*lines, f"recsys fit {self.folder / 'best.py'} trains it"])
+        return "\n".join([*lines, "", self.budget, self.promise, f"recsys fit {self.folder / 'best.py'} trains it"])
 
 
 def tune(
@@ -165,6 +176,7 @@ def tune(
     tuned = Tuned(best, found, work.metric, space, Path(folder))
     _write_best(home, path, function, fixed, tuned)
     write_text(home / "tune.txt", f"{tuned}\n")
+    _write_page(home, path.stem, tuned)
     return tuned
 
 
@@ -363,6 +375,31 @@ def _write_best(home: Path, path: Path, function: Callable[..., Any], fixed: dic
         "",
     ]
     write_text(home / "best.py", "\n".join(lines))
+
+
+def _write_page(home: Path, recipe: str, tuned: Tuned) -> None:
+    """``report.html``: the budget, what it brought, and every trial."""
+    from recsys.pages.run import write_html
+
+    ended = [one for one in tuned.trials if one.value is not None]
+    ended.sort(key=lambda one: one.value or 0.0, reverse=True)
+    rows = [
+        {"trial": "own" if one.number < 0 else one.number, tuned.metric: one.value, "state": one.state,
+         "epochs": one.epochs, "minutes": round(one.seconds / 60, 2),
+         **{name: one.values.get(name) for name in tuned.space}, "why": one.why}
+        for one in [*ended, *(one for one in tuned.trials if one.value is None)]
+    ]  # fmt: skip
+    names = {"own" if one.number < 0 else f"trial {one.number}": one.value for one in ended}
+    extras: dict[str, Any] = {
+        "Budget": [tuned.budget, tuned.promise],
+        "Best values": {**tuned.best.values} or "the recipe's own",
+        f"Validation {tuned.metric}": {"bars": names},
+        "Trials": rows,
+    }
+    write_html(
+        home / "report.html", f"Tuning of {recipe}", extras=extras,
+        repeat={"command": f"recsys fit {tuned.folder / 'best.py'}"},
+    )  # fmt: skip
 
 
 def _short(value: Any) -> str:

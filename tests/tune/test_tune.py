@@ -94,6 +94,8 @@ def test_the_best_values_are_a_recipe_that_trains_to_the_same_value(
     kept = [one.name for one in (found.folder / "trials").iterdir()]
     assert len([one for one in kept if not one.endswith(".lock")]) == 1, "worse runs are removed"
     told = (found.folder / "tune.txt").read_text()
+    page = (found.folder / "report.html").read_text()
+    assert found.budget in page.replace("&#x27;", "'") and f"{found.best.value:.4f}"[1:] in page
     assert "4 trials besides" in told and "Test was not looked at" in told and f"{best.value:.4f}" in told
 
 
