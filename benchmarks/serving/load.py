@@ -15,7 +15,7 @@ What the two first would give one after the other, 1 / (1 / in process + 1 / ech
 core; *share* is of that, at the same number of connections. Without ``--bundle`` the model is a SASRec over as many
 items as ``--items`` says, with weights nobody trained and item vectors around 1,000 centres; the recall of its index is
 the one measured at export. ``--seconds`` of load a row, after a second that does not count; everything has one thread
-of torch. Written to ``benchmarks/serving/results/NAME.json``; ``--write`` makes the table of all in README.md.
+of torch. Written to ``benchmarks/serving/results/NAME.json``, and the table of all to ``results/load.md``.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-RESULTS, PAGE = HERE / "results", HERE / "README.md"
-BEGIN, END = "<!-- load:begin -->", "<!-- load:end -->"
+RESULTS = HERE / "results"
 CONNECTIONS, LOADED, BATCH, LENGTH, K, ROUNDS = (1, 16, 64, 256), 64, 64, 30, 10, 7
 SCRIPT = """
 local ids = {IDS}
@@ -69,18 +68,16 @@ def main() -> None:
     add("--items", type=int, default=100_000, help="of a model nobody trained, without --bundle")
     add("--index", choices=("exact", "hnsw"), default="exact", help="of that model")
     add("--seconds", type=int, default=8, help="of load, a row")
-    add("--write", action="store_true", help="only make the table")
     asked = parser.parse_args()
-    if not asked.write:
-        if asked.name is None or shutil.which("wrk") is None:
-            parser.error("give --name, and install wrk (apt install wrk, brew install wrk)")
-        with tempfile.TemporaryDirectory() as work:
-            found = measured(asked.bundle or made(asked.items, asked.index, Path(work)), asked.seconds, Path(work))
-        command = f"python benchmarks/serving/load.py {' '.join(sys.argv[1:])}"
-        if asked.bundle:
-            command = command.replace(str(asked.bundle), f"RUN/{asked.bundle.name}")
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{asked.name}.json").write_text(json.dumps({"command": command, **found}, indent=1) + "\n")
+    if asked.name is None or shutil.which("wrk") is None:
+        parser.error("give --name, and install wrk (apt install wrk, brew install wrk)")
+    with tempfile.TemporaryDirectory() as work:
+        found = measured(asked.bundle or made(asked.items, asked.index, Path(work)), asked.seconds, Path(work))
+    command = f"python benchmarks/serving/load.py {' '.join(sys.argv[1:])}"
+    if asked.bundle:
+        command = command.replace(str(asked.bundle), f"RUN/{asked.bundle.name}")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{asked.name}.json").write_text(json.dumps({"command": command, **found}, indent=1) + "\n")
     write_table()
 
 
@@ -196,8 +193,10 @@ def environment() -> dict[str, str]:
 
 
 def write_table() -> None:
-    """The recorded results as a table of README.md."""
+    """The recorded results as one table."""
     lines = [
+        "### recsys serve under load",
+        "",
         "| items | index, recall@10 | in process /s | connections | echo /s | served /s | p50 ms | p95 | p99 | share "
         "| against --batch 1 |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -207,20 +206,19 @@ def write_table() -> None:
         found = json.loads(path.read_text())
         index = found["index"] or {"kind": "none", "recall": {}}
         recall = (index.get("recall") or {}).get("at", {}).get("10")
+        unused = ", not asked" if index["kind"] == "hnsw" and not index["depth"] else ""
         for count, row in found["served"].items():
             both = 1 / (1 / found["in_process"] + 1 / found["echo"][count]["rate"])
             alone = found["unbatched"].get(count)
             cells = [
-                f"{found['items']:,}", f"{index['kind']}" + (f", {recall:.3f}" if recall is not None else ""),
+                f"{found['items']:,}", f"{index['kind']}" + (f", {recall:.3f}{unused}" if recall is not None else ""),
                 f"{found['in_process']:,.0f}", count, f"{found['echo'][count]['rate']:,.0f}", f"{row['rate']:,.0f}",
                 f"{row['p50']:.1f}", f"{row['p95']:.1f}", f"{row['p99']:.1f}", f"{row['rate'] / both:.2f}",
                 f"{row['rate'] / alone['rate']:.1f} x" if alone else "",
             ]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
         told.append(f"`{found['command']}`, {found['date']}, {found['machine']}.")
-    text = PAGE.read_text(encoding="utf-8")
-    head, tail = text.split(BEGIN)[0], text.split(END)[1]
-    PAGE.write_text(f"{head}{BEGIN}\n" + "\n".join([*lines, "", *told]) + f"\n{END}{tail}", encoding="utf-8")
+    (RESULTS / "load.md").write_text("\n".join([*lines, "", *told]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -59,6 +59,8 @@ def serve(
             f"{host} is reached from other machines, and anybody there could ask and change what is served: put a key "
             f"into {KEY}, or leave --host out"
         )
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # faiss reads it when it is imported
     from recsys.serve.http.run import run
     from recsys.serve.http.server import Limits
 

@@ -54,7 +54,7 @@ def test_adacad_4_a_batch_is_row_by_row() -> None:
     found = adaptive_contrast(context, bare, allowed, least=0.1, plausible=0.05)
     for row in range(5):
         own = adaptive_contrast(context[row], bare[row], allowed[row], least=0.1, plausible=0.05)
-        torch.testing.assert_close(found[row], own, rtol=0, atol=0)
+        torch.testing.assert_close(found[row], own, rtol=0, atol=1e-6)  # sums of rows differ in the last bit
 
 
 def test_adacad_5_what_is_not_allowed_has_no_part() -> None:
