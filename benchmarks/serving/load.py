@@ -15,7 +15,7 @@ What the two first would give one after the other, 1 / (1 / in process + 1 / ech
 core; *share* is of that, at the same number of connections. Without ``--bundle`` the model is a SASRec over as many
 items as ``--items`` says, with weights nobody trained and item vectors around 1,000 centres; the recall of its index is
 the one measured at export. ``--seconds`` of load a row, after a second that does not count; everything has one thread
-of torch. Written to ``benchmarks/serving/results/NAME.json``, and the table of all to ``results/load.md``.
+of torch. Written to ``benchmarks/serving/results/load/NAME.json``, and the table of all to ``results/load.md``.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def main() -> None:
     command = f"python benchmarks/serving/load.py {' '.join(sys.argv[1:])}"
     if asked.bundle:
         command = command.replace(str(asked.bundle), f"RUN/{asked.bundle.name}")
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{asked.name}.json").write_text(json.dumps({"command": command, **found}, indent=1) + "\n")
+    (RESULTS / "load").mkdir(parents=True, exist_ok=True)
+    (RESULTS / "load" / f"{asked.name}.json").write_text(json.dumps({"command": command, **found}, indent=1) + "\n")
     write_table()
 
 
@@ -202,7 +202,7 @@ def write_table() -> None:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     told = []
-    for path in sorted(RESULTS.glob("*.json"), key=lambda one: json.loads(one.read_text())["items"]):
+    for path in sorted((RESULTS / "load").glob("*.json"), key=lambda one: json.loads(one.read_text())["items"]):
         found = json.loads(path.read_text())
         index = found["index"] or {"kind": "none", "recall": {}}
         recall = (index.get("recall") or {}).get("at", {}).get("10")
