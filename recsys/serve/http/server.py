@@ -46,6 +46,7 @@ class Server:
     ) -> None:
         self.service, self.limits, self.feedback = service, limits, feedback
         self._watch, self._failed = watch, failed
+        self._read: dict[str, tuple[int, int] | None] = {}  # which writing of each folder was read last
         self.in_flight: Callable[[], int] = lambda: 0
         self.batcher: Batcher | None = None
         self.metrics = Metrics(lambda: self.batcher.size if self.batcher else 0, lambda: self.in_flight())
@@ -85,17 +86,16 @@ class Server:
                 raise
             self._failed(error)
             return
-        seen = {name: _stamp(folder) for name, folder in self.service.folders.items()}
         while self._watch:
             await asyncio.sleep(self._watch)
             for name, folder in self.service.folders.items():
                 stamp = _stamp(folder)
-                if stamp is not None and stamp != seen[name]:
-                    seen[name] = stamp  # a broken one is not tried again before it changes
+                if stamp is not None and stamp != self._read[name]:  # a broken one is not tried again as it is
                     await asyncio.gather(self.load(name), return_exceptions=True)
 
     async def load(self, name: str) -> Served:
         """Read a bundle; metrics tell how it went."""
+        self._read[name] = _stamp(self.service.folders[name])  # before it is read: what comes meanwhile is newer
         try:
             served = await run_in_threadpool(self.service.load, name)
         except Exception as error:
