@@ -81,8 +81,8 @@ def swapped(port: int, live: Path, bundles: list[Any], lists: dict[str, list[Any
     others = sum(found != lists[kinds[digest]] for digest, found in seen)
     return (
         f"{SWAPS} exchanges in {time.monotonic() - began:.0f} s under {CALLERS} callers: {len(seen):,} answers of "
-        f"{len({digest for digest, _ in seen})} bundles, {len(failed)} requests failed, {others} answers were of another "
-        "bundle than the one they name"
+        f"{len({digest for digest, _ in seen})} bundles, {len(failed)} requests failed, {others} answers were of "
+        "another bundle than the one they name"
     )
 
 

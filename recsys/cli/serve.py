@@ -53,6 +53,12 @@ def serve(
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"the server needs {', '.join(missing)}: pip install 'recsys[serve]'")
+    least = {"port": port, "watch": watch, "threads": threads}
+    least |= {name: value - 1 for name, value in
+              {"batch": batch, "waiting": waiting, "in-flight": in_flight, "body": body}.items()}  # fmt: skip
+    wrong = [name for name, value in least.items() if value < 0] + ["port"] * (port > 65_535)
+    if wrong:
+        raise ValueError(f"--{wrong[0]} is out of range: see recsys serve --help")
     key = os.environ.get(KEY) or None
     if host not in LOOPBACK and key is None:
         raise PermissionError(
@@ -93,6 +99,10 @@ def _chain(fallback: tuple[str, ...]) -> tuple[list[str], dict[str, Any]]:
         path = Path(one)
         if one != "popular" and not path.is_file():
             raise FileNotFoundError(f"the fallback {one!r} is neither popular nor a file of item ids")
+        if one != "popular" and (path.stem in lists or path.stem == "popular"):
+            raise ValueError(
+                f"the fallback {one!r} would be called {path.stem}, as another one is: name the file otherwise"
+            )
         chain.append(one if one == "popular" else path.stem)
         if one != "popular":
             lists[path.stem] = listed(path)

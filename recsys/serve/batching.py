@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 MEMORY = 0.8  # of the moving averages
 LEAST_WAIT = 1.0  # seconds told to who is refused
+CLOSING = 10.0  # seconds in which what is at work may end
 SHORT = 0.02  # seconds of a batch up to which the event loop may stand still for it
 
 
@@ -100,25 +101,23 @@ class Batcher:
         """
         size = max(len(ask), 1)
         with self._changed:
-            if self._closing:
-                raise RuntimeError("no more requests are taken: the server is stopping")
-            if self._size and self._size + size > self.waiting:
-                raise Full(max(LEAST_WAIT, self._size / self._rate if self._rate else 0.0))
+            self._admit(size)
             self._queue.append((ask, size, ticket))
             self._size += size
             self._wake()
 
     def call(self, work: Callable[[], Any]) -> Future[Any]:
-        """Do ``work`` in the thread, between batches, ahead of what waits: for what changes a model or takes long.
+        """Do ``work`` in the thread, in its turn: for what changes a model, or is no list; it counts as a history.
 
         Raises:
+            Full: the queue has no room for it.
             RuntimeError: it is closed.
         """
         future: Future[Any] = Future()
         with self._changed:
-            if self._closing:
-                raise RuntimeError("no more work is taken: the server is stopping")
-            self._queue.appendleft((_Call(work), 0, future))
+            self._admit(1)
+            self._queue.append((_Call(work), 1, future))
+            self._size += 1
             self._changed.notify()
         return future
 
@@ -127,7 +126,14 @@ class Batcher:
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(CLOSING)
+
+    def _admit(self, size: int) -> None:
+        """Refuse what has no room; the lock of the queue is held."""
+        if self._closing:
+            raise RuntimeError("no more requests are taken: the server is stopping")
+        if self._size and self._size + size > self.waiting:
+            raise Full(max(LEAST_WAIT, self._size / self._rate if self._rate else 0.0))
 
     def _wake(self) -> None:
         """Have what waits ranked, by whom it suits; the lock of the queue is held."""
@@ -217,6 +223,8 @@ def _averaged(before: float, new: float) -> float:
 
 
 def _fulfil(future: Future[Any], work: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():  # whoever asked has gone
+        return
     try:
         future.set_result(work())
     except Exception as error:

@@ -62,9 +62,9 @@ class Columns:
         found[:] = [one or None for one in texts]
         return found
 
-    def titles(self, rows: np.ndarray) -> list[str | None]:
-        """The titles of ``rows``."""
-        return list(self.shown[rows].tolist())
+    def titles(self, rows: np.ndarray) -> list[Any]:
+        """The titles of ``rows``, of any shape; None for rows of items that came since."""
+        return list(self.shown[np.where(rows < len(self.shown), rows, 0)].tolist())
 
     def entries(self, row: int) -> dict[str, str]:
         """What the table says of an item, column by column."""

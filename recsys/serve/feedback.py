@@ -47,7 +47,7 @@ class FeedbackLog:
             self._ids.execute("PRAGMA journal_mode=WAL")
             self._ids.execute("CREATE TABLE IF NOT EXISTS seen (id TEXT PRIMARY KEY) WITHOUT ROWID")
             self._ids.execute("CREATE TABLE IF NOT EXISTS read (bytes INTEGER)")
-            self._file = self.path.open("ab")
+            self._file = self.path.open("ab", buffering=0)
             self._catch_up()
         except BaseException:
             self._owner.release()
@@ -65,15 +65,16 @@ class FeedbackLog:
             if not new:
                 return 0
             end = self._file.tell()
-            lines = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in new.values())
+            left = memoryview("".join(json.dumps(event, ensure_ascii=False) + "\n" for event in new.values()).encode())
             try:
-                self._file.write(lines.encode())
-                self._file.flush()
+                while left:
+                    left = left[self._file.write(left) or 0 :]
                 os.fsync(self._file.fileno())
-            except OSError:  # a full disk: nothing of it counts
+                self._note(list(new), self._file.tell())
+            except BaseException:  # a full disk: nothing of it counts
                 self._file.truncate(end)
+                self._file.seek(end)
                 raise
-            self._note(list(new), self._file.tell())
             return len(new)
 
     def close(self) -> None:
@@ -85,10 +86,15 @@ class FeedbackLog:
 
     def _note(self, ids: list[str], size: int) -> None:
         self._ids.execute("BEGIN")
-        self._ids.executemany("INSERT OR IGNORE INTO seen VALUES (?)", [(one,) for one in ids])
-        self._ids.execute("DELETE FROM read")
-        self._ids.execute("INSERT INTO read VALUES (?)", (size,))
-        self._ids.execute("COMMIT")
+        try:
+            self._ids.executemany("INSERT OR IGNORE INTO seen VALUES (?)", [(one,) for one in ids])
+            self._ids.execute("DELETE FROM read")
+            self._ids.execute("INSERT INTO read VALUES (?)", (size,))
+            self._ids.execute("COMMIT")
+        except sqlite3.Error:
+            if self._ids.in_transaction:
+                self._ids.execute("ROLLBACK")
+            raise
 
     def _catch_up(self) -> None:
         """Take in what the index lacks, and take off a torn last line."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from recsys.errors import DataWarning, UnknownItemError, closest, printable
+from recsys.errors import DataError, DataWarning, UnknownItemError, closest, printable
 from recsys.ids.vocabulary import Vocabulary
 from recsys.ranking.filters import Limits
 from recsys.recommenders.history import History
@@ -46,6 +46,7 @@ class Ask:
     deny: list[Any] | None = None
     rows: np.ndarray | None = None  # of which alone something may be shown
     exact: bool = False  # without a graph
+    given: list[list[Any]] | None = None  # the ids of the histories as they were sent, to be told if they are unknown
 
     def __len__(self) -> int:
         return len(self.histories)
@@ -136,8 +137,8 @@ class Served:
 
     def popular(self, count: int) -> np.ndarray:
         """(n,) rows of the items that were most popular in training."""
-        counts = self._popularity()
-        return np.lexsort((np.arange(len(counts)), -counts))[: count + 1][:count] if len(counts) > 1 else counts[:0]
+        counts = self._popularity()[1:]
+        return np.lexsort((np.arange(len(counts)), -counts))[:count] + 1
 
     def withdraw(self, raw: Iterable[Any], strict: bool = True) -> None:
         """Recommend these items no more.
@@ -164,8 +165,19 @@ class Served:
             ValueError: the model has nothing for new items, or the item table no such column.
             DataError: an id is there already, or a vector is missing.
         """
-        columns = self.columns.extended(text or {}, len(raw))
-        self.bundle.add_items(self.ids(raw), vectors, features)
+        ids = self.ids(raw)
+        if "" in ids or UNREADABLE in ids:
+            sample = next(one for one, typed in zip(raw, ids, strict=True) if typed in ("", UNREADABLE))
+            raise DataError(
+                f"{printable(repr(sample), 60)} cannot be an id: the catalogue has {self.vocabulary.kind} ids"
+            )
+        if len(self.vocabulary) > self.bundle.model.num_items:
+            raise ValueError(
+                "the index of this bundle holds items that the model lacks: add all of them and export again"
+            )
+        own = {"id": [str(one) for one in ids]} if not self.bundle.item_text else {}
+        columns = self.columns.extended({**own, **(text or {})}, len(raw))
+        self.bundle.add_items(ids, vectors, features)
         self.columns = columns
 
     def _there(self, raw: list[Any], strict: bool) -> np.ndarray:
@@ -206,22 +218,23 @@ class Served:
     ) -> Iterable[Answer]:
         """The lists of each ask, cut to what it asked for."""
         lengths, missing = (rows > 0).sum(1).tolist(), unknown.tolist()
-        ids, titles = self.vocabulary.ids[rows - 1].tolist(), self.columns.shown[rows].tolist()
+        ids, titles = self.vocabulary.ids[rows - 1].tolist(), self.columns.titles(rows)
         lists = list(zip(ids, scores.tolist(), titles, lengths, strict=True))
         begin = 0
         for ask in asks:
             part = slice(begin, begin + len(ask))
             cut = [(one[: min(n, ask.k)], values[: min(n, ask.k)], names[: min(n, ask.k)])
                    for one, values, names, n in lists[part]]  # fmt: skip
-            told = [self._unknown(one.items) if some else []
-                    for one, some in zip(ask.histories, missing[part], strict=True)]  # fmt: skip
+            sent = ask.given or [list(one.items) for one in ask.histories]
+            told = [self._unknown(one.items, ids) if some else []
+                    for one, ids, some in zip(ask.histories, sent, missing[part], strict=True)]  # fmt: skip
             items, values, names = (list(column) for column in zip(*cut, strict=True)) if cut else ([], [], [])
             yield Answer(self, items, values, names, told, sources[part])
             begin += len(ask)
 
-    def _unknown(self, items: Sequence[Any]) -> list[Any]:
+    def _unknown(self, items: Sequence[Any], sent: Sequence[Any]) -> list[Any]:
         rows = self.bundle.vocabulary_of_model.rows(list(items))
-        return [one for one, row in zip(items, rows.tolist(), strict=True) if row < 1]
+        return [one for one, row in zip(sent, rows.tolist(), strict=True) if row < 1]
 
 
 class Service:
@@ -247,6 +260,7 @@ class Service:
         self.folders, self._trust, self._chain, self._lists = dict(folders), tuple(trust), chain, lists
         self._current: dict[str, Served] = {}
         self._loading = threading.Lock()
+        self._swapping = threading.Lock()  # held while what is withdrawn changes or goes over to another bundle
 
     @property
     def ready(self) -> bool:
@@ -283,11 +297,35 @@ class Service:
         name = next(iter(self.folders)) if name is None else name
         with self._loading:
             bundle = Bundle.load(self.folders[name], self._trust)
-            before = self._current.get(name)
-            gone = [] if before is None else before.vocabulary.raw(before.withdrawn).tolist()
-            served = Served(bundle, name, self._chain, self._lists, gone)
+            served = Served(bundle, name, self._chain, self._lists)
             list(served.answer([Ask(served, [History(bundle.vocabulary.ids[:1].tolist())])]))  # first use is slow
-            self._current[name] = served
+            with self._swapping:
+                before = self._current.get(name)
+                if before is not None:
+                    served.withdraw(before.vocabulary.raw(before.withdrawn).tolist(), strict=False)
+                self._current[name] = served
+        return served
+
+    def withdraw(self, name: str | None, raw: Sequence[Any]) -> Served:
+        """Recommend items no more, by this bundle and those that come under its name; the bundle.
+
+        Raises:
+            UnknownItemError: one is not in the catalogue.
+        """
+        with self._swapping:
+            served = self.current(name)
+            served.withdraw(raw)
+        return served
+
+    def restore(self, name: str | None, raw: Sequence[Any]) -> Served:
+        """Recommend items again; the bundle.
+
+        Raises:
+            UnknownItemError: one is not in the catalogue.
+        """
+        with self._swapping:
+            served = self.current(name)
+            served.restore(raw)
         return served
 
     def answer(self, asks: Sequence[Ask]) -> list[Answer | Exception]:

@@ -97,6 +97,26 @@ def test_an_error_is_the_answer_and_the_thread_goes_on() -> None:
         assert tickets.wait(2)["good"] == [2] and batcher.alive
 
 
+def test_calls_that_nobody_waits_for_are_left_out_and_many_of_them_starve_nobody() -> None:
+    model, tickets = Model(), Tickets()
+    model.go.clear()
+    with Batcher(model, tickets, waiting=5) as batcher:
+        batcher.submit([0], 0)
+        assert model.begun.wait(30)
+        order: list[str] = []
+        gone = batcher.call(lambda: order.append("gone"))
+        assert gone.cancel()
+        calls = [batcher.call(lambda: order.append("call"))]
+        batcher.submit([1], 1)
+        calls += [batcher.call(lambda: order.append(f"after {len(model.batches)}")) for _ in range(2)]
+        with pytest.raises(Full):
+            batcher.call(lambda: None)
+        model.go.set()
+        tickets.wait(2)
+        assert [one.result(30) for one in calls] == [None] * 3
+        assert order == ["call", "after 2", "after 2"] and batcher.alive
+
+
 def test_calls_run_between_batches_and_closing_answers_what_waits() -> None:
     model, tickets = Model(), Tickets()
     model.go.clear()
@@ -107,7 +127,7 @@ def test_calls_run_between_batches_and_closing_answers_what_waits() -> None:
     done = batcher.call(lambda: len(model.batches))
     failed = batcher.call(lambda: 1 // 0)
     model.go.set()
-    assert done.result(30) == 1  # behind the first batch, ahead of what waited
+    assert done.result(30) == 2  # in its turn
     with pytest.raises(ZeroDivisionError):
         failed.result(30)
     batcher.close()

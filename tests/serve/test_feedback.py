@@ -85,3 +85,21 @@ def test_two_writers_and_other_files_are_refused(tmp_path: Path) -> None:
     assert (tmp_path / "notes.txt").read_text() == "hello\n"
     with pytest.raises(IsADirectoryError):
         FeedbackLog(tmp_path)
+
+
+def test_what_could_not_be_written_counts_as_never_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "events.ndjson"
+    log = FeedbackLog(path)
+    log.write([event(1)])
+    for broken in ("recsys.serve.feedback.os.fsync", "recsys.serve.feedback.FeedbackLog._note"):
+        with monkeypatch.context() as full:
+
+            def fails(*given: object) -> None:
+                raise OSError(28, "No space left on device")
+
+            full.setattr(broken, fails)
+            with pytest.raises(OSError, match="space"):
+                log.write([event(2)])
+        assert lines(path) == ["e1"]
+    assert log.write([event(2)]) == 1 and lines(path) == ["e1", "e2"]
+    log.close()

@@ -89,6 +89,8 @@ def test_ids_of_either_type_mean_the_same_item(folder: Path, split: Split, tmp_p
     numbers = rs.Popularity()
     rs.fit(numbers, _numbered(tmp_path))
     served = Served(export(numbers, tmp_path / "numbers"))
+    [told] = asked(served, [Ask(served, [History(served.ids(["7", "x", 99]))], given=[["7", "x", 99]])])
+    assert told.unknown == [["x", 99]]
     assert served.find([7, "7", " 7", "07", "x", 10**30, 1.5]).tolist() == [served.find([7])[0]] * 2 + [0] * 5
 
 
@@ -161,6 +163,25 @@ def test_a_new_bundle_takes_over_and_a_broken_one_does_not(
     assert service.current() is second
     with pytest.raises(ValueError, match="known: b"):
         service.current("c")
+
+
+def test_what_is_withdrawn_while_a_bundle_is_read_stays_withdrawn(
+    model: Recommender, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(model, tmp_path / "b", split=split)
+    service, load = Service({"b": tmp_path / "b"}), Bundle.load
+    service.load()
+
+    def late(*given: Any) -> Bundle:
+        found = load(*given)
+        service.withdraw("b", ["i3"])
+        return found
+
+    monkeypatch.setattr(Bundle, "load", late)
+    after = service.load()
+    assert after.vocabulary.raw(after.withdrawn).tolist() == ["i3"]
+    service.restore(None, ["i3"])
+    assert not len(service.current().withdrawn)
 
 
 def test_bundles_are_exchanged_while_they_are_asked(

@@ -91,7 +91,7 @@ class Gate:
             if host not in self._hosts:
                 return Refused(421, "this server answers under the name it was started with: see recsys serve --host")
         origin = headers.get(b"origin")
-        if origin is not None and origin.partition(b"://")[2] != headers.get(b"host", b""):
+        if self._key is None and origin is not None and origin.partition(b"://")[2] != headers.get(b"host", b""):
             return Refused(403, "a page of another website asks, which only a server may do in its place")
         path = scope["path"]
         if path not in OPEN and not path.startswith("/page.") and self._key is not None:

@@ -17,11 +17,17 @@ Whole = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
 Id = Annotated[StrictStr, Field(max_length=1_000)] | Whole
 Number = Whole | Annotated[StrictFloat, Field(allow_inf_nan=False)]
 Time = Number | Annotated[StrictStr, Field(max_length=100)]
-Scalar = Annotated[StrictStr, Field(max_length=1_000)] | Number | None
-Text = Annotated[StrictStr, Field(max_length=10_000)]
 Name = Annotated[StrictStr, Field(min_length=1, max_length=200)]
+Value = Annotated[StrictStr, Field(max_length=1_000)] | Number
+Scalar = Value | None
+Features = Annotated[list[Scalar], Field(fail_fast=True, max_length=LONGEST_HISTORY)]
+Values = Annotated[list[Value], Field(fail_fast=True, min_length=1, max_length=LONGEST_LIST)]
+Words = Annotated[list[Name], Field(fail_fast=True, min_length=1, max_length=LONGEST_LIST)]
+Denied = Annotated[list[Id], Field(fail_fast=True, max_length=MOST_IDS)]
+Ids = Annotated[list[Id], Field(fail_fast=True, min_length=1, max_length=MOST_IDS)]
+Text = Annotated[StrictStr, Field(max_length=10_000)]
 K = Annotated[StrictInt, Field(ge=1, le=LARGEST_K)]
-Rows = Annotated[list[Id], Field(max_length=LONGEST_HISTORY)]
+Rows = Annotated[list[Id], Field(fail_fast=True, max_length=LONGEST_HISTORY)]
 
 
 class Message(BaseModel):
@@ -34,22 +40,25 @@ class HistoryIn(Message):
     """One user's items, oldest first, with what else the model reads."""
 
     items: Rows
-    times: Annotated[list[Time], Field(max_length=LONGEST_HISTORY)] | None = Field(
+    times: Annotated[list[Time], Field(fail_fast=True, max_length=LONGEST_HISTORY)] | None = Field(
         None, description="one per item: numbers since 1970 (unit by magnitude), or ISO text"
     )
     query_time: Time | None = Field(None, description="when the answer is wanted, of models that read it")
-    features: dict[Name, Scalar | Annotated[list[Scalar], Field(max_length=LONGEST_HISTORY)]] | None = Field(
+    features: dict[Name, Scalar | Features] | None = Field(
         None, description="features that the model reads: a list with one value per item, or one value of the user"
     )
+
+
+Histories = Annotated[list[HistoryIn | Rows], Field(fail_fast=True, min_length=1, max_length=MOST_HISTORIES)]
 
 
 class Condition(Message):
     """Conditions on one column of the item table, all of which hold."""
 
-    is_: Annotated[list[Scalar], Field(min_length=1, max_length=LONGEST_LIST)] | None = Field(None, alias="is")
-    is_not: Annotated[list[Scalar], Field(min_length=1, max_length=LONGEST_LIST)] | None = None
-    has: Annotated[list[Name], Field(min_length=1, max_length=LONGEST_LIST)] | None = None
-    has_not: Annotated[list[Name], Field(min_length=1, max_length=LONGEST_LIST)] | None = None
+    is_: Values | None = Field(None, alias="is")
+    is_not: Values | None = None
+    has: Words | None = None
+    has_not: Words | None = None
     min: Number | None = None
     max: Number | None = None
 
@@ -57,13 +66,11 @@ class Condition(Message):
 class RecommendIn(Message):
     """Histories to recommend for, and what may be recommended."""
 
-    histories: Annotated[list[HistoryIn | Rows], Field(min_length=1, max_length=MOST_HISTORIES)] = Field(
-        examples=[[["50", "172"]]]
-    )
+    histories: Histories = Field(examples=[[["50", "172"]]])
     k: K = 10
     exclude: Literal["history", "none"] = Field("history", description="items that are left out")
-    allow: Annotated[list[Id], Field(min_length=1, max_length=MOST_IDS)] | None = Field(None, description="only these")
-    deny: Annotated[list[Id], Field(max_length=MOST_IDS)] | None = Field(None, description="none of these")
+    allow: Ids | None = Field(None, description="only these")
+    deny: Denied | None = Field(None, description="none of these")
     filters: Annotated[dict[Name, Condition], Field(max_length=20)] | None = Field(
         None, examples=[{"release_year": {"min": 1990}, "class": {"has": ["comedy"]}}]
     )
@@ -74,7 +81,7 @@ class RecommendIn(Message):
 class SimilarIn(Message):
     """Items to find similar ones of."""
 
-    items: Annotated[list[Id], Field(min_length=1, max_length=LONGEST_LIST)]
+    items: Annotated[list[Id], Field(fail_fast=True, min_length=1, max_length=LONGEST_LIST)]
     k: K = 10
     metric: Literal["cosine", "dot"] = "cosine"
     bundle: Name | None = None
@@ -84,7 +91,7 @@ class WhyIn(Message):
     """A history, and the recommended items that are to be explained."""
 
     history: HistoryIn | Rows
-    items: Annotated[list[Id], Field(min_length=1, max_length=LONGEST_LIST)]
+    items: Annotated[list[Id], Field(fail_fast=True, min_length=1, max_length=LONGEST_LIST)]
     bundle: Name | None = None
 
 
@@ -92,22 +99,22 @@ class NewItem(Message):
     """An item that came after training, with what the model makes of it."""
 
     id: Id
-    vector: Annotated[list[Number], Field(min_length=1, max_length=10_000)] | None = None
-    features: dict[Name, Scalar | list[Scalar]] | None = None
+    vector: Annotated[list[Number], Field(fail_fast=True, min_length=1, max_length=10_000)] | None = None
+    features: dict[Name, Scalar | Features] | None = None
     text: dict[Name, Text] | None = Field(None, description="columns of the item table: its title, ...")
 
 
 class ItemsIn(Message):
     """Items to take in."""
 
-    items: Annotated[list[NewItem], Field(min_length=1, max_length=MOST_EVENTS)]
+    items: Annotated[list[NewItem], Field(fail_fast=True, min_length=1, max_length=MOST_EVENTS)]
     bundle: Name | None = None
 
 
 class IdsIn(Message):
     """Items by their raw ids."""
 
-    ids: Annotated[list[Id], Field(min_length=1, max_length=MOST_IDS)]
+    ids: Annotated[list[Id], Field(fail_fast=True, min_length=1, max_length=MOST_IDS)]
     bundle: Name | None = None
 
 
@@ -125,7 +132,7 @@ class Event(Message):
 class FeedbackIn(Message):
     """Events for the log."""
 
-    events: Annotated[list[Event], Field(min_length=1, max_length=MOST_EVENTS)]
+    events: Annotated[list[Event], Field(fail_fast=True, min_length=1, max_length=MOST_EVENTS)]
 
 
 class SearchIn(Message):

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from recsys.errors import DataError, printable
 from recsys.recommenders.history import History
+from recsys.recommenders.times import moments
 from recsys.serve.http import messages as m
 from recsys.serve.http.openapi import Operation, document
 from recsys.serve.http.problems import Refused, answer, busy, query, read
@@ -48,6 +49,7 @@ def _answers(server: Server) -> list[Operation]:
         asked = await read(request, m.RecommendIn, limits.body, limits.body_seconds)
         served = server.served(asked.bundle)
         ask = Ask(served, [_history(served, one) for one in asked.histories], asked.k, asked.exclude == "history")
+        ask.given = [one if isinstance(one, list) else one.items for one in asked.histories]
         ask.allow = None if asked.allow is None else served.ids(asked.allow)
         ask.deny = None if asked.deny is None else served.ids(asked.deny)
         ask.exact = asked.search == "exact"
@@ -127,7 +129,7 @@ def _changes(server: Server) -> list[Operation]:
     limits = server.limits
 
     async def changed(served: Served, work: Callable[[], Any]) -> Response:
-        await server.apart(work)
+        served = await server.apart(work) or served
         server.metrics.items(served.name, served.hash, len(served.vocabulary))
         counts = {"items": len(served.vocabulary), "withdrawn": len(served.withdrawn)}
         return answer({"bundle": _named(served), **counts})
@@ -143,13 +145,13 @@ def _changes(server: Server) -> list[Operation]:
         """Recommend items no more, also by bundles that come later under this name."""
         asked = await read(request, m.IdsIn, limits.body, limits.body_seconds)
         served = server.served(asked.bundle)
-        return await changed(served, lambda: served.withdraw(asked.ids))
+        return await changed(served, lambda: server.service.withdraw(asked.bundle, asked.ids))
 
     async def restore_items(request: Request) -> Response:
         """Recommend items again."""
         asked = await read(request, m.IdsIn, limits.body, limits.body_seconds)
         served = server.served(asked.bundle)
-        return await changed(served, lambda: served.restore(asked.ids))
+        return await changed(served, lambda: server.service.restore(asked.bundle, asked.ids))
 
     async def reload(request: Request) -> Response:
         """Read the folder of a bundle again; if it is broken, the one before goes on."""
@@ -168,10 +170,7 @@ def _changes(server: Server) -> list[Operation]:
         if log is None:
             raise Refused(422, "this server keeps no log of events: start it with --feedback FILE.ndjson")
         now = int(1000 * time.time())
-        events = [
-            {name: now if name == "time" and value is None else value for name, value in one.model_dump().items()}
-            for one in asked.events
-        ]
+        events = [one.model_dump() | {"time": now if one.time is None else _milliseconds(one)} for one in asked.events]
         written = await run_in_threadpool(log.write, events)
         server.metrics.feedback(written, len(events) - written)
         return answer({"written": written, "repeated": len(events) - written})
@@ -259,6 +258,14 @@ def _searched(served: Served, text: str, count: int) -> np.ndarray:
     own = served.find([text.strip()])
     found = np.concatenate([own[own > 0], served.columns.search(text, count)])
     return np.array(list(dict.fromkeys(found.tolist())), np.int64)[:count]
+
+
+def _milliseconds(event: m.Event) -> int:
+    """The time of an event, so that all of a log have one unit."""
+    try:
+        return int(moments([[event.time]], [None])[0][0])
+    except (ValueError, OverflowError) as error:
+        raise Refused(422, f"the event {event.id[:60]}: {error}") from None
 
 
 def _of_items(items: list[m.NewItem]) -> tuple[Any, Any, dict[str, list[Any]]]:

@@ -145,7 +145,13 @@ class Server:
     async def apart(self, work: Callable[[], Any]) -> Any:
         """The result of work that must not run while models are asked."""
         assert self.batcher is not None
-        return await self.within(asyncio.wrap_future(self.batcher.call(work)))
+        try:
+            future = self.batcher.call(work)
+        except Full as full:
+            raise busy(str(full), full.retry_after) from None
+        except RuntimeError as error:
+            raise busy(str(error), LOADING) from None
+        return await self.within(asyncio.wrap_future(future))
 
     async def within(self, future: Any) -> Any:
         """What a future brings; what a request is to blame for is refused in the words of the library."""

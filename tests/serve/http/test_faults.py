@@ -75,6 +75,11 @@ def test_no_body_whatever_is_answered_by_an_error_of_the_server(serving, bundle:
     assert server.post("/recommend", ASK)[0] == 200
 
 
+def test_a_body_of_wrong_ids_alone_is_refused_at_the_first_of_them(serving, bundle: Path) -> None:
+    status, found = serving({"toy": bundle}).post("/recommend", {"histories": [[[]] * 5000] * 200})
+    assert status == 422 and len(found["errors"]) <= 3
+
+
 def test_large_bodies_are_refused_before_they_are_read(serving, bundle: Path) -> None:
     server = serving({"toy": bundle}, limits=Limits(body=1000))
     status, found, headers = server.ask("POST", "/recommend", b" " * 1001)
@@ -317,6 +322,8 @@ def test_a_killed_server_starts_again_with_its_log_whole(bundle: Path, tmp_path:
         ([], "recsys export"),
         (["BUNDLE", "--host", "0.0.0.0"], "RECSYS_API_KEY"),
         (["BUNDLE", "--fallback", "nobody.txt"], "nobody.txt"),
+        (["BUNDLE", "--port", "70000"], "--port"),
+        (["BUNDLE", "--batch", "0"], "--batch"),
     ],
 )
 def test_the_command_refuses_what_cannot_be_served(

@@ -97,6 +97,7 @@ def test_similar_search_why_and_facts(serving, bundle: Path, other: Path) -> Non
     assert found["items"][0]["text"] == {"title": found["items"][0]["title"]}
     assert server.get("/items?q=i17")[1]["items"][0]["id"] == "i17"
     assert len(server.get("/items")[1]["items"]) == 10
+    assert len(server.get("/items?count=100")[1]["items"]) == 60  # all there are
     for name in ("toy", "counted"):
         _, found = server.post("/why", {"history": ["i1", "i2"], "items": ["i3"], "bundle": name})
         assert [one["id"] for one in found["items"][0]["influence"]] == ["i1", "i2"][
@@ -124,7 +125,8 @@ def test_items_come_and_go_while_it_serves(serving, split: Split, tmp_path: Path
     body = {"histories": [["i1"]], "k": 100}
     ids = [one["id"] for one in server.post("/recommend", body)[1]["results"][0]["items"]]
     assert "new" in ids and len(ids) == 60
-    assert server.post("/items", {"items": [{"id": "new", "vector": strong}]})[0] == 422
+    for id_ in ("new", ""):
+        assert server.post("/items", {"items": [{"id": id_, "vector": strong}]})[0] == 422
     assert server.post("/items", {"items": [{"id": "other", "vector": [1.0]}]})[0] == 422
     assert server.post("/items/withdraw", {"ids": ["new", "i5"]})[1]["withdrawn"] == 2
     ids = [one["id"] for one in server.post("/recommend", body)[1]["results"][0]["items"]]
@@ -142,13 +144,17 @@ def test_items_without_a_way_in_are_refused(serving, bundle: Path) -> None:
 
 def test_feedback_is_written_once_and_only_where_there_is_a_log(serving, bundle: Path, tmp_path: Path) -> None:
     server = serving({"toy": bundle}, feedback=FeedbackLog(tmp_path / "events.ndjson"))
-    events = [{"id": "a", "user": "u", "item": "i1"}, {"id": "b", "user": 5, "item": "i2", "time": 7, "value": 0.5}]
+    events = [
+        {"id": "a", "user": "u", "item": "i1"},
+        {"id": "b", "user": 5, "item": "i2", "time": "2024-05-01T00:00:00Z", "value": 0.5},
+    ]
     assert server.post("/feedback", {"events": events}) == (200, {"written": 2, "repeated": 0})
     assert server.post("/feedback", {"events": events[:1]}) == (200, {"written": 0, "repeated": 1})
     first, second = map(json.loads, (tmp_path / "events.ndjson").read_text().splitlines())
     assert first["time"] > 1_700_000_000_000 and second == {
-        "id": "b", "user": 5, "item": "i2", "time": 7, "type": "click", "value": 0.5,
+        "id": "b", "user": 5, "item": "i2", "time": 1_714_521_600_000, "type": "click", "value": 0.5,
     }  # fmt: skip
+    assert server.post("/feedback", {"events": [{**events[0], "id": "c", "time": "soon"}]})[0] == 422
     assert serving({"toy": bundle}).post("/feedback", {"events": events})[0] == 422
 
 
