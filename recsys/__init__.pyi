@@ -14,6 +14,8 @@ from .data.split import Split as Split
 from .data.splitters import Given as Given
 from .data.splitters import GlobalTime as GlobalTime
 from .data.splitters import LeaveLast as LeaveLast
+from .elicitation.elicitor import elicit as elicit
+from .elicitation.evaluate import evaluate_elicitation as evaluate_elicitation
 from .encoders.added import AddedInputs as AddedInputs
 from .encoders.bert4rec import BERT4Rec as BERT4Rec
 from .encoders.gru4rec import GRU4Rec as GRU4Rec
