@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,7 +31,7 @@ from recsys.data.split import Split
 from recsys.elicitation.elicitor import ASKERS, READERS, Elicitor, learned
 from recsys.elicitation.groups import Groups
 from recsys.elicitation.opinions import DISLIKE, LIKE, UNASKED, Opinions
-from recsys.errors import DataError, closest
+from recsys.errors import DataError, DataWarning, closest
 from recsys.eval.report import Report
 from recsys.progress import Progress
 from recsys.randomness import numpy_generator
@@ -119,7 +120,9 @@ def evaluate_elicitation(
     if any(one < 0 for one in budgets) or not budgets:
         raise ValueError(f"expected numbers of questions such as {BUDGETS}, found {tuple(budgets)}")
     asked = conversations(split, rating, liked, halves, part, seed)
-    fitted = model(likes_of(asked.training, split))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "no user has validation", DataWarning)  # they are other users here
+        fitted = model(likes_of(asked.training, split))
     mixture = Groups.fit(asked.training, None, groups, seed=seed, progress=progress) if "groups" in weights else None
     found = []
     for name in askers:
