@@ -62,12 +62,13 @@ class Blended:
 
     def scores(self, likes: Sequence[np.ndarray], answers: np.ndarray) -> np.ndarray:
         """(B, N) float32."""
-        found = np.repeat(self.share[None], len(likes), 0)
+        share = np.pad(self.share, (0, self.model.num_items - len(self.share)))  # nobody likes items that came later
+        found = np.repeat(share[None], len(likes), 0)
         some = [at for at, one in enumerate(likes) if len(one)]
         if some:
             raw = self.model.vocabulary.raw
             read = self.model.scores([History(raw(likes[at] + 1).tolist()) for at in some])
-            found[some] = read + np.float32(self.weight) * self.share
+            found[some] = read + np.float32(self.weight) * share
         return found
 
 

@@ -23,6 +23,7 @@ from recsys.errors import DataError, DataWarning, UnknownItemError, closest, pri
 from recsys.ids.vocabulary import Vocabulary
 from recsys.ranking.filters import Limits
 from recsys.recommenders.history import History
+from recsys.serve.asking import Asking
 from recsys.serve.bundle import Bundle
 from recsys.serve.columns import Columns
 from recsys.serve.fallbacks import POPULAR, Fallbacks
@@ -96,6 +97,7 @@ class Served:
         ids = np.array(["", *map(str, bundle.vocabulary.ids)], object)  # what has no texts is found by its id
         self.columns = Columns(bundle.item_text or {"id": ids}, self._popularity())
         self.withdrawn = np.zeros(0, np.int64)  # rows
+        self.asking = Asking(self)
         self.withdraw(withdrawn, strict=False)
 
     @property

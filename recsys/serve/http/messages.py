@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
 
 LONGEST_HISTORY, MOST_HISTORIES, LONGEST_LIST = 10_000, 256, 100
-LARGEST_K, MOST_IDS, MOST_EVENTS = 1_000, 100_000, 1_000
+LARGEST_K, MOST_IDS, MOST_EVENTS, MOST_ANSWERS = 1_000, 100_000, 1_000, 1_000
 
 Whole = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
 Id = Annotated[StrictStr, Field(max_length=1_000)] | Whole
@@ -92,6 +92,24 @@ class WhyIn(Message):
 
     history: HistoryIn | Rows
     items: Annotated[list[Id], Field(fail_fast=True, min_length=1, max_length=LONGEST_LIST)]
+    bundle: Name | None = None
+
+
+class AnswerIn(Message):
+    """What somebody said about an item; ``unknown``: never seen it."""
+
+    id: Id
+    answer: Literal["like", "dislike", "unknown"]
+
+
+class ElicitIn(Message):
+    """The answers of somebody without a history, in the order they were given."""
+
+    answers: Annotated[list[AnswerIn], Field(fail_fast=True, max_length=MOST_ANSWERS)] = Field(
+        [], examples=[[{"id": "50", "answer": "like"}, {"id": "172", "answer": "unknown"}]]
+    )
+    k: Annotated[StrictInt, Field(ge=1, le=LONGEST_LIST)] = Field(1, description="questions")
+    count: Annotated[StrictInt, Field(ge=0, le=LARGEST_K)] = Field(10, description="items recommended by now; 0: none")
     bundle: Name | None = None
 
 
@@ -214,6 +232,25 @@ class WhyOut(BaseModel):
     bundle: BundleOut
     scale: str = Field(description="what change is a difference of: log-probability, share or reciprocal rank")
     items: list[WhyItem]
+
+
+class Question(BaseModel):
+    """An item to ask about."""
+
+    id: str | int
+    title: str | None
+    known: float | None = Field(description="share of training users who know it, where that was counted")
+
+
+class ElicitOut(BaseModel):
+    """What to ask next, best first, and what is recommended by now."""
+
+    bundle: BundleOut
+    asker: str
+    reader: str
+    questions: list[Question]
+    enough: bool = Field(description="whether nothing more is worth asking")
+    items: list[Item]
 
 
 class Found(BaseModel):

@@ -103,6 +103,32 @@ def _answers(server: Server) -> list[Operation]:
         scale = SCALES[served.bundle.model.scale] if hasattr(served.bundle.model, "score") else "reciprocal rank"
         return answer({"bundle": _named(served), "scale": scale, "items": told})
 
+    async def elicit(request: Request) -> Response:
+        """What to ask somebody without a history, given the answers so far, and what they are worth by now."""
+        asked = await read(request, m.ElicitIn, limits.body, limits.body_seconds)
+        served = server.served(asked.bundle)
+        ids = served.ids([one.id for one in asked.answers])
+        answers = list(zip(ids, (one.answer for one in asked.answers), strict=True))
+        asking = served.asking
+        found = await server.apart(lambda: asking.next(answers, asked.k))
+        listed: list[dict[str, Any]] = []
+        if asked.count and asking.reader != "history":
+            best, scores = await server.apart(lambda: asking.read(answers, asked.count))
+            listed = _items(best, scores, served.columns.titles(served.find(best)))
+        elif asked.count:
+            last = dict(answers)
+            ask = Ask(served, [History([one for one, word in last.items() if word == "like"])], asked.count)
+            ask.deny = list(last)
+            by_model = await server.ranked(ask)
+            listed = _items(by_model.items[0], by_model.scores[0], by_model.titles[0])
+        titles = served.columns.titles(found.rows)
+        questions = [
+            {"id": one, "title": title, "known": known}
+            for one, title, known in zip(served.vocabulary.raw(found.rows).tolist(), titles, found.known, strict=True)
+        ]
+        told = {"asker": asking.name, "reader": asking.reader, "enough": found.enough}
+        return answer({"bundle": _named(served), **told, "questions": questions, "items": listed})
+
     async def search_items(request: Request) -> Response:
         """Items by words of their title, the best match first."""
         asked = query(request, m.SearchIn)
@@ -121,6 +147,7 @@ def _answers(server: Server) -> list[Operation]:
         Operation("POST", "/recommend", recommend, m.RecommendOut, m.RecommendIn),
         Operation("POST", "/similar", similar, m.SimilarOut, m.SimilarIn),
         Operation("POST", "/why", why, m.WhyOut, m.WhyIn),
+        Operation("POST", "/elicit", elicit, m.ElicitOut, m.ElicitIn),
         Operation("GET", "/items", search_items, m.SearchOut, query=m.SearchIn),
     ]
 

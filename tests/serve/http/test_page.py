@@ -181,3 +181,28 @@ def test_a_server_with_a_key_is_asked_with_it(serving, bundle: Path, browser) ->
     page.wait_for_selector("#lists li", timeout=30_000)
     assert len(titles(page)) == 10
     page.context.close()
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+def test_a_visitor_without_history_is_asked(visit: Any, serving: Any, bundle: Path, size: dict[str, int]) -> None:
+    page = visit(f"http://127.0.0.1:{serving({'toy': bundle}).port}/", size)
+    before = settled(page, [])
+    page.get_by_role("button", name="ask me about some items").click()
+    page.wait_for_selector("#asking:not([hidden])")
+    first = page.text_content("#question")
+    page.keyboard.press("Enter")  # the focus is on "I like it"
+    after = settled(page, before)
+    assert len(after) == 10
+    assert page.locator("#history li").count() == 1
+    page.wait_for_function("was => document.querySelector('#question').textContent !== was", arg=first)
+    second = page.text_content("#question")
+    assert second.removeprefix("Do you like ").removesuffix("?") not in first
+    page.get_by_role("button", name="don't know it").click()
+    page.wait_for_function("was => document.querySelector('#question').textContent !== was", arg=second)
+    third = page.text_content("#question").removeprefix("Do you like ").removesuffix("?")
+    page.get_by_role("button", name="not for me").click()
+    page.wait_for_selector(f"#hidden button:has-text('{third}')")
+    page.get_by_role("button", name="enough").click()
+    assert page.locator("#asking").is_hidden()
+    assert page.locator("#history li").count() == 1
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

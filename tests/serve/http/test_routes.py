@@ -235,3 +235,69 @@ def test_the_document_describes_every_route(serving, bundle: Path) -> None:
 @pytest.mark.parametrize("vector", [[10**400, 1], [1e308, 1.0], [1.0]])
 def test_numbers_that_no_vector_holds_are_refused(serving, bundle: Path, vector: list[Any]) -> None:
     assert serving({"toy": bundle}).post("/items", {"items": [{"id": "new", "vector": vector}]})[0] == 422
+
+
+class TestElicit:
+    def test_asks_about_what_is_popular_and_likes_become_the_history(self, serving, bundle: Path) -> None:
+        server = serving({"toy": bundle})
+        status, first = server.post("/elicit", {"k": 3})
+        assert status == 200 and first["asker"] == "popular" and first["reader"] == "history" and not first["enough"]
+        popular = server.get("/items?count=3")[1]["items"]
+        assert [one["id"] for one in first["questions"]] == [one["id"] for one in popular]
+        assert all(one["title"] == f"Title {one['id'][1:]}" and one["known"] is None for one in first["questions"])
+        answers = [
+            {"id": one["id"], "answer": word}
+            for one, word in zip(first["questions"], ("like", "dislike", "unknown"), strict=True)
+        ]
+        _, found = server.post("/elicit", {"answers": answers, "k": 2, "count": 5})
+        asked = [one["id"] for one in answers]
+        assert not {one["id"] for one in found["questions"]} & set(asked)
+        body = {"histories": [[asked[0]]], "k": 5, "deny": asked}
+        _, lists = server.post("/recommend", body)
+        assert [one["id"] for one in found["items"]] == [one["id"] for one in lists["results"][0]["items"]]
+
+    def test_an_elicitor_beside_the_bundle_asks(
+        self, serving, counted: Ranker, split: Split, other: Path, tmp_path: Path
+    ) -> None:
+        elicitor = rs.elicit(counted, split, "group_gain", 6, "groups", groups=3)
+        elicitor.save(other / "elicitation")
+        server = serving({"counted": other})
+        answers: list[tuple[str, str]] = []
+        for word in ("like", "unknown", "dislike"):
+            sent = [{"id": one, "answer": said} for one, said in answers]
+            _, found = server.post("/elicit", {"answers": sent, "k": 2, "count": 4})
+            wanted = elicitor.next(answers, 2)
+            assert [one["id"] for one in found["questions"]] == wanted.items
+            assert found["asker"] == "group_gain" and found["enough"] == wanted.enough
+            assert [one["id"] for one in found["items"]] == elicitor.recommend(answers, 4).items[0]
+            answers.append((wanted.items[0], word))
+        gone = found["questions"][0]["id"]
+        server.post("/items/withdraw", {"ids": [gone, found["items"][0]["id"]]})
+        _, after = server.post("/elicit", {"answers": sent, "k": 6, "count": 9})
+        assert gone not in [one["id"] for one in after["questions"]]
+        assert not {gone, found["items"][0]["id"]} & {one["id"] for one in after["items"]}
+
+    @pytest.mark.parametrize(
+        ("body", "where"),
+        [
+            ({"answers": [{"id": "i1", "answer": "love"}]}, "answers.0.answer"),
+            ({"answers": [{"id": True, "answer": "like"}]}, "answers.0.id"),
+            ({"answers": [["i1", "like"]]}, "answers.0"),
+            ({"k": 0}, "k"),
+            ({"k": True}, "k"),
+            ({"count": -1}, "count"),
+        ],
+    )
+    def test_refuses(self, serving, bundle: Path, body: dict[str, Any], where: str) -> None:
+        status, found = serving({"toy": bundle}).post("/elicit", body)
+        assert status == 422 and where in json.dumps(found["errors"])
+
+    def test_unknown_ids_and_an_exhausted_pool(self, serving, bundle: Path) -> None:
+        server = serving({"toy": bundle})
+        status, found = server.post(
+            "/elicit", {"answers": [{"id": "nope", "answer": "like"}, {"id": 7, "answer": "like"}]}
+        )
+        assert status == 200 and len(found["questions"]) == 1 and found["items"]
+        ids = [one["id"] for one in server.get("/items?count=100")[1]["items"]]
+        _, found = server.post("/elicit", {"answers": [{"id": one, "answer": "unknown"} for one in ids]})
+        assert found["questions"] == [] and found["enough"]

@@ -284,6 +284,47 @@ async function similar(item, bundle) {
   return [lines];
 }
 
+// ---- questions to somebody without a history
+
+const asking = { answers: [], item: null };
+
+async function question() {
+  const body = { answers: asking.answers, k: 1, count: 0, bundle: $("bundle").value };
+  const { questions: [next], enough } = await ask("elicit", body);
+  if (!next || enough) return finish("There is nothing more to ask about.");
+  asking.item = next;
+  $("question").textContent = `Do you like ${named(next)}?`;
+  $("begin").hidden = true;
+  $("asking").hidden = false;
+}
+
+function say(word) {
+  const { item } = asking;
+  if (!item) return;
+  asking.item = null; // until the next question is there
+  asking.answers.push({ id: item.id, answer: word });
+  if (word === "like") change([...state.history, { id: item.id, title: item.title }]);
+  if (word === "dislike") { state.denied.push({ id: item.id, title: item.title }); show(); }
+  attempt(question);
+}
+
+function finish(text) {
+  asking.answers = [];
+  asking.item = null;
+  $("asking").hidden = true;
+  $("begin").hidden = false;
+  $("begin").focus();
+  $("status").textContent = text;
+}
+
+for (const word of ["like", "dislike", "unknown"]) $(word).onclick = () => say(word);
+$("stop").onclick = () => finish("No more questions.");
+$("begin").onclick = () => attempt(async () => {
+  asking.answers = state.history.map((item) => ({ id: item.id, answer: "like" }));
+  await question();
+  if (asking.item) $("like").focus();
+});
+
 // ---- choices
 
 function conditions() {
