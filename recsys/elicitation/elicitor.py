@@ -4,8 +4,9 @@
     asker.next([("50", "like"), ("172", "unknown")], k=3)      # answers in, questions out; nothing is kept in between
     asker.recommend([("50", "like"), ("172", "unknown")], k=10)
 
-The default asks what most people like, in this order, and blends the model with popularity: on MovieLens no adaptive
-asker beats that (``benchmarks/quality/results/elicitation.md``).
+The default asks what most people like, in this order, and blends the model with popularity. On ml-1m no other asker is
+ahead of it by more than .005 NDCG@10 (``python benchmarks/quality/elicitation.py``, 2026-12-01, three splits of users:
+.3331 after 20 questions; ``probable`` .3378, ``group_gain`` .3328, ``random`` .3019, no question .2880).
 
 Legend: N items, Q items of the pool.
 """
